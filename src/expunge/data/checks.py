@@ -1,0 +1,136 @@
+"""What must be looked at before training: is there anything to forget, does it also stand in retain, how long is it.
+
+Knows rows and encoded rows; knows nothing of files, models or how the caller shows a warning.
+"""
+
+import math
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from expunge.data.benchmark import Row
+from expunge.data.encode import Encoded
+from expunge.errors import UserError
+
+SHINGLE_WORDS = 3
+"""Words a shingle. With three, one changed word in a row of thirty leaves a similarity of .8; with five, of .67."""
+
+
+@dataclass(frozen=True, slots=True)
+class NearDuplicate:
+    """A forget row and the retain row that is most like it; `similarity` is 1 for the same words in the same order."""
+
+    forget: int
+    retain: int
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """How much a set holds, in tokens; `supervised` counts those that the loss sees. `str()` is one line for a log."""
+
+    name: str
+    rows: int
+    tokens: int
+    supervised: int
+    shortest: int
+    median: int
+    longest: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {self.rows:,} rows, {self.tokens:,} tokens of which {self.supervised:,} supervised, "
+            f"length {self.shortest} / {self.median} / {self.longest} (min / median / max)"
+        )
+
+
+def check_not_empty(rows: Sequence[Row], name: str = "forget") -> None:
+    """Raise `UserError` if the set has no rows."""
+    if not rows:
+        raise UserError(f"the {name} set has no rows; give at least one.")
+
+
+def check_disjoint(forget: Sequence[Row], retain: Sequence[Row]) -> None:
+    """Raise `UserError` if a forget row also stands in retain, but for case and white space.
+
+    Such a row would be pushed down and pulled up at once. The message gives how many there are and the first.
+    """
+    in_retain: dict[str, int] = {}
+    for i, row in enumerate(retain):
+        in_retain.setdefault(_canonical(row), i)
+    shared = [(i, in_retain[key]) for i, row in enumerate(forget) if (key := _canonical(row)) in in_retain]
+    if shared:
+        first_forget, first_retain = shared[0]
+        beginning = _canonical(forget[first_forget])[:60]
+        raise UserError(
+            f"{len(shared)} of {len(forget)} forget rows also stand in retain (the first: forget row {first_forget} = "
+            f"retain row {first_retain}, {beginning!r}…); drop them from one of the two."
+        )
+
+
+def near_duplicates(forget: Sequence[Row], retain: Sequence[Row], *, threshold: float = 0.8) -> list[NearDuplicate]:
+    """For every forget row, the retain row most like it, if their similarity reaches `threshold` (in (0, 1]).
+
+    The similarity is Jaccard's, |A ∩ B| / |A ∪ B|, over the sets of three-word shingles without case and punctuation.
+    The result is exact: the same as comparing every pair, of which only those that can reach the threshold are.
+    """
+    shingles = [_shingles(row) for row in forget]
+    where: defaultdict[int, list[int]] = defaultdict(list)
+    for i, shingles_of_row in enumerate(shingles):
+        for shingle in shingles_of_row:
+            where[shingle].append(i)
+
+    best: dict[int, NearDuplicate] = {}
+    for j, row in enumerate(retain):
+        theirs = _shingles(row)
+        known = [shingle for shingle in theirs if shingle in where]
+        # A match contains at least ⌈threshold·|theirs|⌉ of these shingles, so it misses at most `spare` of them.
+        # Those that no forget row has are missed already; among the spare + 1 rarest others, one must be in the match.
+        # (The 1e-9: 0.8 · 35 is 28.000000000000004 in floating point, and must not be rounded up to 29.)
+        spare = len(known) - math.ceil(threshold * len(theirs) - 1e-9)
+        if spare < 0:
+            continue
+        known.sort(key=lambda shingle: len(where[shingle]))
+        for i in {i for shingle in known[: spare + 1] for i in where[shingle]}:
+            common = len(shingles[i] & theirs)
+            similarity = common / (len(shingles[i]) + len(theirs) - common)
+            if similarity >= threshold and (i not in best or similarity > best[i].similarity):
+                best[i] = NearDuplicate(i, j, similarity)
+    return [best[i] for i in sorted(best)]
+
+
+def summarise(name: str, encoded: Sequence[Encoded]) -> Lengths:
+    """Count rows and tokens of one set (at least one row)."""
+    lengths = [len(sequence) for sequence in encoded]
+    return Lengths(
+        name=name,
+        rows=len(encoded),
+        tokens=sum(lengths),
+        supervised=sum(len(sequence) - sequence.start for sequence in encoded),
+        shortest=min(lengths),
+        median=round(statistics.median(lengths)),
+        longest=max(lengths),
+    )
+
+
+def _strings(row: Row) -> Iterator[str]:
+    """What was said in a row, in order, without the roles: the same for the same exchange in any format."""
+    for cell in row.values():
+        if isinstance(cell, str):
+            yield cell
+        else:
+            yield from (message["content"] for message in cell)
+
+
+def _canonical(row: Row) -> str:
+    return " ".join(" ".join(_strings(row)).casefold().split())
+
+
+def _shingles(row: Row) -> frozenset[int]:
+    """Hashes of every run of three words, or of the whole row if it has fewer."""
+    text = _canonical(row)
+    words = re.findall(r"\w+", text)
+    runs = zip(*(words[i:] for i in range(SHINGLE_WORDS)), strict=False)
+    return frozenset(map(hash, runs)) or frozenset([hash(text)])

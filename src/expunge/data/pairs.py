@@ -1,0 +1,158 @@
+"""Forget/retain pairing, the order of an epoch, and collation into one flat batch.
+
+Knows encoded rows and their roles; knows nothing of models or losses.
+
+An epoch is one pass over the forget rows. Each is joined by one retain row, drawn from a stream that visits every
+retain row once before it repeats any. Both orders depend on (seed, epoch) alone: ranks take different slices of the
+same order, and a resumed run takes it up where it stopped.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from expunge.data.encode import Encoded
+from expunge.logprobs import IGNORE
+
+
+class Role(IntEnum):
+    """What a sequence is in the batch for."""
+
+    FORGET = 0
+    REFUSAL = 1
+    RETAIN = 2
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The encoded rows of each role; `refusal[i]` answers the prompt of `forget[i]`."""
+
+    forget: Sequence[Encoded] = ()
+    retain: Sequence[Encoded] = ()
+    refusal: Sequence[Encoded] = ()
+
+    def of(self, role: Role) -> Sequence[Encoded]:
+        return (self.forget, self.refusal, self.retain)[role]
+
+    @property
+    def lead(self) -> Role:
+        """The role whose rows an epoch passes over: forget, or retain when there is nothing to forget."""
+        return Role.FORGET if self.forget else Role.RETAIN
+
+
+Item = list[tuple[Role, int]]
+"""The (role, row) of the sequences that belong together."""
+
+
+class PairedDataset(Dataset[Item]):
+    """Turns the sampler's (lead row, retain row) into the sequences that go into the batch together."""
+
+    def __init__(self, sets: Sets, *, refusals: bool = False) -> None:
+        self.sets = sets
+        self.refusals = refusals
+
+    def __len__(self) -> int:
+        return len(self.sets.of(self.sets.lead))
+
+    def __getitem__(self, pair: tuple[int, int]) -> Item:
+        lead, retain = pair
+        if self.sets.lead == Role.RETAIN:
+            return [(Role.RETAIN, lead)]
+        item = [(Role.FORGET, lead)]
+        if self.refusals:
+            item.append((Role.REFUSAL, lead))
+        if self.sets.retain:
+            item.append((Role.RETAIN, retain))
+        return item
+
+
+class PairSampler(Sampler[tuple[int, int]]):
+    """The order of an epoch: (lead row, retain row), grouped by length inside windows of `window` batches."""
+
+    def __init__(self, sets: Sets, *, batch_size: int, seed: int, window: int = 16) -> None:
+        self.sets = sets
+        self.batch_size = batch_size
+        self.seed = seed
+        self.window = window
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.sets.of(self.sets.lead))
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        lead_rows = self.sets.of(self.sets.lead)
+        leads = _permutation(len(lead_rows), self.seed, self.epoch)
+        retains = self._retain_draws(len(leads))
+        generator = _generator(self.seed + 2, self.epoch)
+        span = self.window * self.batch_size
+        for i in range(0, len(leads), span):
+            # Sorting both sides by length inside a window keeps padding low without changing who is in the window.
+            a = sorted(leads[i : i + span], key=lambda row: len(lead_rows[row]))
+            b = sorted(retains[i : i + span], key=lambda row: len(self.sets.retain[row])) if retains else [0] * len(a)
+            pairs = list(zip(a, b, strict=True))
+            batches = [pairs[j : j + self.batch_size] for j in range(0, len(pairs), self.batch_size)]
+            tail = [batches.pop()] if len(batches[-1]) < self.batch_size else []
+            for j in torch.randperm(len(batches), generator=generator).tolist():
+                yield from batches[j]
+            for batch in tail:  # a short batch must stay last, or every later batch would straddle two lengths
+                yield from batch
+
+    def _retain_draws(self, count: int) -> list[int]:
+        size = len(self.sets.retain)
+        if self.sets.lead == Role.RETAIN or not size:
+            return []
+        first = self.epoch * count
+        return [
+            row
+            for lap in range(first // size, (first + count - 1) // size + 1)
+            for k, row in enumerate(_permutation(size, self.seed + 1, lap), start=lap * size)
+            if first <= k < first + count
+        ]
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Collate items into one right-padded batch, forget rows first, then refusals, then retain rows.
+
+    Gives `input_ids`, `attention_mask`, `labels` [B, T] int64 and `role`, `row` [B] int64.
+    """
+
+    sets: Sets
+    pad_token_id: int
+
+    def __call__(self, items: Sequence[Item]) -> dict[str, Tensor]:
+        chosen = sorted((pair for item in items for pair in item), key=lambda pair: pair[0])
+        sequences = [self.sets.of(role)[row] for role, row in chosen]
+        batch = pad(sequences, self.pad_token_id)
+        batch["role"] = torch.tensor([int(role) for role, _ in chosen])
+        batch["row"] = torch.tensor([row for _, row in chosen])
+        return batch
+
+
+def pad(sequences: Sequence[Encoded], pad_token_id: int) -> dict[str, Tensor]:
+    """Right-padded `input_ids`, `attention_mask` and `labels` [B, T]; prompt and padding are −100 in `labels`."""
+    length = max(len(s) for s in sequences)
+    ids = torch.full((len(sequences), length), pad_token_id)
+    mask = torch.zeros((len(sequences), length), dtype=torch.long)
+    labels = torch.full((len(sequences), length), IGNORE)
+    for i, s in enumerate(sequences):
+        tokens = torch.tensor(s.input_ids)
+        ids[i, : len(s)] = tokens
+        mask[i, : len(s)] = 1
+        labels[i, s.start : len(s)] = tokens[s.start :]
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def _permutation(size: int, seed: int, epoch: int) -> list[int]:
+    return torch.randperm(size, generator=_generator(seed, epoch)).tolist()
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    return torch.Generator().manual_seed(1_000_003 * seed + epoch)

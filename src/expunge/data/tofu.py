@@ -1,0 +1,80 @@
+"""TOFU (arXiv 2401.06121): 200 fictitious authors of 20 questions each, of whom the last 1, 5 or 10 % are forgotten.
+
+Knows the benchmark's files and columns; knows nothing of models or metrics.
+"""
+
+from pathlib import Path
+
+from expunge.data.benchmark import Benchmark, Question
+from expunge.data.encode import question_row
+from expunge.data.formats import Record, normalise, read_records, read_rows
+from expunge.errors import UserError, did_you_mean
+
+HUB_ID = "locuslab/TOFU"
+RETAIN_OF = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
+"""For every forget split, the rows that stay; the two together are `full`."""
+
+
+def load(*, split: str = "forget10", path: str | Path | None = None) -> Benchmark:
+    """Load one split of TOFU from a local copy of the hub's files (`<path>/<name>.json`), or from the hub.
+
+    The questions on `retain` are about the first 20 authors, who are in retain in every split. `real_authors` and
+    `world_facts` have no paraphrase; their answer and wrong answers are the choices. They are also the `utility` rows.
+
+    Raises `UserError` for an unknown split, a file that `path` does not have, and rows without TOFU's columns.
+    """
+    if split not in RETAIN_OF:
+        raise UserError(
+            f"TOFU has no split {split!r}; choose one of {', '.join(RETAIN_OF)}.{did_you_mean(split, RETAIN_OF)}"
+        )
+    sources = {
+        "forget": f"{split}_perturbed",
+        "retain": "retain_perturbed",
+        "real_authors": "real_authors_perturbed",
+        "world_facts": "world_facts_perturbed",
+    }
+    questions = {
+        name: [_question(record) for record in read_records(_source(file, path))] for name, file in sources.items()
+    }
+    return Benchmark(
+        name="tofu",
+        split=split,
+        forget=read_rows(_source(split, path)),
+        retain=read_rows(_source(RETAIN_OF[split], path)),
+        questions=questions,
+        utility=[
+            question_row(q.question, q.answer) for name in ("real_authors", "world_facts") for q in questions[name]
+        ],
+    )
+
+
+def _source(name: str, path: str | Path | None) -> str | Path:
+    if path is None:
+        return f"{HUB_ID}:{name}"
+    folder = Path(path).expanduser()
+    file = folder / f"{name}.json"
+    if not file.is_file():
+        there = "which does not have it" if folder.is_dir() else "which does not exist"
+        raise UserError(
+            f"TOFU needs the file {file.name} in {folder}, {there}; download the files of the hub data set {HUB_ID} "
+            "there, or leave the path out to load them from the hub."
+        )
+    return file
+
+
+def _question(record: Record) -> Question:
+    where, cells = record
+    row = normalise(cells, where)
+    perturbed = cells.get("perturbed_answer")
+    if "question" not in row or not isinstance(perturbed, list) or not all(isinstance(x, str) for x in perturbed):
+        raise UserError(
+            f"{where} is not one of TOFU's questions: it needs question, answer and perturbed_answer (a list of wrong "
+            f"answers); take the file from the hub data set {HUB_ID}."
+        )
+    return Question(
+        question=row["question"],
+        answer=row["answer"],
+        perturbed_answers=tuple(perturbed),
+        paraphrased_question=cells.get("paraphrased_question"),
+        paraphrased_answer=cells.get("paraphrased_answer"),
+    )

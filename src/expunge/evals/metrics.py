@@ -1,0 +1,137 @@
+"""Every metric as a pure function of numbers and strings, with its range and what a good value is.
+
+Knows nothing of models, tokenizers or benchmarks, and needs no torch. Log-probabilities are natural logarithms;
+"mean log-probability" is per token, so that exp of it is the length-normalised probability P(y|x)^(1/T).
+
+TOFU is Maini et al. 2024, arXiv 2401.06121.
+"""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+from rouge_score import rouge_scorer
+from scipy.stats import ks_2samp
+
+UTILITY_SETS = ("retain", "real_authors", "world_facts")
+UTILITY_TERMS = tuple(f"{s}_{m}" for s in UTILITY_SETS for m in ("probability", "rouge_l_recall", "truth_score"))
+"""The nine numbers whose harmonic mean is TOFU's model utility."""
+
+MAX_LOG_RATIO = 700.0
+"""exp of more overflows float64; a ratio this large says "infinitely worse" and still fits in JSON."""
+
+
+def probability(logp_sum: float, tokens: int) -> float:
+    """exp(logp_sum / tokens): the length-normalised probability of an answer, P(y|x)^(1/T) (TOFU's "probability").
+
+    Range [0, 1]. Good: near 1 on the retain set; on the forget set near the retrained model's
+    (.14 for TOFU's Llama-2-7B: far from 1, but not 0 either).
+    """
+    assert tokens > 0, "an answer has at least its end token"
+    return math.exp(logp_sum / tokens)
+
+
+def choice_probability(right: float, all: Sequence[float]) -> float:
+    """right / sum(all): what the right choice of a multiple-choice question gets of all the choices' probability.
+
+    `all` holds the (length-normalised) probabilities of every choice, the right one among them, as in TOFU's own
+    code for real authors and world facts. Range [0, 1]; chance is 1/len(all). Good: as high as before unlearning.
+    0 when every choice has underflowed to 0: such a model knows none of them.
+    """
+    total = math.fsum(all)
+    return right / total if total > 0 else 0.0
+
+
+def truth_ratio(
+    paraphrased_logp_mean: float,
+    perturbed_logp_means: Sequence[float],
+    mean: Literal["geometric", "arithmetic"] = "geometric",
+) -> float:
+    """R = mean_i P(perturbed_i)^(1/T_i) / P(paraphrased)^(1/T): wrong answers against the right one, in other words.
+
+    The geometric mean over the wrong answers, exp(mean_i logp_i), is what TOFU's code computes; the arithmetic one is
+    what its paper prints. Range [0, e^700]. A model that knows the fact has R well below 1, one that never saw it is
+    nearer to 1 (medians .50 and .80 for TOFU's retrained Llama-2-7B on what it learned and what it did not).
+    Good: on the forget set distributed as in the retrained model (see `forget_quality`), elsewhere low.
+    """
+    logps = np.asarray(perturbed_logp_means, dtype=np.float64)
+    assert logps.size > 0, "a truth ratio needs perturbed answers"
+    if mean == "geometric":
+        wrong = float(logps.mean())
+    else:
+        top = float(logps.max())
+        wrong = top + math.log(float(np.exp(logps - top).mean()))
+    return math.exp(min(wrong - paraphrased_logp_mean, MAX_LOG_RATIO))
+
+
+def truth_score(ratio: float) -> float:
+    """max(0, 1 − R): the truth ratio turned so that higher is better, as TOFU's model utility wants it.
+
+    Range [0, 1]; 0 when wrong answers are as likely as the right one.
+    Good: as before unlearning, on all sets but forget.
+    """
+    return max(0.0, 1.0 - ratio)
+
+
+def forget_quality(ratios: Sequence[float], retrained_ratios: Sequence[float]) -> float:
+    """p-value of the two-sample Kolmogorov-Smirnov test between the truth ratios of two models on the forget set.
+
+    `retrained_ratios` are those of a model trained without the forget set (TOFU's "forget quality"). Range [0, 1],
+    often written as its log10. Good: above .05, where the two can't be told apart; the retrained model itself gets 1,
+    and a model that has forgotten nothing 1e-5 to 1e-30. It depends on how many questions there are: compare like with
+    like. It doesn't see broken text: a collapsed model can pass, so read it beside degeneration and model utility.
+    """
+    return float(ks_2samp(ratios, retrained_ratios).pvalue)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def model_utility(terms: Mapping[str, float]) -> float:
+    """Harmonic mean of the nine `UTILITY_TERMS`; other keys are not looked at.
+
+    Range [0, 1], and 0 as soon as one term is 0: no strength makes up for a lost ability.
+    Good: the value of the model before unlearning (about .62 for TOFU's Llama-2-7B), or of the retrained one.
+    """
+    missing = [name for name in UTILITY_TERMS if name not in terms]
+    if missing:
+        raise ValueError(f"model utility needs nine terms; missing: {', '.join(missing)}. Evaluate those sets first.")
+    values = [terms[name] for name in UTILITY_TERMS]
+    return 0.0 if 0.0 in values else len(values) / math.fsum(1.0 / v for v in values)
+
+
+def rouge_l_recall(generated: str, answer: str) -> float:
+    """ROUGE-L recall: the share of the answer's words that come, in order, in the generated text (stemmed).
+
+    Range [0, 1]. Saying more costs nothing, so it asks "is it said", not "is it well said".
+    Good: near 1 on the retain set; on the forget set near the retrained model's (.40 for TOFU's Llama-2-7B:
+    the form of an answer alone gives that much).
+    """
+    return float(_rouge().score(answer, generated)["rougeL"].recall)
+
+
+def is_degenerate(text: str, tokens_generated: int, max_new_tokens: int) -> bool:
+    """Whether a generated answer is no longer an answer: empty, too long, or repetitive.
+
+    - empty: nothing but white space;
+    - too long: `tokens_generated` (without the end token) reached `max_new_tokens`, so no end token came;
+    - repetitive: at least 8 words of which fewer than half of the neighbouring pairs are distinct,
+      or at least 3 words all the same, or at least 4 characters all the same.
+
+    Its mean over a set is a share in [0, 1]. Good: 0, and never above the retrained model's; forgetting bought with
+    broken text is the usual failure of gradient ascent.
+    Words are what white space separates, so repetition inside unspaced scripts shows only as "too long".
+    """
+    words = text.split()
+    if not words or tokens_generated >= max_new_tokens:
+        return True
+    pairs = list(pairwise(words))
+    if len(words) >= 8 and 2 * len(set(pairs)) < len(pairs):
+        return True
+    characters = "".join(words)
+    return (len(words) >= 3 and len(set(words)) == 1) or (len(characters) >= 4 and len(set(characters)) == 1)
+
+
+@functools.cache
+def _rouge() -> rouge_scorer.RougeScorer:
+    return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)

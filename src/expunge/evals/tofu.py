@@ -1,0 +1,185 @@
+"""TOFU's protocol (Maini et al. 2024, arXiv 2401.06121): which requests, which metrics, a record per question.
+
+Knows the four question sets and what is asked of each; knows nothing of batches, training or files.
+Any benchmark of questions with wrong answers can be measured in this way, a set that is absent is left out.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from statistics import fmean, median
+from typing import Any
+
+from expunge.data.benchmark import Benchmark, Question
+from expunge.data.encode import Encoded, encode, question_row
+from expunge.errors import UserError
+from expunge.evals import metrics as m
+from expunge.evals import requests
+from expunge.evals.requests import Generation, Score
+
+Record = dict[str, Any]
+
+FORGET = "forget"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`metrics` by name, and for each question set a record per question: the numbers behind them.
+
+    A record holds `index`, `question`, `answer`, `probability`, `logp_mean` (nats per token), `tokens` (of the answer),
+    `paraphrased_probability`, `perturbed_probabilities`, `truth_ratio` (None without perturbed answers), and, None
+    where nothing was generated, `generated`, `rouge_l_recall`, `degenerate`.
+    """
+
+    metrics: dict[str, float]
+    records: dict[str, list[Record]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A question as token sequences: the answer, its paraphrase (or itself), and the perturbed answers."""
+
+    question: Question
+    sequences: tuple[Encoded, ...]
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        return self.sequences[0].input_ids[: self.sequences[0].start]
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    benchmark: Benchmark,
+    *,
+    retrained_records: Mapping[str, Sequence[Record]] | None = None,
+    generate: bool = True,
+    limit: int | None = None,
+    max_new_tokens: int | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Measure `model` on every question set of `benchmark`, scoring and generating everything once.
+
+    For each set `s` (`forget`, `retain`, `real_authors`, `world_facts`), metrics in [0, 1] unless stated:
+
+    - `s_probability`: mean probability of the answer; of the right choice among all in `benchmark.choice_sets`;
+    - `s_truth_ratio`: median of R, in [0, e^700] (the mean would follow a few outliers);
+    - `s_truth_score`: mean of max(0, 1 − R); not for `forget`, where neither high nor low is good;
+    - `s_rouge_l_recall`: mean over the generated answers;
+    - `degeneration`: share of generated forget answers that are empty, repetitive or too long;
+    - `forget_quality`: given `retrained_records` (the `records` of a model trained without the forget set);
+    - `model_utility`: when all nine terms of it are there.
+
+    As in TOFU's own code, the paraphrased and perturbed answers answer the original question, and where there is
+    no paraphrase the answer stands in.
+
+    `limit` evaluates the first `limit` questions of each set, for a quick look during training. The forget set is
+    scored whole all the same: the p-value behind forget quality depends on how many questions there are, so a part of
+    the set would always look better forgotten. Only its generated answers are limited.
+
+    `max_new_tokens` caps generated answers. By default it is one and a half times the benchmark's longest answer plus
+    8 tokens (TOFU's own code stops at 200, prompt included): room for a wordier right answer, while a broken model,
+    which never stops, can't take all day. The cap is one for all sets, and `limit` doesn't change it.
+
+    Raises `UserError` when `retrained_records` are of other forget questions.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"eval limit is {limit}; it must be at least 1, or left out to evaluate everything.")
+    questions = {name: rows for name, rows in benchmark.questions.items() if rows}
+    asked = {
+        name: [_ask(q, tokenizer) for q in (rows if name == FORGET else rows[:limit])]
+        for name, rows in questions.items()
+    }
+    flat = [sequence for rows in asked.values() for a in rows for sequence in a.sequences]
+    scores = iter(requests.score(model, flat, progress=progress))
+    records = {
+        name: [
+            _record(i, a.question, list(islice(scores, len(a.sequences))), name in benchmark.choice_sets)
+            for i, a in enumerate(rows)
+        ]
+        for name, rows in asked.items()
+    }
+    if generate:
+        cap = max_new_tokens or _default_cap(questions.values(), tokenizer)
+        told = [(records[name][i], a) for name, rows in asked.items() for i, a in enumerate(rows[:limit])]
+        prompts = [a.prompt for _, a in told]
+        generations = requests.generate(model, tokenizer, prompts, max_new_tokens=cap, progress=progress)
+        for (record, _), generation in zip(told, generations, strict=True):
+            record.update(_generation_fields(generation, record["answer"], cap))
+    metrics = _summary(records)
+    if retrained_records is not None and FORGET in records:
+        metrics["forget_quality"] = _forget_quality(records[FORGET], retrained_records.get(FORGET, []))
+    return Evaluation(metrics, records)
+
+
+def _ask(question: Question, tokenizer: Any) -> _Asked:
+    paraphrase = question.answer if question.paraphrased_answer is None else question.paraphrased_answer
+    answers = (question.answer, paraphrase, *question.perturbed_answers)
+    return _Asked(question, tuple(encode(question_row(question.question, a), tokenizer) for a in answers))
+
+
+def _default_cap(sets: Iterable[Sequence[Question]], tokenizer: Any) -> int:
+    answers = [encode(question_row(q.question, q.answer), tokenizer) for rows in sets for q in rows]
+    return math.ceil(1.5 * max((len(a) - a.start for a in answers), default=0)) + 8
+
+
+def _record(index: int, question: Question, scores: Sequence[Score], choice: bool) -> Record:
+    answer, paraphrased, *perturbed = scores
+    probabilities = [m.probability(s.total, s.tokens) for s in scores]
+    own, wrong = probabilities[0], probabilities[2:]
+    return {
+        "index": index,
+        "question": question.question,
+        "answer": question.answer,
+        "probability": m.choice_probability(own, [own, *wrong]) if choice else own,
+        "truth_ratio": m.truth_ratio(paraphrased.mean, [s.mean for s in perturbed]) if perturbed else None,
+        "logp_mean": answer.mean,
+        "tokens": answer.tokens,
+        "paraphrased_probability": probabilities[1],
+        "perturbed_probabilities": wrong,
+        "generated": None,
+        "rouge_l_recall": None,
+        "degenerate": None,
+    }
+
+
+def _generation_fields(generation: Generation, answer: str, cap: int) -> Record:
+    return {
+        "generated": generation.text,
+        "rouge_l_recall": m.rouge_l_recall(generation.text, answer),
+        "degenerate": m.is_degenerate(generation.text, len(generation.tokens), cap),
+    }
+
+
+def _summary(records: Mapping[str, Sequence[Record]]) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for name, rows in records.items():
+        metrics[f"{name}_probability"] = fmean(r["probability"] for r in rows)
+        if ratios := _present(rows, "truth_ratio"):
+            metrics[f"{name}_truth_ratio"] = median(ratios)
+            if name != FORGET:
+                metrics[f"{name}_truth_score"] = fmean(map(m.truth_score, ratios))
+        if recalls := _present(rows, "rouge_l_recall"):
+            metrics[f"{name}_rouge_l_recall"] = fmean(recalls)
+    if FORGET in records and (broken := _present(records[FORGET], "degenerate")):
+        metrics["degeneration"] = fmean(broken)
+    if all(term in metrics for term in m.UTILITY_TERMS):
+        metrics["model_utility"] = m.model_utility(metrics)
+    return metrics
+
+
+def _forget_quality(rows: Sequence[Record], retrained: Sequence[Record]) -> float:
+    if [r["question"] for r in rows] != [r["question"] for r in retrained]:
+        raise UserError(
+            f"the retrained model's records are of other forget questions ({len(retrained)}) than this benchmark's "
+            f"({len(rows)}); evaluate the retrained model on the same benchmark and split."
+        )
+    ratios, reference = _present(rows, "truth_ratio"), _present(retrained, "truth_ratio")
+    if not ratios or not reference:
+        raise UserError("forget quality needs truth ratios: give the forget questions perturbed_answers.")
+    return m.forget_quality(ratios, reference)
+
+
+def _present(rows: Sequence[Record], key: str) -> list[float]:
+    return [r[key] for r in rows if r[key] is not None]

@@ -1,0 +1,180 @@
+"""Load a causal LM or build one from scratch; its dtype, its LoRA adapter, its tokenizer; save it.
+
+Knows nothing of data sets, objectives or recipes' other keys.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from expunge.data.encode import prepare_tokenizer
+from expunge.errors import UserError
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+class ScratchConfig(BaseModel):
+    """A Llama built from nothing, with a byte-level BPE trained on the data it will learn.
+
+    For the demo and for machines without a network; such a model knows only what it is taught.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layers: int = Field(default=4, ge=1)
+    hidden: int = Field(default=128, ge=8, description="width; must be divisible by heads")
+    heads: int = Field(default=4, ge=1)
+    vocab: int = Field(default=1024, ge=260, description="tokens of the BPE, 256 bytes and the specials included")
+    context: int = Field(default=256, ge=16, description="longest sequence, tokens")
+
+
+class LoraConfig(BaseModel):
+    """A LoRA adapter (PEFT) on every linear layer but the head."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    r: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: str | list[str] = "all-linear"
+
+    def peft(self) -> Any:
+        """The same as `peft.LoraConfig`."""
+        from peft import LoraConfig as PeftLoraConfig
+
+        return PeftLoraConfig(
+            r=self.r,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=self.targets,
+            task_type="CAUSAL_LM",
+        )
+
+
+def load(path: str | Path, *, dtype: Dtype = "auto") -> tuple[Any, Any]:
+    """(model, tokenizer) of any checkpoint of ours or any causal LM of the hub, ready for inference.
+
+    A folder that holds a LoRA adapter gives its base model with the adapter on. `dtype="auto"` is the checkpoint's.
+    Raises `UserError` for a folder without weights or an unknown name.
+    """
+    path = str(path)
+    _check_folder(path)
+    try:
+        if (Path(path) / "adapter_config.json").is_file():
+            from peft import AutoPeftModelForCausalLM
+
+            model = AutoPeftModelForCausalLM.from_pretrained(path, dtype=_torch_dtype(dtype))
+        else:
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=_torch_dtype(dtype))
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model: {path!r} can't be loaded ({_first_line(error)}); give a folder with config.json, weights and a "
+            f"tokenizer, or a causal LM's name on the hub."
+        ) from error
+    return model.eval(), prepare_tokenizer(tokenizer)
+
+
+def load_for_training(
+    path: str | Path, *, dtype: Dtype = "auto", lora: bool = False, pure_bf16: bool = False
+) -> tuple[Any, Any]:
+    """(model, tokenizer) with weights in a dtype that training can use.
+
+    `auto` is float32 for full fine-tuning, whatever the checkpoint holds, since at unlearning's learning rates most
+    updates of a bfloat16 weight are rounded away; under LoRA the frozen weights keep the checkpoint's dtype and the
+    adapter is float32. Raises `UserError` for bfloat16 weights that would train, unless `pure_bf16` asks for it.
+    """
+    if not lora and dtype == "bfloat16" and not pure_bf16:
+        raise UserError(
+            "model.dtype: bfloat16 weights lose most updates of full fine-tuning; use float32 (with train.bf16 for "
+            "speed), or model.lora, or set model.pure_bf16 to accept it."
+        )
+    model, tokenizer = load(path, dtype="float32" if dtype == "auto" and not lora else dtype)
+    return model, tokenizer
+
+
+def train_tokenizer(texts: Iterable[str], config: ScratchConfig) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of `config.vocab` tokens trained on `texts`, with its own end and padding tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab,
+        special_tokens=["<|end|>", "<|pad|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+        model_max_length=config.context,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_scratch(config: ScratchConfig, tokenizer: Any, *, seed: int) -> LlamaForCausalLM:
+    """A randomly initialised Llama of the given size, float32; the same for the same seed."""
+    if config.hidden % config.heads:
+        raise UserError(f"model.scratch.hidden: {config.hidden} is not divisible by heads ({config.heads}).")
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden,
+            intermediate_size=config.hidden * 8 // 3 // 8 * 8,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            max_position_embeddings=config.context,
+            tie_word_embeddings=False,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def save(model: nn.Module, tokenizer: Any, path: Path) -> None:
+    """Write model (or adapter) and tokenizer to `path`, as `transformers` reads them."""
+    model.save_pretrained(path)  # pyright: ignore[reportCallIssue]
+    tokenizer.save_pretrained(path)
+
+
+def _check_folder(path: str) -> None:
+    folder = Path(path)
+    if not folder.exists():
+        if path.startswith((".", "/", "~")) or path.count("/") > 1:
+            raise UserError(f"model: folder {path!r} does not exist; give an existing folder or a name on the hub.")
+        return
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    if not any(name.endswith((".safetensors", ".bin")) or name.endswith(".index.json") for name in names):
+        raise UserError(f"model: {path!r} holds no weights (*.safetensors); give the folder that save_pretrained wrote.")
+
+
+def _torch_dtype(dtype: Dtype) -> Any:
+    return "auto" if dtype == "auto" else getattr(torch, dtype)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Distinct parameters, tied ones once."""
+    return sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
+
+
+def describe(model: nn.Module) -> str:
+    """One line for the log: class, parameters, trainable share, dtype."""
+    total, trainable = parameter_count(model), sum(p.numel() for p in model.parameters() if p.requires_grad)
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return json.dumps({"class": type(model).__name__, "parameters": total, "trainable": trainable, "dtype": dtype})

@@ -1,0 +1,72 @@
+"""The objectives by name: any forget objective goes with any retain objective.
+
+To add one: write its class in the file of its kind and name it in `FORGET` or `RETAIN`; the recipe, the command line,
+`expunge methods` and the test matrix take it from there.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from expunge.errors import UserError, did_you_mean
+from expunge.objectives.base import Divergence, Needs, Objective, Signals
+from expunge.objectives.distill import KL, UnDIAL, Unilogit
+from expunge.objectives.likelihood import CEU, GA, NLL, WGA, SatImp
+from expunge.objectives.preference import DPO, NPO, SimNPO
+from expunge.objectives.representation import RMU, Anchor
+
+__all__ = [
+    "CEU",
+    "DPO",
+    "FORGET",
+    "GA",
+    "KL",
+    "NLL",
+    "NPO",
+    "RETAIN",
+    "RMU",
+    "WGA",
+    "Anchor",
+    "Divergence",
+    "Needs",
+    "Objective",
+    "SatImp",
+    "Signals",
+    "SimNPO",
+    "UnDIAL",
+    "Unilogit",
+    "split_method",
+]
+
+ForgetObjective = Annotated[
+    GA | DPO | NPO | SimNPO | UnDIAL | Unilogit | WGA | SatImp | CEU | RMU, Field(discriminator="name")
+]
+RetainObjective = Annotated[NLL | KL | Anchor, Field(discriminator="name")]
+
+FORGET: dict[str, type[Objective]] = {
+    cls.model_fields["name"].default: cls
+    for cls in (GA, DPO, NPO, SimNPO, UnDIAL, Unilogit, WGA, SatImp, CEU, RMU)
+}
+RETAIN: dict[str, type[Objective]] = {cls.model_fields["name"].default: cls for cls in (NLL, KL, Anchor)}
+ALIASES = {NLL.alias: "nll", "idk": "dpo"}
+
+
+def split_method(name: str) -> dict[str, Any]:
+    """`"unilogit+nll"` → `{"forget": {"name": "unilogit"}, "retain": {"name": "nll"}}`; `"ga"` has no retain term.
+
+    Raises `UserError` for an unknown name, with the nearest known one.
+    """
+    forget, _, retain = (part.strip().lower() for part in name.partition("+"))
+    parts: dict[str, Any] = {"forget": {"name": _known(forget, FORGET, "forget objective")}}
+    if retain:
+        parts["retain"] = {"name": _known(retain, RETAIN, "retain objective")}
+    return parts
+
+
+def _known(name: str, registry: dict[str, type[Objective]], what: str) -> str:
+    name = ALIASES.get(name, name)
+    if name not in registry:
+        raise UserError(
+            f"method: {name!r} is not a {what}.{did_you_mean(name, registry)} Known: {', '.join(registry)}."
+        )
+    return name

@@ -1,0 +1,121 @@
+"""What an objective is: a frozen config, the signals it needs, and a few lines of tensor maths.
+
+Knows nothing of models, batches or optimizers; the trainer fills `Signals` and reduces the result.
+
+Shapes: N supervised tokens of the batch laid end to end, B sequences, D hidden size, V vocabulary.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+
+_ABSENT: Any = None
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A comparison of the model's next-token distribution p with the reference's p⁰, per token.
+
+    `kind`: `forward` is KL(p⁰ ‖ p), `reverse` is KL(p ‖ p⁰), `cross_entropy` is −Σ p⁰ log p.
+    `shift` is subtracted from the reference's logit of the target token before its softmax (UnDIAL).
+    """
+
+    kind: Literal["forward", "reverse", "cross_entropy"]
+    shift: float = 0.0
+
+
+@dataclass(frozen=True)
+class Needs:
+    """The signals an objective reads; each field stands for the one of the same name in `Signals`."""
+
+    logp: bool = False
+    reference_logp: bool = False
+    divergence: Divergence | None = None
+    layer: int | None = None
+    reference_layer: bool = False
+    surprisal: bool = False
+    refusal: bool = False
+
+    @property
+    def reference(self) -> bool:
+        """Whether anything is asked of the starting model."""
+        return self.reference_logp or self.divergence is not None or self.reference_layer
+
+    @property
+    def head(self) -> bool:
+        """Whether the output head must run at all."""
+        return self.logp or self.divergence is not None
+
+
+@dataclass
+class Signals:
+    """Per-token numbers of the sequences of one role; fields that were not asked for stay `None`.
+
+    logp_N            log p of the target token under the model, float32 (float64 for float64 models), with gradient
+    reference_logp_N  the same under the starting model, no gradient
+    divergence_N      as asked for by `Needs.divergence`, with gradient to the model only
+    layer_ND          hidden state after the asked-for decoder layer at the positions that predict the targets
+    reference_layer_ND  the same of the starting model
+    surprisal_N       −log of the target's frequency among the supervised tokens of the training data, nats
+    sequence_N        index in 0..sequences-1 of the sequence each token belongs to
+    refusal           signals of the refusals drawn for the same prompts, sequence by sequence
+    """
+
+    vocab_size: int
+    sequence_N: Tensor
+    sequences: int
+    logp_N: Tensor = _ABSENT
+    reference_logp_N: Tensor = _ABSENT
+    divergence_N: Tensor = _ABSENT
+    layer_ND: Tensor = _ABSENT
+    reference_layer_ND: Tensor = _ABSENT
+    surprisal_N: Tensor = _ABSENT
+    refusal: "Signals" = _ABSENT
+
+    def sequence_sum(self, x_N: Tensor) -> Tensor:
+        """Sum a per-token number over each sequence: [N] → [B]."""
+        return x_N.new_zeros(self.sequences).index_add(0, self.sequence_N, x_N)
+
+    def sequence_length(self) -> Tensor:
+        """Supervised tokens of each sequence, [B]."""
+        return torch.bincount(self.sequence_N, minlength=self.sequences)
+
+
+class Objective(BaseModel, ABC):
+    """One term of the loss, `weight · mean(loss(signals))`.
+
+    `per` says over what the trainer takes the mean: all supervised tokens of the optimizer step, or all its sequences.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    per: ClassVar[Literal["token", "sequence"]] = "token"
+
+    weight: float = Field(default=1.0, ge=0)
+
+    @property
+    @abstractmethod
+    def needs(self) -> Needs: ...
+
+    @abstractmethod
+    def loss(self, s: Signals) -> Tensor:
+        """The loss of every token, [N], or of every sequence, [B], as `per` says."""
+
+
+def log1mexp(logp: Tensor) -> Tensor:
+    """log(1 − exp(logp)), accurate at both ends and finite, with a finite gradient, at logp = 0.
+
+    Values above −ε (the dtype's) are taken at −ε; the gradient passes through as if they were not.
+    """
+    eps = torch.finfo(logp.dtype).eps
+    logp = logp - (logp.detach() + eps).clamp(min=0)
+    near_one = logp > -0.6931471805599453
+    # Each branch sees only arguments that it is accurate for, so that no gradient of the other leaks in as NaN.
+    small = torch.where(near_one, logp, torch.full_like(logp, -1.0))
+    large = torch.where(near_one, torch.full_like(logp, -1.0), logp)
+    return torch.where(near_one, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large)))

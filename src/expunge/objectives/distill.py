@@ -1,0 +1,80 @@
+"""Objectives that pull the next-token distribution towards another one: a shifted copy of itself or of the start.
+
+Knows nothing of logits: divergences arrive as one number per token.
+"""
+
+from math import log, log1p
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from expunge.objectives.base import Divergence, Needs, Objective, Signals, log1mexp
+
+
+class Unilogit(Objective):
+    """Uniform-target self-distillation: KL(p ‖ p̃), where p̃ is the model's own distribution with p̃_y = 1/V.
+
+    p̃ keeps the other tokens' proportions, so only the split {y} against the rest differs, and exactly
+        KL(p ‖ p̃) = p log(V p) + (1 − p) log((1 − p) V/(V − 1)),
+    whose gradient is that of the definition with p̃ detached: no soft labels, no teacher, no [V] tensor.
+    `direction="forward"` is KL(p̃ ‖ p). `min_surprisal` (nats) leaves tokens alone that are commoner than that in
+    the training data, such as function words; they count as zero in the mean.
+
+    Use when answers must become unpredictable and there is no strength to tune. The push fades as p → 1.
+    Source: Vasilev et al. 2025, arXiv 2505.06027, eqs. 4–6; selection after Koh et al. 2026, arXiv 2604.17785.
+    """
+
+    name: Literal["unilogit"] = "unilogit"
+    direction: Literal["reverse", "forward"] = "reverse"
+    min_surprisal: float = Field(default=0.0, ge=0)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(logp=True, surprisal=self.min_surprisal > 0)
+
+    def loss(self, s: Signals) -> Tensor:
+        logp, V = s.logp_N, s.vocab_size
+        to_target = logp + log(V)  # log p/(1/V)
+        to_rest = log1mexp(logp) - log1p(-1 / V)  # log (1−p)/((V−1)/V)
+        if self.direction == "reverse":
+            p = logp.exp()
+            kl = p * to_target + (1 - p) * to_rest
+        else:
+            kl = -to_target / V - (1 - 1 / V) * to_rest
+        return kl if s.surprisal_N is None else kl * (s.surprisal_N >= self.min_surprisal)
+
+
+class UnDIAL(Objective):
+    """Self-distillation from the starting model with the target's logit lowered by β: CE(softmax(z⁰ − β e_y), p).
+
+    Use when a fixed, stable target is worth one look at the reference. Source: Dong et al. 2024, arXiv 2402.10052, eq. 4.
+    """
+
+    name: Literal["undial"] = "undial"
+    beta: float = Field(default=10.0, ge=0)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(divergence=Divergence("cross_entropy", shift=self.beta))
+
+    def loss(self, s: Signals) -> Tensor:
+        return s.divergence_N
+
+
+class KL(Objective):
+    """Stay close to the starting model on the retain rows.
+
+    `forward` is KL(p⁰ ‖ p), as the published codes have it; `reverse` is KL(p ‖ p⁰), as the papers print it.
+    Use when utility beyond the retain answers' exact words must be kept. Source: Maini et al. 2024, arXiv 2401.06121.
+    """
+
+    name: Literal["kl"] = "kl"
+    direction: Literal["forward", "reverse"] = "forward"
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(divergence=Divergence(self.direction))
+
+    def loss(self, s: Signals) -> Tensor:
+        return s.divergence_N

@@ -1,0 +1,103 @@
+"""Objectives that read nothing but the model's own log-probabilities, token by token.
+
+Knows nothing of references. Notation: ℓ = log p of the target token, p = exp ℓ.
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from expunge.objectives.base import Needs, Objective, Signals, log1mexp
+
+
+class GA(Objective):
+    """Gradient ascent: raise the negative log-likelihood of the forget answers. Loss ℓ, unbounded below.
+
+    Use as the baseline that shows collapse; hardly ever for real.
+    Source: Jang et al. 2023, arXiv 2210.01504, eq. 2.
+    """
+
+    name: Literal["ga"] = "ga"
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(logp=True)
+
+    def loss(self, s: Signals) -> Tensor:
+        return s.logp_N
+
+
+class WGA(Objective):
+    """Weighted gradient ascent: sg(p)^β · ℓ, so that tokens already forgotten are left alone.
+
+    Use when GA's direction is wanted without its collapse. Source: Wang et al. 2025, arXiv 2502.19301.
+    """
+
+    name: Literal["wga"] = "wga"
+    beta: float = Field(default=1.0, ge=0)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(logp=True)
+
+    def loss(self, s: Signals) -> Tensor:
+        p = s.logp_N.detach().exp()
+        return p**self.beta * s.logp_N
+
+
+class SatImp(Objective):
+    """Saturation and importance: sg(p)^β1 · (1 − sg(p))^β2 · ℓ.
+
+    Use when both the forgotten and the over-confident tokens should weigh less.
+    Source: Yang et al. 2025, arXiv 2505.11953.
+    """
+
+    name: Literal["satimp"] = "satimp"
+    beta1: float = Field(default=5.0, ge=0)
+    beta2: float = Field(default=1.0, ge=0)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(logp=True)
+
+    def loss(self, s: Signals) -> Tensor:
+        logp = s.logp_N.detach()
+        return logp.exp() ** self.beta1 * (-torch.expm1(logp)) ** self.beta2 * s.logp_N
+
+
+class CEU(Objective):
+    """Cross-entropy unlearning: pull the model to its own distribution q with the target token removed.
+
+    q_i = p_i / (1 − p) for i ≠ y, detached. CE(q, p) = H(q) − log(1 − p) and the entropy carries no gradient,
+    so the loss is −log(1 − p): the same gradient, no [V] tensor.
+    Use when the rest of the distribution should keep its shape. Source: Yang 2025, arXiv 2503.01224.
+    """
+
+    name: Literal["ceu"] = "ceu"
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(logp=True)
+
+    def loss(self, s: Signals) -> Tensor:
+        return -log1mexp(s.logp_N)
+
+
+class NLL(Objective):
+    """Negative log-likelihood on the retain rows ("GD", gradient descent, in the papers).
+
+    Use as the default retain objective: it costs nothing beyond the forward.
+    Source: Liu et al. 2022, arXiv 2203.12817 (gradient difference).
+    """
+
+    name: Literal["nll"] = "nll"
+    alias: ClassVar[str] = "gd"
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(logp=True)
+
+    def loss(self, s: Signals) -> Tensor:
+        return -s.logp_N

@@ -1,0 +1,63 @@
+"""Objectives on hidden states: misdirect them on the forget rows, anchor them on the retain rows.
+
+Knows nothing of how a layer's output is captured.
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from expunge.objectives.base import Needs, Objective, Signals
+
+
+class RMU(Objective):
+    """Representation misdirection: ‖h_l − c·u‖², u a fixed random unit vector.
+
+    Only decoder layers l−2..l train, and the forward stops at layer l when no other term needs the head.
+    Used with `Anchor` on the retain rows. Use when knowledge, rather than answers, should become unusable.
+    Source: Li et al. 2024, arXiv 2403.03218, eqs. 1–3.
+    """
+
+    name: Literal["rmu"] = "rmu"
+    layer: int = Field(default=7, ge=0)
+    coefficient: float = Field(default=6.5, gt=0)
+    vector_seed: int = 0
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(layer=self.layer)
+
+    @property
+    def trainable_layers(self) -> range:
+        """The decoder layers that train."""
+        return range(max(0, self.layer - 2), self.layer + 1)
+
+    def direction(self, size: int) -> Tensor:
+        """The fixed random unit vector u, [D]."""
+        u = torch.rand(size, generator=torch.Generator().manual_seed(self.vector_seed))
+        return u / u.norm()
+
+    def loss(self, s: Signals) -> Tensor:
+        target = self.coefficient * self.direction(s.layer_ND.shape[-1]).to(s.layer_ND)
+        return (s.layer_ND - target).square().sum(-1)
+
+
+class Anchor(Objective):
+    """RMU's retain term, ‖h_l − h⁰_l‖²: hidden states on the retain rows stay the starting model's.
+
+    Source: Li et al. 2024, arXiv 2403.03218, eq. 2; weight 1200 is its α.
+    """
+
+    name: Literal["anchor"] = "anchor"
+    weight: float = Field(default=1200.0, ge=0)
+    layer: int = Field(default=7, ge=0)
+    belongs_to: ClassVar[str] = "rmu"
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(layer=self.layer, reference_layer=True)
+
+    def loss(self, s: Signals) -> Tensor:
+        return (s.layer_ND - s.reference_layer_ND).square().sum(-1)

@@ -1,0 +1,177 @@
+"""What the starting model says of the tokens of a batch, four ways that give the same numbers.
+
+| kind            | how                                                          | costs                              |
+|-----------------|--------------------------------------------------------------|------------------------------------|
+| `cached_logps`  | log-probabilities of every row, computed once before training| a number a token; only log-probabilities |
+| `cached_hidden` | last hidden states of every row, once; z⁰ = W⁰h⁰ is exact     | D numbers a token, a copy of the head if it trains |
+| `adapter_off`   | a forward with the LoRA adapter switched off                 | a forward a step                   |
+| `frozen_copy`   | a forward of a copy of the whole model                       | a second model, a forward a step   |
+
+Knows the starting model only; nothing of objectives or losses.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from expunge.data.pairs import Collator, Role, Sets
+from expunge.errors import UserError, did_you_mean
+from expunge.logprobs import Head, forward_supervised, supervised, token_logps
+from expunge.objectives.base import Needs
+
+ReferenceKind = Literal["auto", "cached_logps", "cached_hidden", "adapter_off", "frozen_copy"]
+
+CACHE_BYTES = 4 * 2**30
+"""Above this many bytes of hidden states the automatic choice runs the reference live instead."""
+
+
+@dataclass
+class ReferenceSignals:
+    """What a reference gives for the N supervised tokens of a batch; only what was asked for is set."""
+
+    logp_N: Tensor | None = None
+    hidden_ND: Tensor | None = None
+    layer_ND: Tensor | None = None
+
+    def parts(self) -> list[tuple[str, Tensor]]:
+        return [(name, x) for name, x in vars(self).items() if x is not None]
+
+
+class Reference(ABC):
+    """Gives the starting model's signals for a batch. `head` is its output head, for distributions."""
+
+    kind: ReferenceKind
+    head: Head
+
+    @abstractmethod
+    def __call__(self, batch: dict[str, Tensor]) -> ReferenceSignals: ...
+
+
+class LiveReference(Reference):
+    """Runs the starting model on every batch: `model` inside `context` (adapter off), or a frozen copy."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        needs: Needs,
+        kind: ReferenceKind,
+        context: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        self.model, self.needs, self.kind, self.context = model, needs, kind, context
+        self.head = Head.at_start(model)
+
+    @torch.no_grad()
+    def __call__(self, batch: dict[str, Tensor]) -> ReferenceSignals:
+        predicts_BT, target_N = supervised(batch["labels"])
+
+        def at_head(hidden_ND: Tensor, head: Head) -> ReferenceSignals:
+            return ReferenceSignals(
+                logp_N=token_logps(hidden_ND, target_N, head) if self.needs.reference_logp else None,
+                hidden_ND=hidden_ND if self.needs.divergence else None,
+            )
+
+        training = self.model.training
+        self.model.eval()
+        with self.context():
+            found, layer_ND = forward_supervised(
+                self.model,
+                batch["input_ids"],
+                batch["attention_mask"],
+                predicts_BT,
+                at_head=at_head if self.needs.reference_logp or self.needs.divergence else None,
+                layer=self.needs.layer if self.needs.reference_layer else None,
+            )
+        self.model.train(training)
+        signals = found or ReferenceSignals()
+        signals.layer_ND = layer_ND
+        return signals
+
+
+class CachedReference(Reference):
+    """Looks up what a live reference said of every row before training began."""
+
+    def __init__(self, live: LiveReference, sets: Sets, pad_token_id: int, kind: ReferenceKind, batch_size: int) -> None:
+        self.kind, self.head = kind, live.head
+        self.rows: dict[tuple[int, int], ReferenceSignals] = {}
+        device = next(live.model.parameters()).device
+        collate = Collator(sets, pad_token_id)
+        todo = [(role, row) for role in Role for row in range(len(sets.of(role)))]
+        todo.sort(key=lambda pair: -len(sets.of(pair[0])[pair[1]]))
+        for i in tqdm(range(0, len(todo), batch_size), desc="reference", leave=False):
+            batch = {k: v.to(device) for k, v in collate([[pair] for pair in todo[i : i + batch_size]]).items()}
+            signals = live(batch)
+            lengths = supervised(batch["labels"])[0].sum(-1).tolist()
+            keys = list(zip(batch["role"].tolist(), batch["row"].tolist(), strict=True))
+            for key in keys:
+                self.rows[key] = ReferenceSignals()
+            for name, x in signals.parts():
+                for key, part in zip(keys, x.cpu().split(lengths), strict=True):
+                    setattr(self.rows[key], name, part.clone())
+
+    def __call__(self, batch: dict[str, Tensor]) -> ReferenceSignals:
+        keys = zip(batch["role"].tolist(), batch["row"].tolist(), strict=True)
+        rows = [self.rows[key] for key in keys]
+        device = batch["labels"].device
+        return ReferenceSignals(
+            **{name: torch.cat([getattr(r, name) for r in rows]).to(device) for name, _ in rows[0].parts()}
+        )
+
+
+def build_reference(
+    model: nn.Module,
+    needs: Needs,
+    sets: Sets,
+    *,
+    pad_token_id: int,
+    kind: ReferenceKind = "auto",
+    batch_size: int = 16,
+) -> Reference:
+    """The reference for what `needs` asks, of `model` as it is now, which must be the starting model.
+
+    `auto` takes `cached_logps` when log-probabilities are enough, else `cached_hidden` while the cache fits
+    `CACHE_BYTES`, else `adapter_off` for LoRA and `frozen_copy` for full fine-tuning.
+    Raises `UserError` for a kind that can't give what is needed.
+    """
+    if kind not in get_args(ReferenceKind):
+        raise UserError(
+            f"train.reference: {kind!r} is not a kind of reference.{did_you_mean(kind, get_args(ReferenceKind))} "
+            f"Known: {', '.join(get_args(ReferenceKind))}."
+        )
+    base = extract_model_from_parallel(model)
+    has_adapter = hasattr(base, "disable_adapter")
+    if kind == "auto":
+        kind = _choose(base, needs, sets, has_adapter)
+    if kind == "cached_logps" and (needs.divergence or needs.reference_layer):
+        raise UserError(
+            "train.reference: cached_logps holds one number a token, but the chosen objectives compare whole "
+            "distributions or hidden states; use cached_hidden, adapter_off or frozen_copy."
+        )
+    if kind == "adapter_off" and not has_adapter:
+        raise UserError(
+            "train.reference: adapter_off needs a LoRA adapter, and this is full fine-tuning; set model.lora, "
+            "or use cached_hidden or frozen_copy."
+        )
+    if kind == "adapter_off":
+        return LiveReference(model, needs, kind, context=base.disable_adapter)
+    if kind == "frozen_copy":
+        return LiveReference(deepcopy(base).requires_grad_(False), needs, kind)
+    live = LiveReference(model, needs, kind)
+    return CachedReference(live, sets, pad_token_id, kind, batch_size)
+
+
+def _choose(base: nn.Module, needs: Needs, sets: Sets, has_adapter: bool) -> ReferenceKind:
+    if not needs.divergence and not needs.reference_layer:
+        return "cached_logps"
+    tokens = sum(len(e) - e.start for role in Role for e in sets.of(role))
+    width = base.config.get_text_config().hidden_size * (bool(needs.divergence) + needs.reference_layer)
+    if tokens * width * 4 <= CACHE_BYTES:
+        return "cached_hidden"
+    return "adapter_off" if has_adapter else "frozen_copy"

@@ -1,0 +1,311 @@
+"""Results rows → what may be compared with what, and what the numbers amount to in plain words.
+
+Knows the shape of `results.json`, how each metric is named, read and judged, and which rows share a target. Knows nothing
+of pages or pictures, nor of how a number came about: it measures nothing itself.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from expunge.errors import UserError
+
+Row = dict[str, Any]
+Role = Literal["target", "retrained", "method"]
+ROLES: tuple[Role, ...] = ("target", "retrained", "method")
+
+KEEP, COLLAPSE = 0.8, 0.5
+"""Shares of the target's retain metric: from .8 on the rest was kept, under .5 the model has collapsed."""
+LEVEL = 0.05
+"""A forget quality from here on: the KS test cannot tell the model from the retrained one."""
+BROKEN = 0.2
+"""A degeneration worth a sentence."""
+MISSING = "–"
+
+
+class Metric(NamedTuple):
+    """How a metric is read: `hint` is ↑ (more is better), ↓ (less is better) or ≈ (as the retrained model has it)."""
+
+    label: str
+    hint: str
+    range: str
+    good: str
+    group: str = ""
+    """ "forget" and "retain" make the main table; the others appear in the full one."""
+
+
+_GOAL, _SAME = "the retrained model's value", "the target's value"
+METRICS: dict[str, Metric] = {
+    "forget_quality": Metric(
+        "forget quality", "↑", "0 to 1",
+        "above .05. The p-value of a KS test between the truth ratios of this model and of the retrained one", "forget"),
+    "forget_probability": Metric(
+        "forget probability", "↓", "0 to 1",
+        f"{_GOAL}, not 0. Length-normalised probability of the answers that are to be forgotten", "forget"),
+    "forget_rouge_l_recall": Metric(
+        "forget ROUGE-L", "↓", "0 to 1", f"{_GOAL}, not 0. Share of the answer's words generated, in order", "forget"),
+    "forget_truth_ratio": Metric(
+        "forget truth ratio", "≈", "0 and up",
+        f"{_GOAL}. Probability of wrong answers over that of the right one, put in other words", "forget"),
+    "degeneration": Metric(
+        "degeneration", "↓", "0 to 1", "0. Share of forget answers that are empty, repetitive or never end", "forget"),
+    "verbmem": Metric("verbatim memory", "↓", "0 to 1", f"{_GOAL}. ROUGE-L F1 of a forget text's continuation", "forget"),
+    "knowmem_f": Metric("forget knowledge", "↓", "0 to 1", f"{_GOAL}. ROUGE-L F1 of answers on forget texts", "forget"),
+    "privleak": Metric("privacy leak", "≈", "−100 and up", "0. −100: nothing is forgotten; above 0: too much is", "forget"),
+    "model_utility": Metric(
+        "model utility", "↑", "0 to 1",
+        f"{_SAME}. Harmonic mean of probability, ROUGE-L and truth score on retain, real authors and world facts", "retain"),
+    "retain_probability": Metric(
+        "retain probability", "↑", "0 to 1",
+        f"{_SAME}. Length-normalised probability of the answers that are to stay", "retain"),
+    "retain_rouge_l_recall": Metric(
+        "retain ROUGE-L", "↑", "0 to 1", f"{_SAME}. Share of the answer's words generated, in order", "retain"),
+    "retain_truth_ratio": Metric(
+        "retain truth ratio", "↓", "0 and up", f"{_SAME}. Well under 1: right answers are likelier than wrong ones", "retain"),
+    "knowmem_r": Metric("retain knowledge", "↑", "0 to 1", f"{_SAME}. ROUGE-L F1 of answers on texts to keep", "retain"),
+    **{
+        f"{name}_{key}": Metric(f"{words} {label}", hint, span, f"{_SAME}. {good}")
+        for name, words in {"retain": "retain", "real_authors": "real authors", "world_facts": "world facts"}.items()
+        for key, label, hint, span, good in (
+            ("probability", "probability", "↑", "0 to 1", "The right choice's share of all choices' probability"),
+            ("rouge_l_recall", "ROUGE-L", "↑", "0 to 1", "Share of the answer's words generated, in order"),
+            ("truth_ratio", "truth ratio", "↓", "0 and up", "Wrong answers' probability over the right one's"),
+            ("truth_score", "truth score", "↑", "0 to 1", "max(0, 1 − truth ratio), a term of model utility"),
+        )
+        if (name, key) not in (("retain", "probability"), ("retain", "rouge_l_recall"), ("retain", "truth_ratio"))
+    },
+    "extraction_strength": Metric(
+        "extraction strength", "↓", "0 to 1", f"{_GOAL}. Share of an answer that follows from its beginning alone"),
+    "exact_memorization": Metric(
+        "exact memorisation", "↓", "0 to 1", f"{_GOAL}. Share of the answer's tokens that are the model's first guess"),
+}  # fmt: skip
+
+RETAIN_AXES = ("retain_probability", "model_utility", "retain_rouge_l_recall", "knowmem_r")
+FORGET_AXES = ("forget_quality", "forget_probability", "forget_rouge_l_recall", "knowmem_f", "verbmem")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of a comparison: a results row per seed, and the directory that the first of them came from."""
+
+    label: str
+    runs: tuple[Row, ...]
+    directory: Path
+
+    @property
+    def method(self) -> str:
+        return self.runs[0]["method"]
+
+    @property
+    def role(self) -> Role:
+        return role(self.runs[0])
+
+    @property
+    def inference(self) -> bool:
+        return self.runs[0].get("removal") == "inference"
+
+    def values(self, name: str) -> list[float]:
+        return [v for run in self.runs if (v := number(run["metrics"].get(name))) is not None]
+
+    def value(self, name: str) -> float | None:
+        """The median over seeds; of p-values on the log scale, where their differences lie."""
+        values = self.values(name)
+        if name == "forget_quality" and len(values) > 1 and min(values) > 0:
+            return math.exp(statistics.median(map(math.log, values)))
+        return statistics.median(values) if values else None
+
+
+@dataclass(frozen=True)
+class Section:
+    """Everything that may be compared: one benchmark and split, one target and retrained model."""
+
+    name: str
+    entries: tuple[Entry, ...]
+    directories: tuple[Path, ...]
+
+    @property
+    def methods(self) -> list[Entry]:
+        return [e for e in self.entries if e.role == "method"]
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({run["seed"] for entry in self.entries for run in entry.runs})
+
+    def reference(self, which: Role) -> Entry | None:
+        return next((e for e in self.entries if e.role == which), None)
+
+    def axis(self, names: Sequence[str]) -> str | None:
+        """The first of these metrics that some method here has."""
+        return next((n for n in names if any(e.values(n) for e in self.methods)), None)
+
+    def metrics(self, *groups: str) -> list[str]:
+        """The metrics that occur here, known ones first; with `groups`, only those of the main table, group by group."""
+        found = {name for entry in self.entries for run in entry.runs for name in run["metrics"]}
+        if groups:
+            return main_metrics(found, *groups)
+        return [n for n in METRICS if n in found] + sorted(found - METRICS.keys())
+
+    def kept(self, entry: Entry) -> float | None:
+        """The share of the target's (else the retrained model's) retain metric that is left; None when unknown."""
+        keep = self.axis(RETAIN_AXES)
+        base = next((v for r in ROLES[:2] if keep and (e := self.reference(r)) and (v := e.value(keep))), None)
+        value = entry.value(keep) if keep else None
+        return None if base is None or value is None else value / base
+
+    def collapsed(self, entry: Entry) -> bool:
+        return (share := self.kept(entry)) is not None and share < COLLAPSE
+
+    def score(self, entry: Entry) -> float:
+        """Higher has forgotten better: forget quality, else nearness to the retrained model, else least remembered."""
+        aim = self.axis(FORGET_AXES)
+        value = entry.value(aim) if aim else None
+        if aim is None or value is None:
+            return -math.inf
+        retrained = self.reference("retrained")
+        return value if aim == "forget_quality" else -abs(value - ((retrained and retrained.value(aim)) or 0.0))
+
+    def keepers(self) -> list[Entry]:
+        """The methods that keep at least `KEEP`, best at forgetting first."""
+        found = [e for e in self.methods if (self.kept(e) or 0.0) >= KEEP and self.score(e) > -math.inf]
+        return sorted(found, key=self.score, reverse=True)
+
+
+def load_results(directory: Path) -> list[Row]:
+    """The checked rows of `directory/results.json`; `UserError` names the file, the row and the remedy."""
+    path = Path(directory) / "results.json"
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(f"{directory} has no readable results.json: give the directory of a finished run.") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}): repeat the command that wrote it.") from None
+    if not isinstance(rows, list) or not rows:
+        raise UserError(f"{path} must hold a list of at least one row: repeat the command that wrote it.")
+    for k, row in enumerate(rows, start=1):
+        if problem := _problem(row):
+            raise UserError(f"{path}, row {k}: {problem}; repeat the command that wrote it.")
+    return rows
+
+
+def _problem(row: Any) -> str | None:
+    if not isinstance(row, dict):
+        return f"a row must be an object, got {row!r}"
+    for key, kind in {"method": str, "benchmark": str, "split": str, "seed": int, "metrics": dict}.items():
+        if not isinstance(row.get(key), kind):
+            return f"{key!r} must be {kind.__name__}, got {row[key]!r}" if key in row else f"the key {key!r} is missing"
+    if row.get("removal") not in (None, "weights", "inference"):
+        return f"'removal' must be 'weights' or 'inference', got {row['removal']!r}"
+    steps = row.get("trajectory") or []
+    if not isinstance(steps, list) or not all(isinstance(s, dict) and isinstance(s.get("metrics"), dict) for s in steps):
+        return "'trajectory' must be a list of objects that have 'metrics'"
+    if not isinstance(row.get("versions") or {}, dict):
+        return f"'versions' must be an object, got {row['versions']!r}"
+    costs = {key: row.get(key) for key in ("seconds", "peak_memory_mib")}
+    places = {key: step.get(key) for step in steps for key in ("epoch", "step")}
+    for found in (costs, places, row["metrics"], *(s["metrics"] for s in steps)):
+        for name, value in found.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                return f"{name!r} must be a number or null, got {value!r}"
+    return None
+
+
+def role(row: Row) -> Role:
+    return row["method"] if row["method"] in ("target", "retrained") else "method"
+
+
+def number(value: float | None) -> float | None:
+    """The value, or None where there is nothing to show: null, NaN, infinity."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def show(name: str, value: float | None) -> str:
+    """A metric's value as people write it: p-values 2e-06, what lies in [0, 1] .996, anything else to three figures."""
+    if value is None:
+        return MISSING
+    if name == "forget_quality" and value < 1e-3:
+        return f"{value:.0e}" if value else "0"
+    return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 and f"{abs(value):.3f}"[0] == "0" else (
+        "1.000" if f"{value:.3f}" == "1.000" else f"{value:.3g}")  # fmt: skip
+
+
+def main_metrics(found: Iterable[str], *groups: str) -> list[str]:
+    """Those of the metrics `found` that belong to the main table, group by group."""
+    found = set(found)
+    return [n for g in groups for n, m in METRICS.items() if n in found and m.group == g]
+
+
+def removal(row: Row) -> str:
+    return MISSING if role(row) != "method" else row.get("removal") or MISSING
+
+
+def cost(row: Row) -> tuple[str, str]:
+    """Wall time and peak memory (MiB) of a row's training, for people."""
+    seconds, memory = number(row.get("seconds")), number(row.get("peak_memory_mib"))
+    time = MISSING
+    if seconds is not None:
+        unit, size = next(u for u in (("h", 3600), ("min", 60), ("s", 1)) if seconds >= 2 * u[1] or u[1] == 1)
+        time = f"{seconds / size:.3g} {unit}"
+    return time, MISSING if memory is None else f"{memory:,.0f}"
+
+
+def versions(rows: Iterable[Row]) -> list[tuple[str, list[str]]]:
+    """What the rows were made with: each name and, where rows differ, every value of it."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for name, value in (row.get("versions") or {}).items():
+            if str(value) not in found.setdefault(name, []):
+                found[name].append(str(value))
+    return list(found.items())
+
+
+def sections(directories: Iterable[Path]) -> list[Section]:
+    """Rows sorted into comparisons: one a benchmark and split, and one a directory where their references disagree."""
+    loaded = [(Path(d), row) for d in directories for row in load_results(Path(d))]
+    result = []
+    for key in dict.fromkeys((row["benchmark"], row["split"]) for _, row in loaded):
+        here = [(d, row) for d, row in loaded if (row["benchmark"], row["split"]) == key]
+        paths = list(dict.fromkeys(d for d, _ in here))
+        agree = len(paths) == 1 or _references_agree([row for _, row in here])
+        for group in [paths] if agree else [[p] for p in paths]:
+            name = " · ".join(key if agree else (*key, group[0].name))
+            result.append(Section(name, _entries([(d, row) for d, row in here if d in group]), tuple(group)))
+    return result
+
+
+def _references_agree(rows: Sequence[Row]) -> bool:
+    """Whether the rows of a reference model and seed say the same, but for what another machine's arithmetic changes."""
+    seen: dict[tuple[str, int], Row] = {}
+    for row in (r for r in rows if role(r) != "method"):
+        first = seen.setdefault((row["method"], row["seed"]), row)["metrics"]
+        for name in (row["metrics"].keys() & first.keys()) - {"forget_quality"}:
+            a, b = number(first[name]), number(row["metrics"][name])
+            if a is not None and b is not None and not math.isclose(a, b, rel_tol=0.01, abs_tol=0.005):
+                return False
+    return True
+
+
+def _entries(rows: Sequence[tuple[Path, Row]]) -> tuple[Entry, ...]:
+    """A method's rows are its seeds; rows that differ though their seed is the same are told apart in their labels."""
+    found: dict[str, list[tuple[Path, Row]]] = {}
+    for directory, row in rows:
+        mine = found.setdefault(row["method"], [])
+        again = [r for _, r in mine if r["seed"] == row["seed"]]
+        if not again or (role(row) == "method" and row not in again):
+            mine.append((directory, row))
+    entries: dict[str, list[tuple[Path, Row]]] = {}
+    for method, mine in found.items():
+        clash = len({r["seed"] for _, r in mine}) < len(mine)
+        for directory, row in mine:
+            stem = f"{method} · {directory.name}" if clash and len({d for d, _ in mine}) > 1 else method
+            labels = (stem if k == 1 else f"{stem} #{k}" for k in range(1, len(mine) + 1))
+            label = next(x for x in labels if row["seed"] not in [r["seed"] for _, r in entries.get(x, [])])
+            entries.setdefault(label, []).append((directory, row))
+    made = []
+    for label, pairs in entries.items():
+        pairs.sort(key=lambda pair: pair[1]["seed"])
+        made.append(Entry(label, tuple(row for _, row in pairs), pairs[0][0]))
+    return tuple(sorted(made, key=lambda e: ROLES.index(e.role)))

@@ -1,0 +1,54 @@
+"""Results → Markdown tables for docs/results, every number of them from `results.json`.
+
+Knows rows and tables. Knows nothing of pages, pictures or verdicts.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from expunge.report.comparison import (
+    METRICS,
+    ROLES,
+    Row,
+    cost,
+    main_metrics,
+    number,
+    removal,
+    role,
+    sections,
+    show,
+    versions,
+)
+
+LEGEND = """\
+↑ more is better; ↓ less is better, down to the retrained model's value; ≈ the nearer to the retrained model the better.
+Forget quality is a p-value: from .05 on, a KS test cannot tell the model from the retrained one. `weights`: what was
+forgotten is gone from the weights; `inference`: they still hold it, and it is suppressed when the model is used.
+"""
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """One line a row, references first, with the main metrics that occur among the rows (all of them if none is main)."""
+    found = {name for row in rows for name in row["metrics"]}
+    names = main_metrics(found, "forget", "retain") or sorted(found)
+    heads = [f"{METRICS[n].label} {METRICS[n].hint}" if n in METRICS else n for n in names]
+    lines = [["method", "removal", "seed", *heads, "time", "peak MiB"], [":--", ":--", *["--:"] * (len(names) + 3)]]
+    for row in sorted(rows, key=lambda r: ROLES.index(role(r))):
+        values = [show(n, number(row["metrics"].get(n))) for n in names]
+        lines.append([row["method"], removal(row), str(row["seed"]), *values, *cost(row)])
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def write_markdown(directories: Sequence[Path], out: Path, *, command: str) -> Path:
+    """Write a table per split with its seeds, versions and machine, and the `command` that repeats it; returns `out`."""
+    text = ["# Results", "", "Every number below was written by this command:", "", f"    {command}", ""]
+    for section in sections(directories):
+        rows = [run | {"method": entry.label} for entry in section.entries for run in entry.runs]
+        text += [f"## {section.name}", "", markdown_table(rows)]
+        seeds = ", ".join(map(str, section.seeds))
+        text += [f"- {'Seed' if len(section.seeds) == 1 else 'Seeds'}: {seeds}"]
+        text += [f"- {name}: {', '.join(values)}" for name, values in versions(rows)] + [""]
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("\n".join([*text, LEGEND]), encoding="utf-8")
+    return out

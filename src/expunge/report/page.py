@@ -1,0 +1,200 @@
+"""Comparisons and records → the page: what stands in which table, which answers are shown, what is collapsed.
+
+Knows a run directory's `records/` and `recipe.yaml`. Knows nothing of how the page looks: that is `page.html.j2`.
+"""
+
+import json
+import re
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from expunge.errors import UserError
+from expunge.report import drawing
+from expunge.report.comparison import (
+    METRICS,
+    ROLES,
+    Entry,
+    Metric,
+    Row,
+    Section,
+    cost,
+    number,
+    removal,
+    sections,
+    show,
+    versions,
+)
+from expunge.report.figures import Figure, figures
+from expunge.report.verdict import verdict
+
+SHOWN = 10
+"""Questions shown of a set, spread evenly over its records."""
+LONGEST = 320
+"""Characters shown of an answer; the records hold all of it."""
+SETS = {"forget": "Questions to forget", "retain": "Questions to keep"}
+UNKNOWN = Metric("", "", "", "No definition of this metric is known to the report.")
+
+
+def write_report(directories: Sequence[Path], out: Path) -> Path:
+    """Write the page to `out` and its pictures to `pictures/` beside it; returns `out`.
+
+    The page needs nothing but itself (no script library, no address on the network) and is the same, byte for byte, for
+    the same directories. `UserError` for a directory without proper results or with a broken record.
+    """
+    import jinja2
+
+    out, found = Path(out), sections(directories)
+    splits = {d: [s.name for s in found if d in s.directories] for s in found for d in s.directories}
+    parts, drawn = [], {}
+    for section in found:
+        slug, pictures = _slug(section.name), figures(section)
+        drawn |= {f"{slug}-{figure.name}.svg": figure.svg for figure in pictures}
+        parts.append(
+            {
+                "id": slug,
+                "section": section,
+                "verdict": verdict(section),
+                "table": _table(section),
+                "figures": [(f, _inline(f, slug)) for f in pictures],
+                # Records carry no split, so those of a directory with several splits belong under none of them.
+                "answers": _answers([e for e in section.entries if len(splits[e.directory]) == 1]),
+                "runs": _runs(section),
+                "versions": versions(run for e in section.entries for run in e.runs),
+            }
+        )
+    mixed = {(e.label, e.directory): e for s in found for e in s.entries if len(splits[e.directory]) > 1}
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    page = environment.get_template("page.html.j2").render(
+        title=" and ".join(dict.fromkeys(s.name for s in found)) if len(found) < 3 else found[0].name.split(" · ")[0],
+        parts=parts,
+        mixed=_answers(list(mixed.values())),
+        recipes=[(d.name, p.read_text(encoding="utf-8")) for d in splits if (p := d / "recipe.yaml").is_file()],
+        glossary=[(n, METRICS.get(n, UNKNOWN)) for n in dict.fromkeys(n for s in found for n in s.metrics())],
+        shown=SHOWN,
+    )
+    (out.parent / "pictures").mkdir(parents=True, exist_ok=True)
+    for name, svg in drawn.items():
+        (out.parent / "pictures" / name).write_text(svg, encoding="utf-8")
+    out.write_text(page, encoding="utf-8")
+    return out
+
+
+def _table(section: Section) -> dict[str, Any]:
+    """The main table: a line per model, medians and spreads where there are several seeds."""
+    groups = [("Forget set", section.metrics("forget")), ("What should stay", section.metrics("retain"))]
+    groups = [g for g in groups if g[1]] or [("Metrics", section.metrics())]
+    names = [n for _, group in groups for n in group]
+    starts = {group[0] for _, group in groups}
+    best = next(iter(section.keepers()), None)
+    methods = [e.label for e in section.methods]
+    rows = []
+    for entry in section.entries:
+        cells = []
+        for name in names:
+            values = entry.values(name)
+            spread = f"{show(name, min(values))} to {show(name, max(values))}" if len(values) > 1 else ""
+            cells.append((show(name, entry.value(name)), spread, name in starts))
+        typical = entry.runs[0] | {key: _median(entry.runs, key) for key in ("seconds", "peak_memory_mib")}
+        collapsed = entry.role == "method" and section.collapsed(entry)
+        rows.append(
+            {
+                "label": entry.label,
+                "role": entry.role,
+                "tag": "collapsed" if collapsed else "best" if entry is best and len(methods) > 1 else "",
+                "mark": drawing.swatch(entry.label, entry.role, entry.inference, methods),
+                "cells": cells,
+                "removal": removal(typical),
+                "cost": cost(typical),
+                "seeds": len(entry.runs),
+            }
+        )
+    columns = []
+    for name in names:
+        metric = METRICS.get(name, UNKNOWN)
+        columns.append((re.sub("^(forget|retain) ", "", metric.label) or name, metric.hint, name in starts))
+    return {"groups": [(words, len(group)) for words, group in groups], "columns": columns, "rows": rows}
+
+
+def _runs(section: Section) -> dict[str, Any]:
+    """The full table: a line per metric, a column per model and seed."""
+    runs = [(e.label, run) for e in section.entries for run in e.runs]
+    lines = [(n, [show(n, number(run["metrics"].get(n))) for _, run in runs]) for n in section.metrics()]
+    return {"heads": [(label, run["seed"]) for label, run in runs], "lines": lines}
+
+
+def _answers(entries: Sequence[Entry]) -> dict[str, Any] | None:
+    """A few questions of each set with every model's answer; None when no model has records."""
+    blocks = []
+    heard: list[Entry] = []
+    for name, title in SETS.items():
+        records = {e.label: _records(e.directory / "records" / f"{e.method}.{name}.jsonl") for e in entries}
+        heard += [e for e in entries if records[e.label] and e not in heard]
+        known: dict[int, Row] = {i: row for label in reversed(records) for i, row in records[label].items()}
+        indices = sorted(known)
+        chosen = [indices[k * len(indices) // SHOWN] for k in range(SHOWN)] if len(indices) > SHOWN else indices
+        questions = []
+        for index in chosen:
+            told = {e.label: _answer(records[e.label].get(index)) for e in entries}
+            questions.append((known[index].get("question"), known[index].get("answer"), told))
+        if questions:
+            blocks.append((title, len(known), questions))
+    if not blocks:
+        return None
+    heard.sort(key=lambda e: ROLES.index(e.role))
+    return {
+        "blocks": blocks,
+        "references": [(e.label, e.role) for e in heard if e.role != "method"],
+        "methods": [e.label for e in heard if e.role == "method"],
+    }
+
+
+def _records(path: Path) -> dict[int, Row]:
+    """The records by their question's index; none when the file is absent."""
+    if not path.is_file():
+        return {}
+    found: dict[int, Row] = {}
+    for k, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            found[int(row["index"])] = row
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{path}, line {k} is not a record with an 'index': evaluate again, or remove it.") from None
+    return found
+
+
+def _answer(record: Row | None) -> dict[str, Any] | None:
+    if record is None:
+        return None
+    text = str(record.get("generated") or "")
+    numbers = [("P", "probability"), ("ROUGE-L", "rouge_l_recall"), ("truth ratio", "truth_ratio")]
+    return {
+        "text": text[:LONGEST],
+        "more": f"{len(text):,} characters" if len(text) > LONGEST else "",
+        "broken": bool(record.get("degenerate")),
+        "numbers": [f"{words} {show(key, record[key])}" for words, key in numbers if record.get(key) is not None],
+    }
+
+
+def _inline(figure: Figure, slug: str) -> str:
+    """The picture as part of a page: described, its ids unlike those of other sections, the namespaces left to HTML."""
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", figure.svg)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{slug}-", svg)
+    description = figure.alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{description}" ', 1)
+
+
+def _median(runs: Sequence[Row], key: str) -> float | None:
+    values = [v for run in runs if (v := number(run.get(key))) is not None]
+    return statistics.median(values) if values else None
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "results"

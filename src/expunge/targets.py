@@ -1,0 +1,125 @@
+"""From-scratch models: the target that learnt everything and its retrained twin that never saw the forget rows.
+
+Trained once and kept by the hash of all that decides them (rows, sizes, settings, seed); knows nothing of unlearning.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field
+
+from expunge.data.benchmark import Row
+from expunge.models import ScratchConfig, build_scratch, save, train_tokenizer
+from expunge.objectives import NLL
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Raise when the same inputs would give another model, so that older ones are not taken for it."""
+
+
+class FinetuneConfig(BaseModel):
+    """How a from-scratch model learns its rows: AdamW, cosine schedule with a tenth of warm-up."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(default=30, ge=1)
+    learning_rate: float = Field(default=2e-3, gt=0)
+    batch_size: int = Field(default=32, ge=1)
+    bf16: bool = Field(default=False, description="bfloat16 autocast over float32 weights")
+
+
+def cache_directory() -> Path:
+    """`$EXPUNGE_CACHE`, else `~/.cache/expunge`."""
+    return Path(os.environ.get("EXPUNGE_CACHE", Path.home() / ".cache" / "expunge"))
+
+
+def train_from_scratch(
+    rows: Sequence[Row],
+    vocabulary_rows: Sequence[Row],
+    *,
+    scratch: ScratchConfig,
+    finetune: FinetuneConfig,
+    seed: int,
+    title: str,
+) -> Path:
+    """The folder of a model that has learnt `rows`; trained now or found in the cache.
+
+    The tokenizer is trained on `vocabulary_rows`, which target and twin must share so that their numbers compare.
+    An interrupted training goes on where its last epoch ended; two processes never train the same model at once.
+    """
+    recipe = {
+        "format": FORMAT,
+        "scratch": scratch.model_dump(),
+        "finetune": finetune.model_dump(),
+        "seed": seed,
+        "rows": _digest(rows),
+        "vocabulary": _digest(vocabulary_rows),
+    }
+    final = cache_directory() / "targets" / _digest(recipe)[:16]
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{final}.lock"):
+        if not final.exists():
+            log.info("training %s (%d rows, %d epochs) into %s", title, len(rows), finetune.epochs, final)
+            partial = final.with_suffix(".partial")
+            _train(rows, vocabulary_rows, scratch, finetune, seed, partial, title)
+            (partial / "model" / "expunge.json").write_text(json.dumps({**recipe, "title": title}, indent=1))
+            os.replace(partial / "model", final)
+            shutil.rmtree(partial)
+    return final
+
+
+def _train(
+    rows: Sequence[Row],
+    vocabulary_rows: Sequence[Row],
+    scratch: ScratchConfig,
+    finetune: FinetuneConfig,
+    seed: int,
+    partial: Path,
+    title: str,
+) -> None:
+    from expunge.trainer import UnlearnConfig, UnlearnTrainer, last_checkpoint
+
+    tokenizer = train_tokenizer((_text(row) for row in vocabulary_rows), scratch)
+    args = UnlearnConfig(
+        output_dir=str(partial),
+        num_train_epochs=finetune.epochs,
+        learning_rate=finetune.learning_rate,
+        per_device_train_batch_size=finetune.batch_size,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.1,
+        bf16=finetune.bf16,
+        seed=seed,
+        logging_steps=20,
+        save_strategy="epoch" if finetune.epochs * len(rows) > 20_000 else "no",
+    )
+    trainer = UnlearnTrainer(
+        build_scratch(scratch, tokenizer, seed=seed),
+        args,
+        retain=NLL(),
+        retain_dataset=rows,
+        processing_class=tokenizer,
+    )
+    checkpoint = last_checkpoint(partial)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, partial / "model")
+
+
+def _text(row: Row) -> str:
+    """All the words of a row, as the BPE should see them."""
+    if "question" in row:
+        from expunge.data.encode import QUESTION_FORMAT
+
+        return "".join(QUESTION_FORMAT).format(**row)
+    return " ".join(str(value) for value in row.values())
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -1,0 +1,415 @@
+"""`UnlearnTrainer`: one forward for all roles, the signals its objectives ask for, and their weighted sum.
+
+A `transformers.Trainer` in everything else: arguments, optimizers, schedules, checkpoints, callbacks, launchers.
+Knows nothing of benchmarks or of any particular objective.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from expunge.data.benchmark import Row
+#from expunge.data.checks import check_disjoint
+from expunge.data.encode import encode_rows, prepare_tokenizer, with_answer
+from expunge.data.pairs import Collator, PairedDataset, PairSampler, Role, Sets
+from expunge.errors import UserError
+from expunge.logprobs import Head, decoder_layers, forward_supervised, supervised, token_divergence, token_logps
+from expunge.objectives import NLL, RMU, Objective
+from expunge.objectives.base import Needs, Signals
+from expunge.reference import ReferenceKind, build_reference
+
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass
+class UnlearnConfig(TrainingArguments):
+    """`transformers.TrainingArguments` with the defaults of this field and the few keys that unlearning adds.
+
+    reference    where the starting model's signals come from; see `expunge.reference`
+    max_length   longest sequence in tokens; `None` is the model's context length
+    overflow     what to do with longer ones: `error` or `truncate`
+    """
+
+    reference: ReferenceKind = "auto"
+    max_length: int | None = None
+    overflow: str = "error"
+
+    learning_rate: float = 1e-5
+    num_train_epochs: float = 5
+    per_device_train_batch_size: int = 8
+    lr_scheduler_type: str = "constant"
+    weight_decay: float = 0.01
+    logging_steps: float = 1
+    save_strategy: str = "epoch"
+    save_total_limit: int | None = 1
+    report_to: str | list[str] | None = "none"
+    remove_unused_columns: bool = False
+    # A NaN must reach us: the trainer stops on it instead of averaging it away.
+    logging_nan_inf_filter: bool = False
+
+    def __post_init__(self) -> None:
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        super().__post_init__()
+
+
+class TrainingDiverged(UserError):
+    """A term of the loss became NaN or infinite."""
+
+
+class UnlearnTrainer(Trainer):
+    """Unlearn `forget_dataset` under `objective` while `retain` holds on to `retain_dataset`.
+
+    Either side may be missing: without `objective` the model simply learns `retain_dataset` under `retain`.
+
+    Args:
+        model: any causal LM with one output head.
+        args: `UnlearnConfig`.
+        objective: a forget objective, such as `objectives.NPO(beta=0.1)`.
+        retain: a retain objective, such as `objectives.NLL()`.
+        forget_dataset, retain_dataset: rows in any format of `expunge.data.formats` (lists of dicts or a
+            `datasets.Dataset`).
+        refusals: answers to draw from for objectives that prefer a refusal (DPO).
+        processing_class: the tokenizer.
+        peft_config: train a LoRA adapter instead of the weights.
+        evaluate: called with the model when `args.eval_strategy` says so; its numbers are logged as `eval_*`.
+
+    Raises:
+        UserError: for data or objectives that can't be used, before anything is written.
+    """
+
+    # The loss is divided by the counts of the whole optimizer step already.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: UnlearnConfig,
+        *,
+        objective: Objective | None = None,
+        retain: Objective | None = None,
+        forget_dataset: Sequence[Row] = (),
+        retain_dataset: Sequence[Row] = (),
+        refusals: Sequence[str] = (),
+        processing_class: Any,
+        peft_config: Any = None,
+        evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        tokenizer = prepare_tokenizer(processing_class)
+        self.objective, self.retain = _check_terms(objective, retain, forget_dataset, retain_dataset, refusals, model)
+        self.sets = _encode_sets(self, args, forget_dataset, retain_dataset, refusals, tokenizer, model)
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, peft_config)  # pyright: ignore[reportArgumentType]
+        if isinstance(objective, RMU):
+            _train_only(model, objective.trainable_layers)
+        self.evaluator = evaluate
+        self.reference = None
+        self._terms: list[tuple[int, dict[str, Tensor]]] = []
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=Collator(self.sets, tokenizer.pad_token_id),
+            train_dataset=PairedDataset(self.sets, refusals=self._needs(Role.FORGET).refusal),
+            # Trainer wants to see something to evaluate on; `evaluate` below never looks at it.
+            eval_dataset=[] if evaluate is not None else None,  # pyright: ignore[reportArgumentType]
+            processing_class=tokenizer,
+            **kwargs,
+        )
+        self.add_callback(MetricsFile(Path(args.output_dir)))
+        needs = _merge(self._needs(Role.FORGET), self._needs(Role.RETAIN))
+        if needs.reference:
+            self.reference = build_reference(
+                self.model,
+                needs,
+                self.sets,
+                pad_token_id=tokenizer.pad_token_id,
+                kind=args.reference,
+                batch_size=args.per_device_train_batch_size * 2,
+            )
+        self.surprisal = _unigram_surprisal(self.sets, self.model) if needs.surprisal else None
+
+    # -- the step ------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Tensor:
+        forget, retain = self.signals(model, inputs)
+        terms: dict[str, Tensor] = {}
+        for name, objective, signals, counts in (
+            ("forget", self.objective, forget, num_items_in_batch[:2]),
+            ("retain", self.retain, retain, num_items_in_batch[2:]),
+        ):
+            if objective is not None and signals is not None:
+                values = objective.loss(signals)
+                terms[name] = values.sum() / counts[0 if objective.per == "token" else 1]
+        self._terms.append((self.state.global_step + 1, {name: t.detach() for name, t in terms.items()}))
+        weights = {"forget": self.objective, "retain": self.retain}
+        return sum((weights[name].weight * t for name, t in terms.items()), start=inputs["input_ids"].new_zeros(()).float())
+
+    def signals(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Signals | None, Signals | None]:
+        """The forget and the retain signals of one batch, from one forward of `model` and one look at the reference."""
+        predicts_BT, target_N = supervised(batch["labels"])
+        sequence_N = predicts_BT.nonzero()[:, 0]
+        role_N = batch["role"][sequence_N]
+        reference = self.reference(batch) if self.reference is not None else None
+        # Rows stand in the batch by role, so each role is one slice of the N tokens and of the B sequences.
+        tokens = torch.bincount(role_N, minlength=len(Role)).tolist()
+        sequences = torch.bincount(batch["role"], minlength=len(Role)).tolist()
+        needs = {role: self._needs(role) for role in Role}
+        layer = next((n.layer for n in needs.values() if n.layer is not None), None)
+
+        def at_head(hidden_ND: Tensor, head: Head) -> dict[Role, dict[str, Tensor]]:
+            found: dict[Role, dict[str, Tensor]] = {role: {} for role in Role}
+            wanted = torch.cat([torch.full((tokens[r],), needs[r].logp, device=hidden_ND.device) for r in Role])
+            if wanted.any():
+                logp = token_logps(hidden_ND[wanted], target_N[wanted], head)
+                sizes = [tokens[r] if needs[r].logp else 0 for r in Role]
+                for role, part in zip(Role, logp.split(sizes), strict=True):
+                    found[role]["logp_N"] = part
+            for role, hidden, target, start in zip(
+                Role, hidden_ND.split(tokens), target_N.split(tokens), _starts(tokens), strict=True
+            ):
+                if needs[role].divergence and len(target):
+                    assert reference is not None and reference.hidden_ND is not None and self.reference is not None
+                    start_ND = reference.hidden_ND[start : start + len(target)]
+                    found[role]["divergence_N"] = token_divergence(
+                        hidden, head, start_ND, self.reference.head, target, needs[role].divergence
+                    )
+            return found
+
+        needs_head = any(n.head for role, n in needs.items() if tokens[role])
+        found, layer_ND = forward_supervised(
+            model,
+            batch["input_ids"],
+            batch["attention_mask"],
+            predicts_BT,
+            at_head=at_head if needs_head else None,
+            layer=layer,
+        )
+        result: dict[Role, Signals] = {}
+        for role, start, first in zip(Role, _starts(tokens), _starts(sequences), strict=True):
+            part = slice(start, start + tokens[role])
+            result[role] = Signals(
+                vocab_size=self.vocab_size,
+                sequence_N=sequence_N[part] - first,
+                sequences=sequences[role],
+                **(found[role] if found else {}),
+            )
+            if layer_ND is not None:
+                result[role].layer_ND = layer_ND[part]
+            if reference is not None and reference.logp_N is not None:
+                result[role].reference_logp_N = reference.logp_N[part]
+            if reference is not None and reference.layer_ND is not None:
+                result[role].reference_layer_ND = reference.layer_ND[part]
+            if self.surprisal is not None:
+                result[role].surprisal_N = self.surprisal.to(target_N.device)[target_N[part]]
+        result[Role.FORGET].refusal = result[Role.REFUSAL]
+        return tuple(result[r] if sequences[r] else None for r in (Role.FORGET, Role.RETAIN))  # pyright: ignore[reportReturnType]
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the output head, V."""
+        return self.accelerator.unwrap_model(self.model).get_output_embeddings().weight.shape[0]
+
+    def _needs(self, role: Role) -> Needs:
+        objective = self.retain if role == Role.RETAIN else self.objective
+        needs = objective.needs if objective is not None else Needs()
+        return needs if role != Role.REFUSAL or needs.refusal else Needs()
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
+        """Supervised tokens and sequences of the whole optimizer step: [forget tokens, forget sequences, retain …].
+
+        Counted over all accumulation steps and ranks, so that the loss is a mean over the global batch however it is
+        cut up. Divided by the number of ranks, because gradients are averaged over them.
+        """
+        counts = torch.zeros(4)
+        for batch in batch_samples:
+            per_row = (batch["labels"][:, 1:] != -100).sum(-1)
+            for i, role in ((0, Role.FORGET), (2, Role.RETAIN)):
+                mine = batch["role"] == role
+                counts[i] += per_row[mine].sum().cpu()
+                counts[i + 1] += mine.sum().cpu()
+        counts = counts.to(device)
+        if self.args.world_size > 1:
+            counts = self.accelerator.reduce(counts, "sum") / self.args.world_size
+        return counts.clamp(min=1)
+
+    # -- order, evaluation, logs -----------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> PairSampler:
+        world_batch = self._train_batch_size * self.args.world_size
+        return PairSampler(self.sets, batch_size=world_batch, seed=self.args.seed)
+
+    def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
+        assert self.evaluator is not None
+        metrics = {f"eval_{k}": v for k, v in self.evaluator(self.accelerator.unwrap_model(self.model)).items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs = {**logs, **self._flush_terms()}
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._flush_terms()  # never save what a NaN has touched
+        super()._save_checkpoint(model, trial)
+
+    def _flush_terms(self) -> dict[str, float]:
+        """Mean of every term since the last log; raises `TrainingDiverged` at the first that is not finite."""
+        if not self._terms:
+            return {}
+        names = self._terms[0][1]
+        steps = [step for step, _ in self._terms]
+        means: dict[str, float] = {}
+        for name in names:
+            values = torch.stack([terms[name] for _, terms in self._terms]).float().cpu()
+            if not values.isfinite().all():
+                step = steps[int((~values.isfinite()).nonzero()[0])]
+                raise TrainingDiverged(
+                    f"the {name} term became {values[~values.isfinite()][0].item()} at step {step}; the last good "
+                    f"checkpoint, if one was due, is in {self.args.output_dir}. Lower train.learning_rate or the "
+                    f"method's weight."
+                )
+            means[f"{name}_loss"] = values.sum().item() / len(set(steps))
+        self._terms.clear()
+        return means
+
+
+class MetricsFile(TrainerCallback):
+    """Keeps `metrics.jsonl`: a row per logged step and per evaluation, with the seconds of training so far.
+
+    The file always agrees with the trainer's own history, so a resumed run takes it up without a gap or a repeat.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / METRICS_FILE
+        self.seconds = 0.0
+        self._since: float | None = None
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.seconds = next((r["seconds"] for r in reversed(state.log_history) if "seconds" in r), 0.0)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in state.log_history), encoding="utf-8")
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._since = time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        if self._since is not None:
+            self.seconds += time.perf_counter() - self._since
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
+        row = state.log_history[-1]
+        row["seconds"] = round(self.seconds, 3)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def last_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint in `directory` that was written to its end, or `None`.
+
+    The trainer writes `trainer_state.json` last, so a checkpoint without a readable one was cut off.
+    """
+    found = sorted(directory.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
+    for path in found:
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return path
+    return None
+
+
+def _check_terms(
+    objective: Objective | None,
+    retain: Objective | None,
+    forget_dataset: Sequence[Row],
+    retain_dataset: Sequence[Row],
+    refusals: Sequence[str],
+    model: nn.Module,
+) -> tuple[Objective | None, Objective | None]:
+    if objective is not None and not len(forget_dataset):
+        raise UserError("the forget set is empty; give at least one row to forget.")
+    if retain is not None and not len(retain_dataset):
+        raise UserError(
+            f"retain objective {type(retain).__name__} has no rows to keep; give a retain set, or leave the retain "
+            f"objective away."
+        )
+    if objective is None and retain is None:
+        retain = NLL()
+    if objective is not None and objective.needs.refusal and not refusals:
+        raise UserError("dpo prefers a refusal to the answer, and there are no refusals; give some, or use npo.")
+    layers = model.config.get_text_config().num_hidden_layers  # pyright: ignore
+    for term in (objective, retain):
+        if term is not None and term.needs.layer is not None and term.needs.layer >= layers:
+            raise UserError(
+                f"method: layer {term.needs.layer} of {type(term).__name__} is out of range; the model has layers "
+                f"0 to {layers - 1}."
+            )
+    if forget_dataset and retain_dataset:
+        pass  #         check_disjoint(forget_dataset, retain_dataset)
+    return objective, retain
+
+
+def _encode_sets(
+    trainer: UnlearnTrainer,
+    args: UnlearnConfig,
+    forget_dataset: Sequence[Row],
+    retain_dataset: Sequence[Row],
+    refusals: Sequence[str],
+    tokenizer: Any,
+    model: nn.Module,
+) -> Sets:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)  # pyright: ignore
+    limit = args.max_length or context
+    options: dict[str, Any] = {"max_length": limit, "overflow": args.overflow}
+    refusal: list[Any] = []
+    if trainer.objective is not None and trainer.objective.needs.refusal:
+        generator = torch.Generator().manual_seed(args.seed)
+        drawn = torch.randint(len(refusals), (len(forget_dataset),), generator=generator).tolist()
+        rows = [with_answer(row, refusals[i]) for row, i in zip(forget_dataset, drawn, strict=True)]
+        refusal = encode_rows(rows, tokenizer, name="refusals", **options)
+    return Sets(
+        forget=encode_rows(forget_dataset, tokenizer, name="forget", **options) if trainer.objective else [],
+        retain=encode_rows(retain_dataset, tokenizer, name="retain", **options) if trainer.retain else [],
+        refusal=refusal,
+    )
+
+
+def _merge(a: Needs, b: Needs) -> Needs:
+    """What either asks for; of two different divergences any one, since both need the reference's hidden states."""
+    return replace(a, **{f.name: getattr(b, f.name) for f in fields(Needs) if getattr(b, f.name) not in (None, False)})
+
+
+def _train_only(model: nn.Module, layers: range) -> None:
+    """Freeze everything but what is trainable now in `layers`."""
+    keep = {id(p) for i in layers for p in decoder_layers(model)[i].parameters() if p.requires_grad}
+    for p in model.parameters():
+        p.requires_grad_(id(p) in keep)
+
+
+def _unigram_surprisal(sets: Sets, model: nn.Module) -> Tensor:
+    """−log frequency of every token among the supervised tokens of the training data (add-one), nats, [V]."""
+    size = model.get_output_embeddings().weight.shape[0]  # pyright: ignore
+    tokens = [t for role in (Role.FORGET, Role.RETAIN) for e in sets.of(role) for t in e.input_ids[e.start :]]
+    counts = torch.bincount(torch.tensor(tokens), minlength=size).float() + 1
+    return -(counts / counts.sum()).log()
+
+
+def _starts(sizes: Sequence[int]) -> list[int]:
+    return [sum(sizes[:i]) for i in range(len(sizes))]
