@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from expunge.data.benchmark import Row
-#from expunge.data.checks import check_disjoint
+from expunge.data.checks import check_disjoint
 from expunge.data.encode import encode_rows, prepare_tokenizer, with_answer
 from expunge.data.pairs import Collator, PairedDataset, PairSampler, Role, Sets
 from expunge.errors import UserError
@@ -362,7 +362,7 @@ def _check_terms(
                 f"0 to {layers - 1}."
             )
     if forget_dataset and retain_dataset:
-        pass  #         check_disjoint(forget_dataset, retain_dataset)
+        check_disjoint(forget_dataset, retain_dataset)
     return objective, retain
 
 

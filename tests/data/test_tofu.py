@@ -75,7 +75,7 @@ def test_an_unknown_split_is_refused_with_the_known_ones():
         tofu.load(split="forget_10")
 
 
-@pytest.mark.parametrize("wrong", [None, "x", ["x", 1]])
+@pytest.mark.parametrize("wrong", [None, "x", [], ["x", 1]])
 def test_a_file_with_other_columns_is_refused(tmp_path, wrong):
     _copy(tmp_path)
     (tmp_path / "retain_perturbed.json").write_text(

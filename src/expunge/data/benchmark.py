@@ -15,7 +15,8 @@ class Question:
     """A question with the answers that evaluation compares.
 
     Without a paraphrase (`None`) the answer itself takes its place, as in TOFU's utility sets.
-    `perturbed_answers` are wrong answers of the same kind and form.
+    `perturbed_answers` are wrong answers of the same kind and form. `row` is the row that was trained on, where it is
+    of another format than question and answer.
     """
 
     question: str
@@ -23,6 +24,7 @@ class Question:
     perturbed_answers: tuple[str, ...] = ()
     paraphrased_question: str | None = None
     paraphrased_answer: str | None = None
+    row: Row | None = None
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,8 @@ def _question(record: Record) -> Question:
     where, cells = record
     row = normalise(cells, where)
     perturbed = cells.get("perturbed_answer")
-    if "question" not in row or not isinstance(perturbed, list) or not all(isinstance(x, str) for x in perturbed):
+    are_texts = isinstance(perturbed, list) and all(isinstance(wrong, str) for wrong in perturbed)
+    if "question" not in row or not perturbed or not are_texts:
         raise UserError(
             f"{where} is not one of TOFU's questions: it needs question, answer and perturbed_answer (a list of wrong "
             f"answers); take the file from the hub data set {HUB_ID}."

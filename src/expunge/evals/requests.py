@@ -19,8 +19,13 @@ from expunge.data.encode import Encoded, encode, question_row
 from expunge.errors import UserError
 from expunge.logprobs import IGNORE, supervised_logps
 
-TOKEN_BUDGET = 16_384
-"""Padded tokens of one batch: what bounds memory, whatever the number of sequences."""
+SCORE_BUDGET = 4_096
+GENERATE_BUDGET = 16_384
+"""Padded tokens of one batch: what bounds memory, whatever the number of sequences.
+
+Past 4,096 a forward gains nothing any more and only pads more (measured on a CPU core: a quarter slower at 16,384);
+decoding gains until about 8,192, since every step is one token a sequence.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,7 +63,7 @@ def score(
     model: Any,
     sequences: Sequence[Encoded],
     *,
-    token_budget: int = TOKEN_BUDGET,
+    token_budget: int = SCORE_BUDGET,
     progress: bool = True,
 ) -> list[Score]:
     """Log-probabilities of the supervised tokens of each sequence, in the order given.
@@ -85,7 +90,7 @@ def generate(
     prompts: Sequence[tuple[int, ...]],
     *,
     max_new_tokens: int,
-    token_budget: int = TOKEN_BUDGET,
+    token_budget: int = GENERATE_BUDGET,
     progress: bool = True,
 ) -> list[Generation]:
     """Greedy answers to the prompts (token ids), in the order given, each of at most `max_new_tokens` tokens.

@@ -4,6 +4,7 @@ To add one: write its class in the file of its kind and name it in `FORGET` or `
 `expunge methods` and the test matrix take it from there.
 """
 
+from dataclasses import fields
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -35,6 +36,7 @@ __all__ = [
     "SimNPO",
     "UnDIAL",
     "Unilogit",
+    "describe",
     "split_method",
 ]
 
@@ -67,6 +69,23 @@ def _known(name: str, registry: dict[str, type[Objective]], what: str) -> str:
     name = ALIASES.get(name, name)
     if name not in registry:
         raise UserError(
-            f"method: {name!r} is not a {what}.{did_you_mean(name, registry)} Known: {', '.join(registry)}."
+            f"{name!r} is not a {what}.{did_you_mean(name, registry)} Known: {', '.join(registry)}"
         )
     return name
+
+
+def describe(cls: type[Objective], kind: str) -> dict[str, Any]:
+    """What `expunge methods` says of an objective, read from the class itself."""
+    options = {k: f.default for k, f in cls.model_fields.items() if k != "name"}
+    needs = cls().needs
+    text = " ".join((cls.__doc__ or "").split())
+    use_when = text.partition("Use ")[2].partition(" Source:")[0]
+    return {
+        "name": cls.model_fields["name"].default,
+        "kind": kind,
+        "reads": [f.name for f in fields(needs) if getattr(needs, f.name) not in (None, False)],
+        "reference": needs.reference,
+        "options": options,
+        "use_when": use_when,
+        "source": text.partition("Source: ")[2],
+    }

@@ -1,8 +1,9 @@
 """Run directories → one offline HTML page with its pictures, and the Markdown tables of docs/results.
 
-`comparison` knows what a results row means, `verdict` puts numbers into words, `figures` chooses what is drawn and `drawing`
-draws it (`labels` finds room for names), `page` and `markdown` lay it all out. None of them knows how a number came about,
-and none shows a number that is not in `results.json` or the median of such numbers over seeds. Needs no torch.
+`glossary` knows what a metric is called, `comparison` which rows may be compared, `verdict` puts numbers into words,
+`figures` chooses what is drawn, `drawing` draws it, `labels` finds room for names, `page` and `markdown` lay it out.
+None of them knows how a number came about, and none shows one that is not in `results.json` or the median of such
+numbers over seeds. Needs no torch.
 """
 
 from expunge.report.comparison import load_results

@@ -1,7 +1,7 @@
-"""Results rows → what may be compared with what, and what the numbers amount to in plain words.
+"""Results rows → what may be compared with what, and who does well.
 
-Knows the shape of `results.json`, how each metric is named, read and judged, and which rows share a target. Knows nothing
-of pages or pictures, nor of how a number came about: it measures nothing itself.
+Knows the shape of `results.json`, which rows share a target, and how a method is judged against it. Knows nothing of
+words, pages or pictures, nor of how a number came about.
 """
 
 import json
@@ -10,9 +10,10 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from expunge.errors import UserError
+from expunge.report.glossary import FORGET_AXES, METRICS, MISSING, RETAIN_AXES, main_metrics, number
 
 Row = dict[str, Any]
 Role = Literal["target", "retrained", "method"]
@@ -24,68 +25,6 @@ LEVEL = 0.05
 """A forget quality from here on: the KS test cannot tell the model from the retrained one."""
 BROKEN = 0.2
 """A degeneration worth a sentence."""
-MISSING = "–"
-
-
-class Metric(NamedTuple):
-    """How a metric is read: `hint` is ↑ (more is better), ↓ (less is better) or ≈ (as the retrained model has it)."""
-
-    label: str
-    hint: str
-    range: str
-    good: str
-    group: str = ""
-    """ "forget" and "retain" make the main table; the others appear in the full one."""
-
-
-_GOAL, _SAME = "the retrained model's value", "the target's value"
-METRICS: dict[str, Metric] = {
-    "forget_quality": Metric(
-        "forget quality", "↑", "0 to 1",
-        "above .05. The p-value of a KS test between the truth ratios of this model and of the retrained one", "forget"),
-    "forget_probability": Metric(
-        "forget probability", "↓", "0 to 1",
-        f"{_GOAL}, not 0. Length-normalised probability of the answers that are to be forgotten", "forget"),
-    "forget_rouge_l_recall": Metric(
-        "forget ROUGE-L", "↓", "0 to 1", f"{_GOAL}, not 0. Share of the answer's words generated, in order", "forget"),
-    "forget_truth_ratio": Metric(
-        "forget truth ratio", "≈", "0 and up",
-        f"{_GOAL}. Probability of wrong answers over that of the right one, put in other words", "forget"),
-    "degeneration": Metric(
-        "degeneration", "↓", "0 to 1", "0. Share of forget answers that are empty, repetitive or never end", "forget"),
-    "verbmem": Metric("verbatim memory", "↓", "0 to 1", f"{_GOAL}. ROUGE-L F1 of a forget text's continuation", "forget"),
-    "knowmem_f": Metric("forget knowledge", "↓", "0 to 1", f"{_GOAL}. ROUGE-L F1 of answers on forget texts", "forget"),
-    "privleak": Metric("privacy leak", "≈", "−100 and up", "0. −100: nothing is forgotten; above 0: too much is", "forget"),
-    "model_utility": Metric(
-        "model utility", "↑", "0 to 1",
-        f"{_SAME}. Harmonic mean of probability, ROUGE-L and truth score on retain, real authors and world facts", "retain"),
-    "retain_probability": Metric(
-        "retain probability", "↑", "0 to 1",
-        f"{_SAME}. Length-normalised probability of the answers that are to stay", "retain"),
-    "retain_rouge_l_recall": Metric(
-        "retain ROUGE-L", "↑", "0 to 1", f"{_SAME}. Share of the answer's words generated, in order", "retain"),
-    "retain_truth_ratio": Metric(
-        "retain truth ratio", "↓", "0 and up", f"{_SAME}. Well under 1: right answers are likelier than wrong ones", "retain"),
-    "knowmem_r": Metric("retain knowledge", "↑", "0 to 1", f"{_SAME}. ROUGE-L F1 of answers on texts to keep", "retain"),
-    **{
-        f"{name}_{key}": Metric(f"{words} {label}", hint, span, f"{_SAME}. {good}")
-        for name, words in {"retain": "retain", "real_authors": "real authors", "world_facts": "world facts"}.items()
-        for key, label, hint, span, good in (
-            ("probability", "probability", "↑", "0 to 1", "The right choice's share of all choices' probability"),
-            ("rouge_l_recall", "ROUGE-L", "↑", "0 to 1", "Share of the answer's words generated, in order"),
-            ("truth_ratio", "truth ratio", "↓", "0 and up", "Wrong answers' probability over the right one's"),
-            ("truth_score", "truth score", "↑", "0 to 1", "max(0, 1 − truth ratio), a term of model utility"),
-        )
-        if (name, key) not in (("retain", "probability"), ("retain", "rouge_l_recall"), ("retain", "truth_ratio"))
-    },
-    "extraction_strength": Metric(
-        "extraction strength", "↓", "0 to 1", f"{_GOAL}. Share of an answer that follows from its beginning alone"),
-    "exact_memorization": Metric(
-        "exact memorisation", "↓", "0 to 1", f"{_GOAL}. Share of the answer's tokens that are the model's first guess"),
-}  # fmt: skip
-
-RETAIN_AXES = ("retain_probability", "model_utility", "retain_rouge_l_recall", "knowmem_r")
-FORGET_AXES = ("forget_quality", "forget_probability", "forget_rouge_l_recall", "knowmem_f", "verbmem")
 
 
 @dataclass(frozen=True)
@@ -143,7 +82,7 @@ class Section:
         return next((n for n in names if any(e.values(n) for e in self.methods)), None)
 
     def metrics(self, *groups: str) -> list[str]:
-        """The metrics that occur here, known ones first; with `groups`, only those of the main table, group by group."""
+        """The metrics that occur here, known ones first; with `groups`, those of the main table only."""
         found = {name for entry in self.entries for run in entry.runs for name in run["metrics"]}
         if groups:
             return main_metrics(found, *groups)
@@ -200,7 +139,9 @@ def _problem(row: Any) -> str | None:
     if row.get("removal") not in (None, "weights", "inference"):
         return f"'removal' must be 'weights' or 'inference', got {row['removal']!r}"
     steps = row.get("trajectory") or []
-    if not isinstance(steps, list) or not all(isinstance(s, dict) and isinstance(s.get("metrics"), dict) for s in steps):
+    if not isinstance(steps, list) or not all(
+        isinstance(s, dict) and isinstance(s.get("metrics"), dict) for s in steps
+    ):
         return "'trajectory' must be a list of objects that have 'metrics'"
     if not isinstance(row.get("versions") or {}, dict):
         return f"'versions' must be an object, got {row['versions']!r}"
@@ -217,27 +158,6 @@ def role(row: Row) -> Role:
     return row["method"] if row["method"] in ("target", "retrained") else "method"
 
 
-def number(value: float | None) -> float | None:
-    """The value, or None where there is nothing to show: null, NaN, infinity."""
-    return value if value is not None and math.isfinite(value) else None
-
-
-def show(name: str, value: float | None) -> str:
-    """A metric's value as people write it: p-values 2e-06, what lies in [0, 1] .996, anything else to three figures."""
-    if value is None:
-        return MISSING
-    if name == "forget_quality" and value < 1e-3:
-        return f"{value:.0e}" if value else "0"
-    return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 and f"{abs(value):.3f}"[0] == "0" else (
-        "1.000" if f"{value:.3f}" == "1.000" else f"{value:.3g}")  # fmt: skip
-
-
-def main_metrics(found: Iterable[str], *groups: str) -> list[str]:
-    """Those of the metrics `found` that belong to the main table, group by group."""
-    found = set(found)
-    return [n for g in groups for n, m in METRICS.items() if n in found and m.group == g]
-
-
 def removal(row: Row) -> str:
     return MISSING if role(row) != "method" else row.get("removal") or MISSING
 
@@ -248,7 +168,7 @@ def cost(row: Row) -> tuple[str, str]:
     time = MISSING
     if seconds is not None:
         unit, size = next(u for u in (("h", 3600), ("min", 60), ("s", 1)) if seconds >= 2 * u[1] or u[1] == 1)
-        time = f"{seconds / size:.3g} {unit}"
+        time = f"{seconds / size:.{0 if seconds / size >= 9.95 else 1}f} {unit}"
     return time, MISSING if memory is None else f"{memory:,.0f}"
 
 
@@ -277,7 +197,7 @@ def sections(directories: Iterable[Path]) -> list[Section]:
 
 
 def _references_agree(rows: Sequence[Row]) -> bool:
-    """Whether the rows of a reference model and seed say the same, but for what another machine's arithmetic changes."""
+    """Whether rows of one reference model and seed say the same, but for what another machine's rounding changes."""
     seen: dict[tuple[str, int], Row] = {}
     for row in (r for r in rows if role(r) != "method"):
         first = seen.setdefault((row["method"], row["seed"]), row)["metrics"]

@@ -1,7 +1,7 @@
 """The report's pictures: plain numbers and names → SVG text, the same bytes for the same input.
 
-Knows axes, marks and colours. Knows nothing of results, metrics or verdicts: `figures.py` decides what is drawn and what it
-is called. Matplotlib is imported when a picture is drawn, never at import, and without its global state.
+Knows axes, marks and colours. Knows nothing of results, metrics or verdicts: `figures.py` decides what is drawn and
+what it is called. Matplotlib is imported when a picture is drawn, never at import, and without its global state.
 
 Every mark differs in shape as well as colour and carries its name, so a picture survives a black-and-white printer.
 Filled marks are methods that change the weights, hollow ones act at inference only.
@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from expunge.report.comparison import Role
@@ -20,24 +21,31 @@ from expunge.report.labels import Box, around, leader, place_labels
 
 FLOOR = 1e-30
 """Smaller p-values, zero among them, are drawn here: a log axis has no zero, and below this nothing is left to tell."""
+POWERS = (0, math.log10(0.5), -1, -2, -4, -6, -10, -15, -20, -30)
+"""log10 of the p-values that a log axis may name."""
 
 INK, MUTED, FAINT = "#1f2328", "#59636e", "#d1d9e0"
 FORGET, RETAIN = "#b3261e", "#0b5cad"
 MARKERS = ("o", "s", "^", "D", "v", "P", "h", "<", "p", ">")
 COLOURS = ("#0b5cad", "#b3410b", "#1a7f4b", "#8a3fa0", "#a3123f", "#00708a", "#6b5900", "#4b4fc4")
+HALO = "paint-order: stroke; stroke: #fff; stroke-width: 2.5px; stroke-opacity: 0.75"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What one direction of a picture means; `log` draws log10 of the value, cut off at `FLOOR`."""
+    """What one direction of a picture means; `log` is for p-values, and cuts them off at `FLOOR`.
+
+    It draws −√(−log10 p), not log10 p: from 1e-30 to 1, what matters (is it .01, .2 or .9?) would be a thirtieth of the
+    height, and every good method and the retrained model would lie on one spot.
+    """
 
     label: str
     log: bool = False
     best: Literal["high", "low"] = "high"
 
     def at(self, value: float) -> float:
-        return math.log10(max(value, FLOOR)) if self.log else value
+        return -math.sqrt(max(0.0, -math.log10(max(value, FLOOR)))) if self.log else value
 
 
 @dataclass(frozen=True)
@@ -80,9 +88,10 @@ def tradeoff(
     level: float | None = None,
     level_label: str = "",
 ) -> str:
-    """Scatter of every model; `keep` and `level` bound the ideal corner. `methods` fixes each name's mark on the page."""
+    """Scatter of every model; `keep` and `level` bound the ideal corner, `methods` fixes each name's mark."""
     with _figure(8.35, 5.1) as fig:
-        ax = _axes(fig, x, y, [(p.x, p.y) for p in points] + [s for p in points for s in p.seeds])
+        data = [(p.x, p.y) for p in points] + [s for p in points for s in p.seeds]
+        ax = _axes(fig, x, y, data if keep is None else [*data, (keep, data[0][1])])
         _corner(ax, x, y, keep, level, level_label)
         anchors, blocked = [], []
         for point in points:
@@ -92,7 +101,9 @@ def tradeoff(
                 ax.plot(x.at(seed[0]), y.at(seed[1]), **style | {"ms": 3.5, "alpha": 0.45}, zorder=2)
             ax.plot(px, py, **style, zorder=4 if point.role == "method" else 3)
             if y.log and point.y <= FLOOR:
-                ax.annotate("", (px, py), (0, -13), textcoords="offset points", arrowprops={"arrowstyle": "<-", "lw": 0.8})
+                ax.annotate(
+                    "", (px, py), (0, -13), textcoords="offset points", arrowprops={"arrowstyle": "<-", "lw": 0.8}
+                )
             anchors.append(ax.transData.transform((px, py)))
             blocked += [around(ax.transData.transform((x.at(a), y.at(b))), 3) for a, b in point.seeds]
         _label(ax, [p.name for p in points], anchors, blocked, bold=[p.role != "method" for p in points])
@@ -100,7 +111,13 @@ def tradeoff(
 
 
 def trajectory(
-    lines: Sequence[Line], references: Sequence[Point], *, x: Axis, y: Axis, methods: Sequence[str], level: float | None = None
+    lines: Sequence[Line],
+    references: Sequence[Point],
+    *,
+    x: Axis,
+    y: Axis,
+    methods: Sequence[str],
+    level: float | None = None,
 ) -> str:
     """Every method's way from epoch to epoch; the small dots are epochs, the large mark with the name is the end."""
     everything = [p for line in lines for p in line.points] + [(p.x, p.y) for p in references]
@@ -126,7 +143,7 @@ def trajectory(
 
 
 def epochs(panels: Sequence[Panel], *, unit: str, forget: str, retain: str, goal: float | None = None) -> str:
-    """Small multiples on shared axes: what is forgotten and what is kept, epoch by epoch; `goal` is the retrained model's."""
+    """Small multiples on shared axes: forgotten and kept, epoch by epoch; `goal` is the retrained model's forget."""
     columns = min(4, len(panels))
     rows = math.ceil(len(panels) / columns)
     with _figure(8.35, 0.62 + 1.42 * rows) as fig:
@@ -147,7 +164,9 @@ def epochs(panels: Sequence[Panel], *, unit: str, forget: str, retain: str, goal
                 (panel.forget, FORGET, FORGET, "-", "o"),
             ):
                 if curve:
-                    ax.plot(*zip(*curve, strict=True), color=colour, mfc=face, ls=line, marker=mark, ms=3.2, lw=1.2, mew=0.9)
+                    ax.plot(
+                        *zip(*curve, strict=True), color=colour, mfc=face, ls=line, marker=mark, ms=3.2, lw=1.2, mew=0.9
+                    )
             ax.set_title(panel.name, fontsize=8.5, loc="left", pad=3, weight="bold", parse_math=False)
             ax.set_ylim(-0.04, 1.06)
             ax.set_yticks([0, 0.5, 1], ["0", ".5", "1"])
@@ -158,10 +177,32 @@ def epochs(panels: Sequence[Panel], *, unit: str, forget: str, retain: str, goal
         return _svg(fig, "epochs")
 
 
+def swatch(name: str, role: Role, hollow: bool, methods: Sequence[str]) -> str:
+    """The model's mark alone, to stand in a line of text: the table and the pictures name things alike."""
+    from matplotlib.markers import MarkerStyle
+    from matplotlib.path import Path
+    from matplotlib.transforms import Affine2D
+
+    style = _style(name, role, hollow, methods)
+    mark = MarkerStyle(style["marker"])
+    shape = mark.get_transform().frozen() + Affine2D().scale(style["ms"], -style["ms"])
+    path = mark.get_path().transformed(shape)
+    letters = {Path.MOVETO: "M", Path.LINETO: "L", Path.CURVE3: "Q", Path.CURVE4: "C", Path.CLOSEPOLY: "Z"}
+    steps = [
+        letters[code] + ("" if code == Path.CLOSEPOLY else " ".join(f"{v:.2f}" for v in points))
+        for points, code in path.iter_segments(simplify=False, curves=True)
+    ]
+    fill, edge = style.get("mfc", style["color"]), style["mec"] if role == "method" else "none"
+    return (
+        '<svg class="mark" viewBox="-7 -7 14 14" aria-hidden="true">'
+        f'<path d="{"".join(steps)}" fill="{fill}" stroke="{edge}" stroke-width="1.2"/></svg>'
+    )
+
+
 def _dense(way: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
     """The way's corners and points between them, so that labels avoid the lines and not only the dots."""
     yield way[0]
-    for (x0, y0), (x1, y1) in zip(way, way[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(way):
         yield from ((x0 + (x1 - x0) * k / 6, y0 + (y1 - y0) * k / 6) for k in range(1, 7))
 
 
@@ -173,27 +214,37 @@ def _style(name: str, role: Role, hollow: bool, methods: Sequence[str]) -> dict[
     k = list(methods).index(name)
     colour = COLOURS[k % len(COLOURS)]
     face = "white" if hollow else colour
-    return {"marker": MARKERS[k % len(MARKERS)], "color": colour, "mfc": face, "mec": colour, "ms": 6.5, "ls": "", "mew": 1.2}
+    return {
+        "marker": MARKERS[k % len(MARKERS)],
+        "color": colour,
+        "mfc": face,
+        "mec": colour,
+        "ms": 6.5,
+        "ls": "",
+        "mew": 1.2,
+    }
 
 
 def _axes(fig: Any, x: Axis, y: Axis, data: Sequence[tuple[float, float]]) -> Any:
+    from matplotlib.ticker import MaxNLocator
+
     ax = fig.subplots()
     fig.subplots_adjust(0.085, 0.105, 0.935, 0.935)
     _bare(ax)
     ax.grid(color="#eaeef2", lw=0.8)
     for axis, which, values in ((x, ax.xaxis, [p[0] for p in data]), (y, ax.yaxis, [p[1] for p in data])):
         at = [axis.at(v) for v in values]
-        low, high = (min(at), max(0.0, *at)) if axis.log else (min(at), max(1.0, *at))
         if axis.log:
-            low = min(low, -2.5)
-            step = max(1, math.ceil(-low / 6))
-            ticks = [-k * step for k in range(math.floor(-low / step) + 1)]
-            texts = [_power(t) for t in ticks]
+            low, high = min(*at, -1.5), 0.0
+            ticks = [axis.at(10.0**p) for p in POWERS]
+            texts = [_power(p) for p in POWERS]
         else:
-            low = 0.0 if low < 0.35 * high else math.floor(low * 10 / high) / 10 * high
-            ticks = [low + (high - low) * k / 5 for k in range(6)]
+            high = 1.0 if 0.8 < max(at) <= 1 else math.ceil(max(at) * 10) / 10 or 1.0
+            low = 0.0 if min(at) < 0.4 * high else math.floor(min(at) / high * 10) / 10 * high
+            ticks = [float(t) for t in MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
             texts = [f"{t:.3g}".replace("0.", ".", 1) if 0 < t < 1 else f"{t:.3g}" for t in ticks]
-        which.set_ticks(ticks, texts)
+        shown = [k for k, t in enumerate(ticks) if low <= t <= high + 1e-9]
+        which.set_ticks([ticks[k] for k in shown], [texts[k] for k in shown])
         pad = 0.05 * (high - low)
         (ax.set_xlim if which is ax.xaxis else ax.set_ylim)(low - pad, high + pad)
     ax.set_xlabel(x.label, parse_math=False)
@@ -210,43 +261,79 @@ def _corner(ax: Any, x: Axis, y: Axis, keep: float | None, level: float | None, 
         ax.fill_between([x.at(keep), right], low, high, color="#dff0e4", lw=0, zorder=0)
     if keep is not None:
         ax.axvline(x.at(keep), color=MUTED, lw=0.8, ls=(0, (4, 3)), zorder=1)
-        ax.annotate("80 % kept", (x.at(keep), top), (-3, 5), textcoords="offset points", ha="right", size=8, color=MUTED)
+        ax.annotate(
+            "80 % kept", (x.at(keep), top), (-3, 5), textcoords="offset points", ha="right", size=8, color=MUTED
+        )
     if edge is not None:
         ax.axhline(edge, color=MUTED, lw=0.8, ls=(0, (4, 3)), zorder=1)
         ax.annotate(level_label, (right, edge), (5, -3), textcoords="offset points", size=8, color=MUTED)
     where, shift, arrow = ((right, top), (0, 5), "↘") if y.best == "high" else ((right, bottom), (0, -32), "↗")
-    ax.annotate(f"ideal corner {arrow}", where, shift, textcoords="offset points", ha="right", size=8.5, color="#1a6b3c",
-                weight="bold")
+    ax.annotate(
+        f"ideal corner {arrow}",
+        where,
+        shift,
+        textcoords="offset points",
+        ha="right",
+        size=8.5,
+        color="#1a6b3c",
+        weight="bold",
+    )
 
 
 def _label(ax: Any, names: Sequence[str], anchors: Sequence[Any], blocked: Sequence[Box], bold: Sequence[bool]) -> None:
     renderer, frame = ax.figure.canvas.get_renderer(), ax.get_window_extent()
     texts = [
-        ax.annotate(name, (0, 0), xycoords="figure pixels", size=9, weight="bold" if b else "normal", color=INK,
-                    parse_math=False, zorder=6)
+        ax.annotate(
+            name,
+            (0, 0),
+            xycoords="figure pixels",
+            size=9,
+            weight="bold" if b else "normal",
+            color=INK,
+            parse_math=False,
+            zorder=6,
+        )
         for name, b in zip(names, bold, strict=True)
     ]
     extents = [t.get_window_extent(renderer) for t in texts]
     spots = [(float(a[0]), float(a[1])) for a in anchors]
     inside = (frame.x0 + 2, frame.y0 + 2, frame.x1, frame.y1 - 1)
-    boxes = place_labels(spots, [(e.width, e.height) for e in extents], inside, blocked)
+    sizes, radii = [(e.width, e.height) for e in extents], [7.0 if b else 4.5 for b in bold]
+    boxes = place_labels(spots, sizes, radii, inside, blocked)
     for text, spot, box in zip(texts, spots, boxes, strict=True):
         text.set_position((box[0], box[1] + 2))  # text sits on its baseline, boxes start below the descenders
         line = leader(spot, box)
         if line:
-            ax.annotate("", line[2:], line[:2], xycoords="figure pixels", textcoords="figure pixels", zorder=2,
-                        arrowprops={"arrowstyle": "-", "lw": 0.6, "color": "#8c959f", "shrinkA": 4, "shrinkB": 0})
+            ax.annotate(
+                "",
+                line[2:],
+                line[:2],
+                xycoords="figure pixels",
+                textcoords="figure pixels",
+                zorder=2,
+                arrowprops={"arrowstyle": "-", "lw": 0.6, "color": "#8c959f", "shrinkA": 4, "shrinkB": 0},
+            )
 
 
 def _key(fig: Any, height: float, forget: str, retain: str, goal: float | None) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], color=FORGET, marker="o", ms=4, lw=1.3, label=forget),
-               Line2D([], [], color=RETAIN, marker="s", mfc="white", ms=4, lw=1.3, ls=(0, (4, 2)), label=retain)]
+    handles = [
+        Line2D([], [], color=FORGET, marker="o", ms=4, lw=1.3, label=forget),
+        Line2D([], [], color=RETAIN, marker="s", mfc="white", ms=4, lw=1.3, ls=(0, (4, 2)), label=retain),
+    ]
     if goal is not None:
         handles.append(Line2D([], [], color=INK, lw=1, ls=":", label=f"{forget} of the retrained model"))
-    fig.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.04, 1.0), ncols=3, frameon=False, fontsize=8.5,
-               borderaxespad=0.2, handlelength=2.6)
+    fig.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(0.04, 1.0),
+        ncols=3,
+        frameon=False,
+        fontsize=8.5,
+        borderaxespad=0.2,
+        handlelength=2.6,
+    )
 
 
 def _bare(ax: Any) -> None:
@@ -256,21 +343,29 @@ def _bare(ax: Any) -> None:
     ax.set_axisbelow(True)
 
 
-def _power(exponent: int) -> str:
-    return "1" if exponent == 0 else "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+def _power(exponent: float) -> str:
+    if exponent > -2:
+        return f"{10**exponent:.1g}".replace("0.", ".", 1)
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 @contextmanager
 def _figure(width: float, height: float) -> Iterator[Any]:
-    """A figure of so many inches whose pixels are SVG points, drawn without touching the caller's matplotlib settings."""
+    """A figure of so many inches whose pixels are SVG points; the caller's matplotlib settings stay as they are."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     # Labels are measured in DejaVu Sans, which is wider than the system fonts that will show them: gaps only grow.
-    settings = {"svg.hashsalt": "expunge", "svg.fonttype": "none", "font.family": "DejaVu Sans", "font.size": 9.5,
-                "axes.labelcolor": INK, "text.color": INK}
-    defaults = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
+    settings = {
+        "svg.hashsalt": "expunge",
+        "svg.fonttype": "none",
+        "font.family": "DejaVu Sans",
+        "font.size": 9.5,
+        "axes.labelcolor": INK,
+        "text.color": INK,
+    }
+    defaults: dict[Any, Any] = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
     with matplotlib.rc_context(defaults | settings):
         fig = Figure(figsize=(width, height), dpi=72)
         FigureCanvasAgg(fig)
@@ -285,5 +380,6 @@ def _svg(fig: Any, name: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
-    text = re.sub(r"font-family: [^;]*;", "", text).replace("*{stroke", "svg *{stroke")
+    text = re.sub(r"font-family: [^;]*;", "", text)
+    text = text.replace("*{stroke", f"svg text{{{HALO}}} svg *{{stroke")
     return text.replace("<svg ", f'<svg style="font-family: {FONT}" ', 1)

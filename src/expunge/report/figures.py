@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from expunge.report import drawing
-from expunge.report.comparison import FORGET_AXES, KEEP, LEVEL, METRICS, RETAIN_AXES, Entry, Section, number, show
+from expunge.report.comparison import KEEP, LEVEL, Entry, Section
+from expunge.report.glossary import FORGET_AXES, METRICS, RETAIN_AXES, number, show
 
 
 class Figure(NamedTuple):
@@ -43,24 +44,34 @@ def _tradeoff(section: Section) -> Figure | None:
     by_quality = aim == "forget_quality"
     goal = LEVEL if by_quality else (retrained.value(aim) if retrained else None)
     svg = drawing.tradeoff(
-        points, x=_axis(keep), y=_axis(aim), methods=[e.label for e in section.methods], level=goal,
-        keep=KEEP * base if base else None, level_label="p = .05" if by_quality else "retrained",
+        points,
+        x=_axis(keep),
+        y=_axis(aim),
+        methods=[e.label for e in section.methods],
+        level=goal,
+        keep=KEEP * base if base else None,
+        level_label="p = .05" if by_quality else "retrained",
     )
     low = [p.name for p in points if by_quality and p.y <= drawing.FLOOR]
     reading = [
         "Right: more of the rest is kept. " + ("Up: more is forgotten." if by_quality else "Down: more is forgotten."),
-        "The tinted corner holds the models that keep 80 % of the target's"
-        f" {METRICS[keep].label}" + (" and that the KS test cannot tell from the retrained model." if by_quality else "."),
+        "The tinted corner holds the models that keep 80\u00a0% of the target's"
+        f" {METRICS[keep].label}"
+        + (" and that the KS test cannot tell from the retrained model." if by_quality else "."),
         "Filled marks change the weights; hollow marks suppress at inference and leave the weights as they were.",
         "Small marks are single seeds, the large one their median." if any(p.seeds for p in points) else "",
         f"Below 10⁻³⁰, drawn there: {', '.join(low)}." if low else "",
     ]
     if by_quality and not retrained:
-        reading[1] = f"The tinted corner holds the models that keep 80 % of the target's {METRICS[keep].label} at p ≥ .05."
+        reading[1] = (
+            f"The tinted corner holds the models that keep 80 % of the target's {METRICS[keep].label} at p ≥ .05."
+        )
     if base is None or goal is None:
         reading[1] = ""
     title = f"{METRICS[aim].label} against {METRICS[keep].label}"
-    alt = "; ".join(f"{p.name}: {METRICS[keep].label} {show(keep, p.x)}, {METRICS[aim].label} {show(aim, p.y)}" for p in points)
+    alt = "; ".join(
+        f"{p.name}: {METRICS[keep].label} {show(keep, p.x)}, {METRICS[aim].label} {show(aim, p.y)}" for p in points
+    )
     return Figure("tradeoff", _title(title), svg, f"{title}. {alt}.", [r for r in reading if r])
 
 
@@ -77,17 +88,28 @@ def _trajectory(section: Section) -> Figure | None:
             references.append(drawing.Point(entry.label, x, y, entry.role))
     lines, turned = [], []
     for entry in section.methods:
-        way = [(at, x, y) for at, m in steps[entry.label] if (x := number(m.get(keep))) is not None
-               and (y := number(m.get(aim))) is not None]
+        way = [
+            (at, x, y)
+            for at, m in steps[entry.label]
+            if (x := number(m.get(keep))) is not None and (y := number(m.get(aim))) is not None
+        ]
         if not way:
             continue
         start = [(p.x, p.y) for p in references if p.role == "target" and way[0][0] > 0 and not entry.inference]
         lines.append(drawing.Line(entry.label, (*start, *((x, y) for _, x, y in way)), entry.inference))
         top = max(way, key=lambda p: p[2])
         if aim == "forget_quality" and top[2] >= LEVEL > way[-1][2]:
-            turned.append(f"{entry.label} ({_unit(section)} {top[0]:g}: {show(aim, top[2])}, end: {show(aim, way[-1][2])})")
-    svg = drawing.trajectory(lines, references, x=_axis(keep), y=_axis(aim), methods=[e.label for e in section.methods],
-                              level=LEVEL if aim == "forget_quality" else None)
+            turned.append(
+                f"{entry.label} ({_unit(section)} {top[0]:g}: {show(aim, top[2])}, end: {show(aim, way[-1][2])})"
+            )
+    svg = drawing.trajectory(
+        lines,
+        references,
+        x=_axis(keep),
+        y=_axis(aim),
+        methods=[e.label for e in section.methods],
+        level=LEVEL if aim == "forget_quality" else None,
+    )
     reading = [
         f"Every dot is an evaluation after one more {_unit(section)}; the named mark is the end.",
         "Ways begin at the target, where unlearning starts." if references and references[0].role == "target" else "",
@@ -95,7 +117,9 @@ def _trajectory(section: Section) -> Figure | None:
         f"Seed {section.seeds[0]}; the other seeds are in results.json." if len(section.seeds) > 1 else "",
     ]
     title = f"The way there: {METRICS[aim].label} against {METRICS[keep].label}"
-    alt = "; ".join(f"{line.name} ends at {show(keep, line.points[-1][0])}, {show(aim, line.points[-1][1])}" for line in lines)
+    alt = "; ".join(
+        f"{line.name} ends at {show(keep, line.points[-1][0])}, {show(aim, line.points[-1][1])}" for line in lines
+    )
     return Figure("trajectory", title, svg, f"{title}. {alt}.", [r for r in reading if r])
 
 
@@ -115,8 +139,13 @@ def _epochs(section: Section) -> Figure | None:
     if not panels:
         return None
     words = METRICS[forget].label, METRICS[retain].label
-    svg = drawing.epochs(panels, unit=_unit(section), forget=words[0], retain=words[1],
-                          goal=retrained.value(forget) if retrained else None)
+    svg = drawing.epochs(
+        panels,
+        unit=_unit(section),
+        forget=words[0],
+        retain=words[1],
+        goal=retrained.value(forget) if retrained else None,
+    )
     reading = ["The solid line should fall to the dotted one and stay there; the dashed line should stay up."]
     reading += [] if retrained else ["Without a retrained model it is not known how far the solid line should fall."]
     title = _title(f"{words[0]} and {words[1]}, {_unit(section)} by {_unit(section)}")
@@ -139,7 +168,7 @@ def _unit(section: Section) -> str:
 def _axis(name: str) -> drawing.Axis:
     metric = METRICS[name]
     if name == "forget_quality":
-        return drawing.Axis(f"{metric.label} (p-value, log scale)", log=True)
+        return drawing.Axis(f"{metric.label} (p-value; log scale, stretched towards 1)", log=True)
     return drawing.Axis(metric.label, best="low" if metric.hint == "↓" else "high")
 
 

@@ -10,21 +10,28 @@ Box = tuple[float, float, float, float]
 """Left, bottom, right, top; as a line: x0, y0, x1, y1."""
 
 
-def place_labels(anchors: Sequence[tuple[float, float]], sizes: Sequence[tuple[float, float]], inside: Box,
-                 blocked: Sequence[Box] = ()) -> list[Box]:
-    """A box of each size near its anchor: inside `inside`, off each other, off the marks, and off `blocked` where it can be.
+def place_labels(
+    anchors: Sequence[tuple[float, float]],
+    sizes: Sequence[tuple[float, float]],
+    radii: Sequence[float],
+    inside: Box,
+    blocked: Sequence[Box] = (),
+) -> list[Box]:
+    """A box of each size near its anchor: `inside`, off each other, off the marks (of `radii`), and off `blocked`.
+
+    Off the last two as far as there is room; labels that lie on each other are the last resort.
 
     Candidates lie on growing rings around the anchor. Labels are placed one by one, most crowded first, then each is
     placed again, given all the others, until none wants to move: enough for a few dozen points, and always the same.
     """
-    marks = [around(a, 5) for a in anchors]
+    marks = [around(a, r) for a, r in zip(anchors, radii, strict=True)]
     obstacles = [(b, 30.0) for b in marks] + [(b, 4.0) for b in blocked]
     options = []
-    for (ax, ay), (w, h) in zip(anchors, sizes, strict=True):
+    for (ax, ay), (w, h), radius in zip(anchors, sizes, radii, strict=True):
         mine = []
-        for gap, angle in ((g, t) for g in (5, 9, 15, 23, 33, 46, 62, 82) for t in range(0, 360, 30)):
-            cx = ax + math.cos(math.radians(angle)) * (gap + w / 2)
-            cy = ay + math.sin(math.radians(angle)) * (gap + h / 2)
+        for gap, angle in ((g, t) for g in (2, 6, 12, 20, 30, 43, 59, 80) for t in range(0, 360, 30)):
+            cx = ax + math.cos(math.radians(angle)) * (gap + radius + w / 2)
+            cy = ay + math.sin(math.radians(angle)) * (gap + radius + h / 2)
             box = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
             if box[0] < inside[0] or box[1] < inside[1] or box[2] > inside[2] or box[3] > inside[3]:
                 continue

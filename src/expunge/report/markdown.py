@@ -6,29 +6,18 @@ Knows rows and tables. Knows nothing of pages, pictures or verdicts.
 from collections.abc import Sequence
 from pathlib import Path
 
-from expunge.report.comparison import (
-    METRICS,
-    ROLES,
-    Row,
-    cost,
-    main_metrics,
-    number,
-    removal,
-    role,
-    sections,
-    show,
-    versions,
-)
+from expunge.report.comparison import ROLES, Row, cost, removal, role, sections, versions
+from expunge.report.glossary import METRICS, main_metrics, number, show
 
 LEGEND = """\
 ↑ more is better; ↓ less is better, down to the retrained model's value; ≈ the nearer to the retrained model the better.
-Forget quality is a p-value: from .05 on, a KS test cannot tell the model from the retrained one. `weights`: what was
-forgotten is gone from the weights; `inference`: they still hold it, and it is suppressed when the model is used.
+Forget quality is a p-value: from .05 on, a KS test cannot tell the model from the retrained one. `weights`: the
+method changes the model's weights; `inference`: they still hold what is suppressed when the model is used.
 """
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """One line a row, references first, with the main metrics that occur among the rows (all of them if none is main)."""
+    """One line a row, references first, with the main metrics that occur in the rows (all metrics if none is main)."""
     found = {name for row in rows for name in row["metrics"]}
     names = main_metrics(found, "forget", "retain") or sorted(found)
     heads = [f"{METRICS[n].label} {METRICS[n].hint}" if n in METRICS else n for n in names]
@@ -40,7 +29,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
 
 
 def write_markdown(directories: Sequence[Path], out: Path, *, command: str) -> Path:
-    """Write a table per split with its seeds, versions and machine, and the `command` that repeats it; returns `out`."""
+    """Write a table per split with seeds, versions and machine, and the `command` that repeats it; returns `out`."""
     text = ["# Results", "", "Every number below was written by this command:", "", f"    {command}", ""]
     for section in sections(directories):
         rows = [run | {"method": entry.label} for entry in section.entries for run in entry.runs]

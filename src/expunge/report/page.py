@@ -12,29 +12,16 @@ from typing import Any
 
 from expunge.errors import UserError
 from expunge.report import drawing
-from expunge.report.comparison import (
-    METRICS,
-    ROLES,
-    Entry,
-    Metric,
-    Row,
-    Section,
-    cost,
-    number,
-    removal,
-    sections,
-    show,
-    versions,
-)
+from expunge.report.comparison import ROLES, Entry, Row, Section, cost, removal, sections, versions
 from expunge.report.figures import Figure, figures
+from expunge.report.glossary import METRICS, UNKNOWN, number, show
 from expunge.report.verdict import verdict
 
 SHOWN = 10
 """Questions shown of a set, spread evenly over its records."""
 LONGEST = 320
-"""Characters shown of an answer; the records hold all of it."""
+"""Characters shown of an answer, and a third of it of a broken one; the records hold all of it."""
 SETS = {"forget": "Questions to forget", "retain": "Questions to keep"}
-UNKNOWN = Metric("", "", "", "No definition of this metric is known to the report.")
 
 
 def write_report(directories: Sequence[Path], out: Path) -> Path:
@@ -55,11 +42,11 @@ def write_report(directories: Sequence[Path], out: Path) -> Path:
             {
                 "id": slug,
                 "section": section,
-                "verdict": verdict(section),
+                "verdict": _bold(verdict(section), [e.label for e in section.methods]),
                 "table": _table(section),
                 "figures": [(f, _inline(f, slug)) for f in pictures],
                 # Records carry no split, so those of a directory with several splits belong under none of them.
-                "answers": _answers([e for e in section.entries if len(splits[e.directory]) == 1]),
+                "answers": _answers([e for e in section.entries if len(splits[e.directory]) == 1], section.keepers()),
                 "runs": _runs(section),
                 "versions": versions(run for e in section.entries for run in e.runs),
             }
@@ -100,8 +87,8 @@ def _table(section: Section) -> dict[str, Any]:
         cells = []
         for name in names:
             values = entry.values(name)
-            spread = f"{show(name, min(values))} to {show(name, max(values))}" if len(values) > 1 else ""
-            cells.append((show(name, entry.value(name)), spread, name in starts))
+            spread = "–".join(dict.fromkeys(show(name, v) for v in (min(values), max(values)))) if values else ""
+            cells.append((show(name, entry.value(name)), spread if "–" in spread else "", name in starts))
         typical = entry.runs[0] | {key: _median(entry.runs, key) for key in ("seconds", "peak_memory_mib")}
         collapsed = entry.role == "method" and section.collapsed(entry)
         rows.append(
@@ -119,7 +106,8 @@ def _table(section: Section) -> dict[str, Any]:
     columns = []
     for name in names:
         metric = METRICS.get(name, UNKNOWN)
-        columns.append((re.sub("^(forget|retain) ", "", metric.label) or name, metric.hint, name in starts))
+        head = re.sub("^(forget|retain) ", "", metric.label) or name
+        columns.append((head.replace("-", "\u2011"), metric.hint, name in starts))
     return {"groups": [(words, len(group)) for words, group in groups], "columns": columns, "rows": rows}
 
 
@@ -130,15 +118,16 @@ def _runs(section: Section) -> dict[str, Any]:
     return {"heads": [(label, run["seed"]) for label, run in runs], "lines": lines}
 
 
-def _answers(entries: Sequence[Entry]) -> dict[str, Any] | None:
-    """A few questions of each set with every model's answer; None when no model has records."""
+def _answers(entries: Sequence[Entry], first: Sequence[Entry] = ()) -> dict[str, Any] | None:
+    """Some questions of each set with every model's answer, of `first` the first on show; None without records."""
     blocks = []
     heard: list[Entry] = []
     for name, title in SETS.items():
         records = {e.label: _records(e.directory / "records" / f"{e.method}.{name}.jsonl") for e in entries}
         heard += [e for e in entries if records[e.label] and e not in heard]
         known: dict[int, Row] = {i: row for label in reversed(records) for i, row in records[label].items()}
-        indices = sorted(known)
+        # An evaluation may have scored all questions and generated answers to the first few only.
+        indices = sorted(i for i, row in known.items() if row.get("generated") is not None) or sorted(known)
         chosen = [indices[k * len(indices) // SHOWN] for k in range(SHOWN)] if len(indices) > SHOWN else indices
         questions = []
         for index in chosen:
@@ -149,10 +138,12 @@ def _answers(entries: Sequence[Entry]) -> dict[str, Any] | None:
     if not blocks:
         return None
     heard.sort(key=lambda e: ROLES.index(e.role))
+    methods = [e.label for e in heard if e.role == "method"]
     return {
         "blocks": blocks,
         "references": [(e.label, e.role) for e in heard if e.role != "method"],
-        "methods": [e.label for e in heard if e.role == "method"],
+        "methods": methods,
+        "checked": next((methods.index(e.label) for e in first if e.label in methods), 0),
     }
 
 
@@ -161,24 +152,30 @@ def _records(path: Path) -> dict[int, Row]:
     if not path.is_file():
         return {}
     found: dict[int, Row] = {}
-    for k, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            found[int(row["index"])] = row
-        except (ValueError, TypeError, KeyError):
-            raise UserError(f"{path}, line {k} is not a record with an 'index': evaluate again, or remove it.") from None
+    with path.open(encoding="utf-8") as lines:
+        for k, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                found[int(row["index"])] = row
+            except (ValueError, TypeError, KeyError):
+                raise UserError(
+                    f"{path}, line {k}: not a record with an 'index'; evaluate again, or remove it."
+                ) from None
     return found
 
 
 def _answer(record: Row | None) -> dict[str, Any] | None:
     if record is None:
         return None
-    text = str(record.get("generated") or "")
+    generated = record.get("generated")
+    text = "(not generated)" if generated is None else str(generated) or "(empty)"
+    broken = bool(record.get("degenerate"))
+    longest = LONGEST // 3 if broken else LONGEST
     numbers = [("P", "probability"), ("ROUGE-L", "rouge_l_recall"), ("truth ratio", "truth_ratio")]
     return {
-        "text": text[:LONGEST],
-        "more": f"{len(text):,} characters" if len(text) > LONGEST else "",
-        "broken": bool(record.get("degenerate")),
+        "text": text[:longest],
+        "more": f"{len(text):,} characters" if len(text) > longest else "",
+        "broken": broken,
         "numbers": [f"{words} {show(key, record[key])}" for words, key in numbers if record.get(key) is not None],
     }
 
@@ -194,6 +191,14 @@ def _inline(figure: Figure, slug: str) -> str:
 def _median(runs: Sequence[Row], key: str) -> float | None:
     values = [v for run in runs if (v := number(run.get(key))) is not None]
     return statistics.median(values) if values else None
+
+
+def _bold(text: str, labels: Sequence[str]) -> list[tuple[str, bool]]:
+    """The text in pieces, each with whether it is one of the names."""
+    names = "|".join(re.escape(label) for label in sorted(labels, key=len, reverse=True))
+    if not names:
+        return [(text, False)]
+    return [(piece, k % 2 == 1) for k, piece in enumerate(re.split(rf"(?<![\w+])({names})(?![\w+])", text)) if piece]
 
 
 def _slug(name: str) -> str:

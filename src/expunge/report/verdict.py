@@ -1,12 +1,13 @@
 """A comparison's numbers → one paragraph of plain words.
 
-Knows which sentence follows from which numbers, and says what cannot be known from them. Knows nothing of files or pages.
+Knows which sentence follows from which numbers, and what they cannot tell. Knows nothing of files or pages.
 The best method is the one that forgets best among those that keep at least 80 % of the target's retain metric.
 """
 
 from collections.abc import Iterator, Sequence
 
-from expunge.report.comparison import BROKEN, FORGET_AXES, KEEP, LEVEL, METRICS, RETAIN_AXES, Entry, Section, show
+from expunge.report.comparison import BROKEN, LEVEL, ROLES, Entry, Section
+from expunge.report.glossary import FORGET_AXES, METRICS, RETAIN_AXES, show
 
 
 def verdict(section: Section) -> str:
@@ -18,40 +19,42 @@ def verdict(section: Section) -> str:
         side = "retain" if keep is None else "forget"
         return f"The methods cannot be judged: these results hold no metric of the {side} set."
     sentences = [*_best(section, keep, aim), *_failed(section, keep, aim), *_unknown(section, aim)]
-    return " ".join(s[0].upper() + s[1:] if s.startswith(("all", "only", "none", "of ")) else s for s in sentences)
+    return " ".join(sentences).replace(" %", "\u00a0%")
 
 
 def _best(section: Section, keep: str, aim: str) -> Iterator[str]:
     measured = [e for e in section.methods if e.values(keep) and e.values(aim)]
-    base = next((e for e in (section.reference("target"), section.reference("retrained")) if e and e.value(keep)), None)
     if not measured:
-        yield "no method has both a forget and a retain metric, so none can be judged."
+        yield "No method has both a forget and a retain metric, so none can be judged."
         return
+    base = next((e for r in ROLES[:2] if (e := section.reference(r)) and e.value(keep)), None)
+    many, keepers = len(measured), [e for e in section.keepers() if e in measured]
     if base is None:
         best = max(measured, key=section.score)
-        yield f"{best.label} forgets best ({_numbers(best, aim, keep)}){_judged(section, best, aim)}."
-        yield "How much was kept is not known, since the results have no row for the target."
-        return
-    owner = "the target's" if base.role == "target" else "the retrained model's"
-    whose = f"80 % of {owner} {METRICS[keep].label} ({show(keep, base.value(keep))})"
-    keepers = [e for e in section.keepers() if e in measured]
-    if not keepers:
-        near = max(measured, key=lambda e: section.kept(e) or 0.0)
-        if len(measured) == 1:
-            yield f"{near.label} does not keep {whose}: {_numbers(near, keep, aim)}."
-        else:
-            yield f"none of the {len(measured)} methods keeps {whose}; {near.label} comes nearest ({_numbers(near, keep, aim)})."
-        return
-    best = keepers[0]
-    result = f"({_numbers(best, aim, keep)}){_judged(section, best, aim)}."
-    if len(measured) == 1:
-        yield f"{best.label} keeps at least {whose} {result}"
-    elif len(keepers) == 1:
-        yield f"of {len(measured)} methods, only {best.label} keeps at least {whose} {result}"
+        yield f"{best.label} forgets best ({_numbers(best, aim, keep)})."
+        yield "How much it kept is not known: these results have no row for the target."
     else:
-        many = f"all {len(measured)}" if len(keepers) == len(measured) else f"of {len(measured)} methods, {len(keepers)}"
-        noun = " methods" if len(keepers) == len(measured) else ""
-        yield f"{many}{noun} keep at least {whose}; among them {best.label} forgets best {result}"
+        owner = "the target's" if base.role == "target" else "the retrained model's"
+        whole = f"80 % of {owner} {METRICS[keep].label}"
+        if not keepers:
+            best = max(measured, key=lambda e: section.kept(e) or 0.0)
+            nearest = f"{show(keep, best.value(keep))} of {show(keep, base.value(keep))} is left"
+            if many == 1:
+                yield f"{best.label} does not keep {whole}: {nearest}, at a {_numbers(best, aim)}."
+            else:
+                yield f"None of the {many} methods keeps {whole}."
+                yield f"{best.label} comes nearest: {nearest}, at a {_numbers(best, aim)}."
+        elif len(keepers) == 1:
+            best = keepers[0]
+            who = best.label if many == 1 else f"Of {many} methods, only {best.label}"
+            share = f"({show(keep, best.value(keep))} of {show(keep, base.value(keep))})"
+            yield f"{who} keeps at least {whole} {share}, at a {_numbers(best, aim)}."
+        else:
+            best = keepers[0]
+            who = f"All {many} methods" if len(keepers) == many else f"Of {many} methods, {len(keepers)}"
+            forgets = f"{best.label} forgets best ({_numbers(best, aim, keep)})"
+            yield f"{who} keep at least {whole} ({show(keep, base.value(keep))}); among them {forgets}."
+    yield from _against_retrained(section, best, aim)
     if best.inference:
         yield f"{best.label} acts at inference only: the weights still hold what it suppresses."
         other = next((e for e in keepers if not e.inference), None)
@@ -59,15 +62,31 @@ def _best(section: Section, keep: str, aim: str) -> Iterator[str]:
             yield f"Of the methods that change the weights, {other.label} forgets best ({_numbers(other, aim, keep)})."
 
 
+def _against_retrained(section: Section, entry: Entry, aim: str) -> Iterator[str]:
+    retrained = section.reference("retrained")
+    if aim != "forget_quality":
+        if retrained and retrained.values(aim):
+            yield f"The retrained model's {_numbers(retrained, aim, verb=' is')}."
+    elif (entry.value(aim) or 0.0) >= LEVEL:
+        yield f"On the forget set, a KS test cannot tell {entry.label} from the retrained model (p ≥ .05)."
+    else:
+        says = f"On the forget set, a KS test still tells {entry.label} from the retrained model (p < .05)"
+        mine, goal = (e.value("forget_probability") if e else None for e in (entry, retrained))
+        if mine is not None and goal is not None:
+            far = "has not fallen to" if mine > goal else "has fallen past"
+            says += f": its forget probability ({show('', mine)}) {far} that model's ({show('', goal)})"
+        yield says + "."
+
+
 def _failed(section: Section, keep: str, aim: str) -> Iterator[str]:
     collapsed = [e for e in section.methods if section.collapsed(e)]
     if collapsed:
-        left = _and([show(keep, e.value(keep)) for e in collapsed])
-        says = f"{_and([e.label for e in collapsed])} collapsed: less than half of the {METRICS[keep].label} is left ({left})"
+        who, left = _and([e.label for e in collapsed]), _and([show(keep, e.value(keep)) for e in collapsed])
+        says = f"{who} collapsed: less than half of the {METRICS[keep].label} is left ({left})"
         fooled = [e for e in collapsed if aim == "forget_quality" and (e.value(aim) or 0.0) >= LEVEL]
         if fooled:
-            good = _and([show(aim, e.value(aim)) for e in fooled])
-            says += f", so a forget quality of {good} there says nothing about forgetting"
+            good = _and([f"{show(aim, e.value(aim))} of {e.label}" for e in fooled])
+            says += f", so the forget quality of {good} says nothing about forgetting"
         yield says + "."
     usual = max((e.value("degeneration") or 0.0 for e in section.entries if e.role != "method"), default=0.0)
     broken = [e for e in section.methods if (e.value("degeneration") or 0.0) >= max(BROKEN, usual + 0.1)]
@@ -77,35 +96,17 @@ def _failed(section: Section, keep: str, aim: str) -> Iterator[str]:
 
 
 def _unknown(section: Section, aim: str) -> Iterator[str]:
-    if section.reference("retrained") is None:
-        if aim == "forget_quality":
-            yield "There is no row for the retrained model, so how far its other metrics are away is not known."
-        else:
-            yield (f"No retrained model was given, so forget quality is not known, and neither is how low the"
-                   f" {METRICS[aim].label} ought to be: a model that never saw the answers gives them some, too.")
+    if section.reference("retrained") is None and aim != "forget_quality":
+        yield "No retrained model was given, so forget quality is not known."
+        yield f"Nor is how low the {METRICS[aim].label} ought to be: who never saw the answers gets some right, too."
     elif aim != "forget_quality":
-        yield f"Forget quality was not measured; {METRICS[aim].label} stands in for it, nearest to the retrained model's is best."
+        yield f"Forget quality was not measured: best is the {METRICS[aim].label} nearest to the retrained model's."
     count = len(section.seeds)
-    yield "All of this is one seed's." if count == 1 else f"Numbers are medians over {count} seeds."
+    yield "All numbers are from one seed." if count == 1 else f"Numbers are medians over {count} seeds."
 
 
-def _numbers(entry: Entry, *names: str) -> str:
-    return ", ".join(f"{METRICS[n].label} {show(n, entry.value(n))}" for n in names)
-
-
-def _judged(section: Section, entry: Entry, aim: str) -> str:
-    retrained = section.reference("retrained")
-    if aim != "forget_quality":
-        goal = retrained.value(aim) if retrained else None
-        return f"; the retrained model's {METRICS[aim].label} is {show(aim, goal)}" if goal is not None else ""
-    if (entry.value(aim) or 0.0) >= LEVEL:
-        return ": on the forget set, a KS test cannot tell it from the retrained model (p ≥ .05)"
-    says = ": a KS test on the forget set still tells it from the retrained model (p < .05)"
-    mine, goal = entry.value("forget_probability"), retrained.value("forget_probability") if retrained else None
-    if mine is None or goal is None:
-        return says
-    far = "has not fallen to" if mine > goal else "has fallen past"
-    return f"{says}; its forget probability ({show('', mine)}) {far} that model's ({show('', goal)})"
+def _numbers(entry: Entry, *names: str, verb: str = "") -> str:
+    return ", ".join(f"{METRICS[n].label}{verb} {show(n, entry.value(n))}" for n in names)
 
 
 def _and(words: Sequence[str]) -> str:

@@ -1,0 +1,280 @@
+"""The recipe: every key of a run, its type and default, read from YAML and from dotted overrides.
+
+Knows names and types; knows nothing of how anything is done. Every mistake becomes one `UserError` that names the key.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
+
+from expunge.errors import UserError, did_you_mean
+from expunge.models import Dtype, LoraConfig, ScratchConfig
+from expunge.objectives import FORGET, RETAIN, ForgetObjective, RetainObjective, split_method
+from expunge.objectives.representation import RMU
+from expunge.targets import FinetuneConfig
+from expunge.trainer import UnlearnConfig
+
+
+class Section(BaseModel):
+    """A part of the recipe; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FableConfig(Section):
+    """The built-in benchmark of fictitious authors."""
+
+    name: Literal["fable"] = "fable"
+    split: str = Field(default="forget10", description="forget01, forget05, forget10 or forget20: per cent of authors")
+    authors: int = Field(default=40, description="10 to 2,000")
+    facts: int = Field(default=10, description="per author")
+    seed: int = 0
+
+
+class TofuConfig(Section):
+    """TOFU, from the hub, or from a folder that holds its files."""
+
+    name: Literal["tofu"] = "tofu"
+    split: str = Field(default="forget10", description="forget01, forget05 or forget10")
+    path: str | None = Field(default=None, description="folder with TOFU's JSON files; the hub without it")
+
+
+class DataConfig(Section):
+    """Your own rows, in any format of `expunge.data.formats`."""
+
+    forget: str = Field(description="file, folder or hub id of what must go")
+    retain: str | None = Field(default=None, description="file, folder or hub id of what must stay")
+    refusals: str | None = Field(default=None, description="file of refusals for dpo, rows with a `text` column")
+
+
+class ModelConfig(Section):
+    """Which model to start from: `name` (hub or folder), or `scratch` for one trained on the benchmark itself."""
+
+    name: str | None = None
+    scratch: ScratchConfig | None = None
+    dtype: Dtype = "auto"
+    pure_bf16: bool = Field(default=False, description="allow bfloat16 weights to train")
+    lora: LoraConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "ModelConfig":
+        if (self.name is None) == (self.scratch is None):
+            raise ValueError("give either a model's name or scratch")
+        return self
+
+
+class EvaluateConfig(Section):
+    """What is measured, and when."""
+
+    each_epoch: Literal["fast", "full", "off"] = Field(
+        default="fast", description="trajectory: fast scores without generating; full is the final evaluation"
+    )
+    each_epoch_limit: int | None = Field(default=100, description="questions of each set but forget, while fast")
+    max_new_tokens: int | None = Field(default=None, description="of a generated answer; default from the answers")
+    limit: int | None = Field(default=None, description="questions of each set but forget, in the final evaluation")
+
+
+def _train_section() -> type[BaseModel]:
+    """Every field of `UnlearnConfig` that a recipe may set, with its type, none of them required."""
+    hints = typing.get_type_hints(UnlearnConfig)
+    ours = {"output_dir", "seed", "eval_strategy", "do_train", "do_eval", "do_predict", "resume_from_checkpoint"}
+    fields: dict[str, Any] = {
+        f.name: (hints[f.name], f.default if f.default is not dataclasses.MISSING else None)
+        for f in dataclasses.fields(UnlearnConfig)
+        if f.init and f.name not in ours
+    }
+    return create_model(
+        "TrainConfig",
+        __config__=ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=()),
+        __doc__="Any field of `expunge.UnlearnConfig`, hence of `transformers.TrainingArguments`.",
+        **fields,
+    )
+
+
+TrainConfig = _train_section()
+
+
+def _objective(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _method(value: Any) -> Any:
+    return split_method(value) if isinstance(value, str) else value
+
+
+class Method(Section):
+    """A forget objective with or without a retain objective, and training keys of its own."""
+
+    forget: Annotated[ForgetObjective, BeforeValidator(_objective)]
+    retain: Annotated[RetainObjective, BeforeValidator(_objective)] | None = None
+    train: TrainConfig = TrainConfig()  # pyright: ignore[reportInvalidTypeForm]
+    label: str | None = Field(default=None, description="how results call it; default forget+retain")
+
+    @property
+    def name(self) -> str:
+        """The method's name in results: `unilogit+nll`, `ga`, or the label."""
+        if self.label:
+            return self.label
+        if self.retain is None or (isinstance(self.forget, RMU) and self.retain.name == "anchor"):
+            return self.forget.name
+        return f"{self.forget.name}+{self.retain.name}"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_rmu(cls, data: Any) -> Any:
+        """RMU without a retain objective takes its paper's own, at the same layer."""
+        if isinstance(data, Mapping) and data.get("retain") is None:
+            forget = _objective(data.get("forget"))
+            if isinstance(forget, Mapping) and forget.get("name") == "rmu":
+                layer = {"layer": forget["layer"]} if "layer" in forget else {}
+                return {**data, "retain": {"name": "anchor", **layer}}
+        return data
+
+
+class Recipe(Section):
+    """Everything that decides a run. `expunge run recipe.yaml --key value` sets any key by its dotted name."""
+
+    benchmark: (
+        Annotated[
+            Annotated[FableConfig | TofuConfig, Field(discriminator="name")],
+            BeforeValidator(_objective),
+        ]
+        | None
+    ) = None
+    data: DataConfig | None = None
+    model: Annotated[ModelConfig, BeforeValidator(_objective)]
+    finetune: FinetuneConfig = FinetuneConfig()
+    retrained: str | None = Field(default=None, description="folder of a model that never saw the forget rows")
+    methods: list[Annotated[Method, BeforeValidator(_method)]] = Field(default_factory=list)
+    train: TrainConfig = TrainConfig()  # pyright: ignore[reportInvalidTypeForm]
+    evaluate: EvaluateConfig = EvaluateConfig()
+    seed: int = Field(default=0, ge=0)
+    out: Path | None = Field(default=None, description="run directory; default runs/<recipe's name>")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _method_is_short_for_one(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and "method" in data:
+            data = dict(data)
+            data["methods"] = [data.pop("method")]
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        if (self.benchmark is None) == (self.data is None):
+            raise ValueError("give either a benchmark or your own data (--forget FILE)")
+        names = [m.name for m in self.methods]
+        if twice := {n for n in names if names.count(n) > 1}:
+            raise ValueError(f"methods: {sorted(twice)[0]} stands there twice; give each a label of its own")
+        return self
+
+
+SHORT = {"method": _method, "model": _objective, "benchmark": _objective}
+"""Keys whose value may be one word, and how that word unfolds when an override reaches inside."""
+
+TAGS = {"fable", "tofu", *FORGET, *RETAIN}
+
+ALIASES = {"forget": "data.forget", "retain": "data.retain", "refusals": "data.refusals", "split": "benchmark.split"}
+
+
+def load_recipe(path: Path | None, overrides: Iterable[tuple[str, str]] = ()) -> Recipe:
+    """The recipe in a YAML file (or an empty one) with `(dotted key, text)` overrides, validated.
+
+    Raises `UserError` for a missing or malformed file and for every unknown key or wrong value.
+    """
+    tree: dict[str, Any] = _read_yaml(path) if path else {}
+    for key, text in overrides:
+        _set(tree, ALIASES.get(key, key), _scalar(text))
+    return parse_recipe(tree, where=str(path) if path else "the command line")
+
+
+def parse_recipe(tree: Mapping[str, Any], *, where: str) -> Recipe:
+    """Validate a tree of plain values."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_sentence(error)}") from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        near = did_you_mean(path.name, (p.name for p in path.parent.glob("*.yaml"))) if path.parent.is_dir() else ""
+        raise UserError(f"recipe {str(path)!r} does not exist.{near}")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)}); mend that line.") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a recipe is a mapping of keys to values; see the recipes folder for examples.")
+    return tree
+
+
+def _scalar(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    if parents[:1] == ["method"] or key == "method":
+        tree.pop("methods", None)
+    for i, part in enumerate(parents):
+        node = tree.get(part, {})
+        if isinstance(node, str) and i == 0 and part in SHORT:
+            node = SHORT[part](node)
+        elif isinstance(node, str) and part in ("forget", "retain"):
+            node = _objective(node)
+        if not isinstance(node, dict):
+            raise UserError(f"{key}: {part} is not a section, so it has no key {last!r}.")
+        tree[part] = dict(node)
+        tree = tree[part]
+    tree[last] = value
+
+
+def _known_keys(model: type[BaseModel] = Recipe) -> set[str]:
+    """The names of all fields reachable from `model`."""
+    keys = {"method"} | set(model.model_fields)
+    for info in model.model_fields.values():
+        for part in _models_in(info.annotation):
+            keys |= _known_keys(part)
+    return keys
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in typing.get_args(annotation) for model in _models_in(part)]
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    # Tags of unions stand in the path too, behind the key that holds the union; a person did not write them.
+    tagged = ("benchmark", "forget", "retain")
+    raw = [str(p) for p in first["loc"]]
+    loc = [p for i, p in enumerate(raw) if not (i and raw[i - 1] in tagged and p in TAGS) and "function-" not in p]
+    path, last = ".".join(loc).replace("methods.0", "method"), loc[-1] if loc else ""
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    given = first.get("input")
+    match first["type"]:
+        case "extra_forbidden":
+            return f"unknown key {path!r}.{did_you_mean(last, _known_keys() - {last})}{more}"
+        case "missing":
+            return f"the key {path!r} is missing; give it.{more}"
+        case "value_error":
+            message = str(first["ctx"]["error"]) if "ctx" in first else first["msg"]
+            return f"{path + ': ' if path else ''}{message}.{more}".replace("..", ".")
+        case "union_tag_invalid":
+            known = str(first.get("ctx", {}).get("expected_tags", "")).replace("'", "").split(", ")
+            tag = str(first.get("ctx", {}).get("tag", given))
+            return f"{path}: unknown name {tag!r}.{did_you_mean(tag, known)} Known: {', '.join(known)}.{more}"
+        case _:
+            return f"{path}: {given!r} is not valid ({first['msg'][0].lower() + first['msg'][1:]}).{more}"

@@ -1,0 +1,60 @@
+"""Your own forget and retain rows as a benchmark: what is asked of the model is what the rows hold.
+
+Knows rows of every format; knows nothing of models or metrics.
+"""
+
+import random
+from collections.abc import Sequence
+
+from expunge.data.benchmark import Benchmark, Question, Row
+from expunge.data.formats import read_rows
+
+HELD_OUT = 0.1
+"""The share of retain rows that is never trained on, so that what is kept is measured on something unseen."""
+
+QUESTIONS = 200
+"""At most so many rows of a set are asked about."""
+
+
+def load(*, forget: str, retain: str | None, seed: int) -> Benchmark:
+    """Read both sources; hold a tenth of retain out for evaluation when there are at least ten rows.
+
+    The questions of `forget` are the forget rows, those of `retain` are retain rows that training sees, and those of
+    `held_out` are retain rows that it does not.
+    """
+    forget_rows = read_rows(forget)
+    retain_rows = read_rows(retain) if retain else []
+    order = list(range(len(retain_rows)))
+    random.Random(seed).shuffle(order)
+    held_out = [retain_rows[i] for i in sorted(order[: int(len(order) * HELD_OUT)])]
+    kept = [retain_rows[i] for i in sorted(order[int(len(order) * HELD_OUT) :])]
+    sets = {"forget": forget_rows, "retain": kept, "held_out": held_out}
+    return Benchmark(
+        name="custom",
+        split=forget,
+        forget=forget_rows,
+        retain=kept,
+        questions={name: _questions(rows, seed) for name, rows in sets.items() if rows},
+        choice_sets=frozenset(),
+    )
+
+
+def _questions(rows: Sequence[Row], seed: int) -> list[Question]:
+    chosen = sorted(random.Random(seed).sample(range(len(rows)), min(QUESTIONS, len(rows))))
+    return [_question(rows[i]) for i in chosen]
+
+
+def _question(row: Row) -> Question:
+    if "question" in row:
+        return Question(row["question"], row["answer"])
+    if "text" in row:
+        # A text asks nothing; its first half asks for its second.
+        words = row["text"].split(" ")
+        half = len(words) // 2 or 1
+        prompt, completion = " ".join(words[:half]), "".join(" " + word for word in words[half:])
+        return Question(prompt, completion.strip(), row={"prompt": prompt, "completion": completion})
+    if "messages" in row:
+        return Question(row["messages"][-2]["content"], row["messages"][-1]["content"], row=row)
+    if isinstance(row["prompt"], list):
+        return Question(row["prompt"][-1]["content"], row["completion"][-1]["content"], row=row)
+    return Question(row["prompt"].strip(), row["completion"].strip(), row=row)

@@ -1,0 +1,201 @@
+"""Every metric against values worked out by hand, and against the evaluation log of a Llama-2-7B."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from expunge.evals import metrics as m
+
+LOG_SETS = {
+    "forget": "eval_log_forget.json",
+    "retain": "eval_log.json",
+    "real_authors": "eval_real_author_wo_options.json",
+    "world_facts": "eval_real_world_wo_options.json",
+}
+log_probabilities = st.floats(-1e4, 0)
+
+
+def close(expected: float) -> Any:
+    return pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("logp_sum", "tokens", "expected"),
+    [(0.0, 3, 1.0), (2 * math.log(0.5), 2, 0.5), (math.log(0.1) + math.log(0.4), 2, 0.2), (-3e6, 3, 0.0)],
+)
+def test_probability(logp_sum: float, tokens: int, expected: float) -> None:
+    assert m.probability(logp_sum, tokens) == close(expected)
+
+
+@pytest.mark.parametrize(
+    ("right", "every", "expected"),
+    [(0.2, [0.2, 0.2, 0.4], 0.25), (1.0, [1.0, 0.0, 0.0], 1.0), (0.3, [0.3] * 4, 0.25), (0.0, [0.0, 0.0], 0.0)],
+)
+def test_choice_probability(right: float, every: list[float], expected: float) -> None:
+    assert m.choice_probability(right, every) == close(expected)
+
+
+@pytest.mark.parametrize(
+    ("paraphrased", "perturbed", "geometric", "arithmetic"),
+    [
+        (math.log(0.5), [math.log(0.1), math.log(0.4)], 0.4, 0.5),
+        (-1.5, [-1.5, -1.5, -1.5], 1.0, 1.0),
+        (-1.0, [-1.0 + math.log(8), -1.0 - math.log(8)], 1.0, (8 + 1 / 8) / 2),
+        (-1.0, [-3000.0], 0.0, 0.0),
+        (-3000.0, [-3000.0 + math.log(2)], 2.0, 2.0),  # both probabilities underflow; their ratio must not
+        (-3000.0, [-1.0], math.exp(700), math.exp(700)),
+    ],
+)
+def test_truth_ratio(paraphrased: float, perturbed: list[float], geometric: float, arithmetic: float) -> None:
+    assert m.truth_ratio(paraphrased, perturbed) == close(geometric)
+    assert m.truth_ratio(paraphrased, perturbed, "arithmetic") == close(arithmetic)
+
+
+@given(log_probabilities, st.lists(log_probabilities, min_size=1, max_size=6))
+def test_truth_ratio_is_finite_and_geometric_is_the_lower(paraphrased: float, perturbed: list[float]) -> None:
+    geometric = m.truth_ratio(paraphrased, perturbed)
+    arithmetic = m.truth_ratio(paraphrased, perturbed, "arithmetic")
+    assert 0 <= geometric <= arithmetic * (1 + 1e-9) + 1e-300
+    assert math.isfinite(arithmetic)
+    assert 0 <= m.truth_score(geometric) <= 1
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(0.0, 1.0), (0.25, 0.75), (1.0, 0.0), (math.exp(700), 0.0)])
+def test_truth_score(ratio: float, expected: float) -> None:
+    assert m.truth_score(ratio) == close(expected)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "retrained", "expected"),
+    [
+        ([0.5, 0.7, 0.9], [0.5, 0.7, 0.9], 1.0),
+        ([0.1, 0.2], [0.8, 0.9], 1 / 3),  # 2 of the C(4, 2) orders are this far apart
+        ([0.1, 0.2, 0.3, 0.4, 0.5], [1.0, 2.0, 3.0, 4.0, 5.0], 2 / 252),
+        ([0.0] * 40, [math.exp(700)] * 40, 2 / math.comb(80, 40)),
+    ],
+)
+def test_forget_quality(ratios: list[float], retrained: list[float], expected: float) -> None:
+    assert m.forget_quality(ratios, retrained) == pytest.approx(expected, rel=1e-9)
+
+
+def test_model_utility() -> None:
+    ones = dict.fromkeys(m.UTILITY_TERMS, 1.0)
+    assert m.model_utility(ones) == close(1.0)
+    assert m.model_utility(dict.fromkeys(m.UTILITY_TERMS, 0.3)) == close(0.3)
+    assert m.model_utility(ones | {"retain_truth_score": 0.1}) == close(0.5)
+    assert m.model_utility(ones | {"world_facts_probability": 0.0}) == 0.0
+    assert m.model_utility(ones | {"forget_probability": 0.0}) == close(1.0)
+
+
+def test_model_utility_names_what_is_missing() -> None:
+    terms = dict.fromkeys(m.UTILITY_TERMS[1:], 1.0)
+    with pytest.raises(ValueError, match="missing: retain_probability"):
+        m.model_utility(terms)
+
+
+@pytest.mark.parametrize(
+    ("generated", "answer", "expected"),
+    [
+        ("the cat sat on the mat", "the cat sat on the mat", 1.0),
+        ("the cat sat", "the cat sat on the mat", 0.5),
+        ("He wrote, on the whole, novels about dogs running.", "novel about running dogs", 0.75),  # in order, stemmed
+        ("mat cat", "cat mat", 0.5),
+        ("", "cat", 0.0),
+    ],
+)
+def test_rouge_l_recall(generated: str, answer: str, expected: float) -> None:
+    assert m.rouge_l_recall(generated, answer) == close(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "expected"),
+    [
+        ("Ann Lee was born in Oslo.", 9, False),
+        ("Oslo", 1, False),
+        ("No no", 2, False),
+        ("The son of a baker and the son of a miller met the daughter of a baker.", 18, False),
+        ("Ann Lee was born in Oslo.", 50, True),  # the cap: no end token came
+        ("", 0, True),
+        (" \n", 3, True),
+        ("the the the", 3, True),
+        ("!!!!", 2, True),
+        ("in the city of the city of the city of the city of the city", 14, True),
+        ("and " * 20, 20, True),
+    ],
+)
+def test_is_degenerate(text: str, tokens: int, expected: bool) -> None:
+    assert m.is_degenerate(text, tokens, max_new_tokens=50) is expected
+
+
+def test_no_real_answer_is_degenerate(shared_data: Path) -> None:
+    rows = [json.loads(line) for line in (shared_data / "tofu" / "full.json").read_text().splitlines()]
+    assert [r["answer"] for r in rows if m.is_degenerate(r["answer"], 0, 1)] == []
+
+
+@pytest.fixture(scope="module")
+def log(shared_data: Path) -> dict[str, Any]:
+    """A Llama-2-7B without the forget set, evaluated by TOFU's own code: losses per token, texts, their scores."""
+    path = shared_data / "tofu_reference" / "retain90_llama2_eval_log_aggregated.json"
+    raw = json.loads(path.read_text())
+    return {name: raw[key] for name, key in LOG_SETS.items()}
+
+
+def our_ratios(rows: dict[str, Any]) -> list[float]:
+    pairs = zip(rows["avg_paraphrased_loss"], rows["average_perturb_loss"], strict=True)
+    return [m.truth_ratio(-right, [-w for w in wrong]) for right, wrong in pairs]
+
+
+def plain_ratios(rows: dict[str, Any]) -> np.ndarray:
+    return np.exp(np.array(rows["avg_paraphrased_loss"]) - np.array(rows["average_perturb_loss"]).mean(-1))
+
+
+@pytest.mark.parametrize("name", LOG_SETS)
+def test_truth_ratio_on_real_losses(log: dict[str, Any], name: str) -> None:
+    np.testing.assert_allclose(our_ratios(log[name]), plain_ratios(log[name]), rtol=1e-9)
+    arithmetic = [
+        m.truth_ratio(-right, [-w for w in wrong], "arithmetic")
+        for right, wrong in zip(log[name]["avg_paraphrased_loss"], log[name]["average_perturb_loss"], strict=True)
+    ]
+    wrong = np.exp(-np.array(log[name]["average_perturb_loss"])).mean(-1)
+    np.testing.assert_allclose(arithmetic, wrong / np.exp(-np.array(log[name]["avg_paraphrased_loss"])), rtol=1e-9)
+
+
+def test_forget_quality_on_real_losses(log: dict[str, Any]) -> None:
+    ours, plain = our_ratios(log["forget"]), plain_ratios(log["forget"])
+    assert m.forget_quality(ours, ours) == 1.0
+    shifted = [r + 0.05 for r in ours]
+    for other in (shifted, our_ratios(log["retain"])):
+        expected = stats.ks_2samp(plain, np.array(other)).pvalue
+        assert m.forget_quality(ours, other) == pytest.approx(expected, rel=1e-9)
+    assert m.forget_quality(ours, our_ratios(log["retain"])) < 1e-10  # what it learned and what it did not
+
+
+@pytest.mark.parametrize("name", LOG_SETS)
+def test_rouge_on_real_texts(log: dict[str, Any], name: str) -> None:
+    ours = [m.rouge_l_recall(generated, answer) for _, generated, answer in log[name]["generated_text"]]
+    np.testing.assert_allclose(ours, log[name]["rougeL_recall"], rtol=1e-9)
+
+
+def test_model_utility_on_real_losses(log: dict[str, Any]) -> None:
+    terms, plain = {}, []
+    for name in m.UTILITY_SETS:
+        rows = log[name]
+        right = [m.probability(-loss, n) for loss, n in zip(rows["gt_loss"], rows["num_token_gt"], strict=True)]
+        wrong = np.exp(-np.array(rows["average_perturb_loss"]))
+        probabilities = np.exp(-np.array(rows["gt_loss"]) / np.array(rows["num_token_gt"]))
+        if name != "retain":
+            right = [m.choice_probability(r, [r, *w]) for r, w in zip(right, wrong, strict=True)]
+            probabilities = probabilities / (probabilities + wrong.sum(-1))
+        terms[f"{name}_probability"] = float(np.mean(right))
+        terms[f"{name}_rouge_l_recall"] = float(np.mean(rows["rougeL_recall"]))
+        terms[f"{name}_truth_score"] = float(np.mean([m.truth_score(r) for r in our_ratios(rows)]))
+        plain += [probabilities.mean(), np.mean(rows["rougeL_recall"]), np.maximum(0, 1 - plain_ratios(rows)).mean()]
+    assert m.model_utility(terms) == pytest.approx(stats.hmean(plain), rel=1e-9)
+    assert m.model_utility(terms) == pytest.approx(0.6203436494, abs=1e-9)

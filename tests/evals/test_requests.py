@@ -1,0 +1,207 @@
+"""Scoring and generating in batches against the plain way, one sequence at a time."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from transformers import GenerationConfig
+
+from expunge.data.encode import Encoded, encode, question_row
+from expunge.errors import UserError
+from expunge.evals import requests
+
+ANSWERS = ["Ann Lee was born in Oslo.", "Oslo", "In Rome, I think, or it may well have been Paris.", "No."]
+
+
+@pytest.fixture
+def sequences(tokenizer: Any) -> list[Encoded]:
+    rows = [question_row("Where was Ann Lee born?", a) for a in ANSWERS]
+    rows += [question_row("Who?", "Ann Lee."), {"text": "Ann Lee was born in Oslo."}]
+    return [encode(row, tokenizer) for row in rows]
+
+
+@pytest.fixture
+def prompts(sequences: list[Encoded]) -> list[tuple[int, ...]]:
+    return [s.input_ids[: s.start] for s in sequences if s.start] + [(50, 60), (70,)]
+
+
+def plain_logps(model: Any, sequence: Encoded) -> np.ndarray:
+    ids = torch.tensor([sequence.input_ids])
+    with torch.no_grad():
+        logps = model.eval()(input_ids=ids).logits[0].log_softmax(-1)
+    start = max(sequence.start, 1)
+    return logps[start - 1 : -1].gather(-1, ids[0, start:, None])[:, 0].numpy()
+
+
+def plain_greedy(model: Any, prompt: tuple[int, ...], max_new_tokens: int, ends: list[int]) -> tuple[int, ...]:
+    ids = list(prompt)
+    for _ in range(max_new_tokens):
+        with torch.no_grad():
+            token = int(model.eval()(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+        if token in ends:
+            break
+        ids.append(token)
+    return tuple(ids[len(prompt) :])
+
+
+@pytest.mark.parametrize("token_budget", [1, 60, requests.SCORE_BUDGET])
+def test_score_is_the_plain_forward(model: Any, sequences: list[Encoded], token_budget: int) -> None:
+    scores = requests.score(model, sequences, token_budget=token_budget, progress=False)
+    for score, sequence in zip(scores, sequences, strict=True):
+        expected = plain_logps(model, sequence)
+        np.testing.assert_allclose(score.logps, expected, atol=1e-5)
+        assert score.tokens == len(sequence) - max(sequence.start, 1)
+        assert score.logps.dtype == np.float32
+        assert score.total == pytest.approx(float(expected.sum()), abs=1e-4)
+        assert score.mean == pytest.approx(float(expected.mean()), abs=1e-5)
+
+
+def test_score_answers_in_the_caller_s_order(llama: Any, sequences: list[Encoded]) -> None:
+    forward = requests.score(llama, sequences, progress=False)
+    backward = requests.score(llama, sequences[::-1], progress=False)
+    for a, b in zip(forward, backward[::-1], strict=True):
+        np.testing.assert_allclose(a.logps, b.logps, atol=1e-5)
+
+
+def test_a_sequence_is_scored_once(llama: Any, sequences: list[Encoded], monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, ...]] = []
+    original = requests.supervised_logps
+
+    def counting(model: Any, input_ids_BT: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(input_ids_BT.shape))
+        return original(model, input_ids_BT, *rest)
+
+    monkeypatch.setattr(requests, "supervised_logps", counting)
+    scores = requests.score(llama, sequences * 3, token_budget=120, progress=False)
+    assert scores[0] is scores[len(sequences)] is scores[2 * len(sequences)]
+    assert sum(b for b, _ in shapes) == len(sequences)
+    assert all(b * t <= 120 or b == 1 for b, t in shapes)
+    assert len(shapes) > 1
+    other_span = Encoded(sequences[0].input_ids, sequences[0].start + 1)
+    assert requests.score(llama, [sequences[0], other_span], progress=False)[1].tokens == scores[0].tokens - 1
+
+
+def test_nothing_to_do(llama: Any, tokenizer: Any) -> None:
+    assert requests.score(llama, [], progress=False) == []
+    assert requests.generate(llama, tokenizer, [], max_new_tokens=3, progress=False) == []
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_model_keeps_its_mode(llama: Any, tokenizer: Any, sequences: list[Encoded], training: bool) -> None:
+    llama.train(training)
+    requests.score(llama, sequences, progress=False)
+    assert llama.training is training
+    requests.generate(llama, tokenizer, [(50, 60)], max_new_tokens=2, progress=False)
+    assert llama.training is training
+    with pytest.raises(IndexError):
+        requests.score(llama, [Encoded((50, 10**6), 1)], progress=False)
+    assert llama.training is training
+
+
+def test_training_goes_on_after_scoring(llama: Any, sequences: list[Encoded]) -> None:
+    requests.score(llama, sequences, progress=False)
+    ids = torch.tensor([sequences[0].input_ids])
+    llama(input_ids=ids, labels=ids).loss.backward()
+    assert llama.lm_head.weight.grad is not None
+
+
+def test_nan_is_an_error(llama: Any, sequences: list[Encoded]) -> None:
+    llama.lm_head.weight.data.fill_(float("nan"))
+    with pytest.raises(UserError, match="diverged"):
+        requests.score(llama, sequences, progress=False)
+
+
+def test_bfloat16_scores_are_float32(llama: Any, sequences: list[Encoded]) -> None:
+    score, *_ = requests.score(llama.bfloat16(), sequences, progress=False)
+    assert score.logps.dtype == np.float32
+
+
+@pytest.mark.parametrize("token_budget", [1, 150, requests.GENERATE_BUDGET])
+def test_generate_is_the_plain_greedy_loop(
+    model: Any, tokenizer: Any, prompts: list[tuple[int, ...]], token_budget: int
+) -> None:
+    # a token that comes up early in one answer ends it, so that rows of a batch stop at different steps
+    early = plain_greedy(model, prompts[0], 4, [])[-1]
+    model.generation_config.eos_token_id = [early, 2]
+    answers = requests.generate(model, tokenizer, prompts, max_new_tokens=12, token_budget=token_budget, progress=False)
+    for answer, prompt in zip(answers, prompts, strict=True):
+        expected = plain_greedy(model, prompt, 12, [early, 2, tokenizer.eos_token_id])
+        assert answer.tokens == expected
+        assert answer.finished is (len(expected) < 12)
+        assert answer.text == tokenizer.decode(expected, skip_special_tokens=True).strip()
+    assert answers[0].finished
+
+
+def test_a_prompt_is_answered_once(llama: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    original = llama.generate
+
+    def counting(input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        rows.append(len(input_ids))
+        return original(input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(llama, "generate", counting)
+    answers = requests.generate(llama, tokenizer, [(50, 60), (70,), (50, 60)], max_new_tokens=3, progress=False)
+    assert rows == [2]
+    assert answers[0] is answers[2]
+
+
+@pytest.fixture
+def warnings_of_transformers() -> Iterator[list[str]]:
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)
+
+
+def test_the_model_s_own_sampling_settings_take_no_part(
+    llama: Any, tokenizer: Any, prompts: list[tuple[int, ...]], warnings_of_transformers: list[str]
+) -> None:
+    expected = requests.generate(llama, tokenizer, prompts, max_new_tokens=12, progress=False)
+    own = GenerationConfig(
+        do_sample=True, temperature=0.6, top_p=0.9, repetition_penalty=5.0, max_length=4096, eos_token_id=0
+    )
+    llama.generation_config = own
+    assert requests.generate(llama, tokenizer, prompts, max_new_tokens=12, progress=False) == expected
+    assert llama.generation_config is own
+    assert warnings_of_transformers == []
+
+
+def test_peft_model(llama: Any, tokenizer: Any, sequences: list[Encoded], prompts: list[tuple[int, ...]]) -> None:
+    own = llama.generation_config
+    expected = requests.generate(llama, tokenizer, prompts, max_new_tokens=5, progress=False)
+    scores = requests.score(llama, sequences, progress=False)
+    adapted = get_peft_model(llama, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    assert requests.generate(adapted, tokenizer, prompts, max_new_tokens=5, progress=False) == expected
+    for a, b in zip(requests.score(adapted, sequences, progress=False), scores, strict=True):
+        np.testing.assert_allclose(a.logps, b.logps, atol=1e-5)
+    assert llama.generation_config is own
+
+
+def test_end_tokens(llama: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    llama.generation_config.eos_token_id = None
+    assert requests.end_tokens(llama, tokenizer) == [tokenizer.eos_token_id]
+    llama.generation_config.eos_token_id = [tokenizer.eos_token_id, 7]
+    assert requests.end_tokens(llama, tokenizer) == [tokenizer.eos_token_id, 7]
+    llama.generation_config.eos_token_id = 9
+    template = "{% for m in messages %}{{ m.content }}<pad>{% endfor %}"  # any special token can end a turn
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    assert requests.end_tokens(llama, tokenizer) == [tokenizer.eos_token_id, tokenizer.pad_token_id, 9]
+
+
+@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 100))
+def test_batches(lengths: list[int], budget: int) -> None:
+    batches = list(requests._batches(lengths, budget))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    flat = [lengths[i] for batch in batches for i in batch]
+    assert flat == sorted(lengths, reverse=True)
+    assert all(len(batch) == 1 or len(batch) * lengths[batch[0]] <= budget for batch in batches)
