@@ -12,7 +12,7 @@ from statistics import fmean, median
 from typing import Any
 
 from expunge.data.benchmark import Benchmark, Question
-from expunge.data.encode import Encoded, encode, question_row
+from expunge.data.encode import Encoded, encode, question_row, with_answer
 from expunge.errors import UserError
 from expunge.evals import metrics as m
 from expunge.evals import requests
@@ -115,12 +115,14 @@ def evaluate(
 
 def _ask(question: Question, tokenizer: Any) -> _Asked:
     paraphrase = question.answer if question.paraphrased_answer is None else question.paraphrased_answer
-    answers = (question.answer, paraphrase, *question.perturbed_answers)
-    return _Asked(question, tuple(encode(question_row(question.question, a), tokenizer) for a in answers))
+    row = question.row or question_row(question.question, question.answer)
+    others = (with_answer(row, answer) for answer in (paraphrase, *question.perturbed_answers))
+    return _Asked(question, tuple(encode(r, tokenizer) for r in (row, *others)))
 
 
 def _default_cap(sets: Iterable[Sequence[Question]], tokenizer: Any) -> int:
-    answers = [encode(question_row(q.question, q.answer), tokenizer) for rows in sets for q in rows]
+    rows = [q.row or question_row(q.question, q.answer) for questions in sets for q in questions]
+    answers = [encode(row, tokenizer) for row in rows]
     return math.ceil(1.5 * max((len(a) - a.start for a in answers), default=0)) + 8
 
 

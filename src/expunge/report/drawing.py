@@ -1,51 +1,25 @@
 """The report's pictures: plain numbers and names → SVG text, the same bytes for the same input.
 
 Knows axes, marks and colours. Knows nothing of results, metrics or verdicts: `figures.py` decides what is drawn and
-what it is called. Matplotlib is imported when a picture is drawn, never at import, and without its global state.
+what it is called.
 
 Every mark differs in shape as well as colour and carries its name, so a picture survives a black-and-white printer.
 Filled marks are methods that change the weights, hollow ones act at inference only.
 """
 
-import io
 import math
-import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
+from expunge.report.canvas import FLOOR, INK, MUTED, Axis, axes, corner, figure, plain_axes, to_svg
 from expunge.report.comparison import Role
 from expunge.report.labels import Box, around, leader, place_labels
 
-FLOOR = 1e-30
-"""Smaller p-values, zero among them, are drawn here: a log axis has no zero, and below this nothing is left to tell."""
-POWERS = (0, math.log10(0.5), -1, -2, -4, -6, -10, -15, -20, -30)
-"""log10 of the p-values that a log axis may name."""
-
-INK, MUTED, FAINT = "#1f2328", "#59636e", "#d1d9e0"
 FORGET, RETAIN = "#b3261e", "#0b5cad"
 MARKERS = ("o", "s", "^", "D", "v", "P", "h", "<", "p", ">")
 COLOURS = ("#0b5cad", "#b3410b", "#1a7f4b", "#8a3fa0", "#a3123f", "#00708a", "#6b5900", "#4b4fc4")
-HALO = "paint-order: stroke; stroke: #fff; stroke-width: 2.5px; stroke-opacity: 0.75"
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
-
-
-@dataclass(frozen=True)
-class Axis:
-    """What one direction of a picture means; `log` is for p-values, and cuts them off at `FLOOR`.
-
-    It draws −√(−log10 p), not log10 p: from 1e-30 to 1, what matters (is it .01, .2 or .9?) would be a thirtieth of the
-    height, and every good method and the retrained model would lie on one spot.
-    """
-
-    label: str
-    log: bool = False
-    best: Literal["high", "low"] = "high"
-
-    def at(self, value: float) -> float:
-        return -math.sqrt(max(0.0, -math.log10(max(value, FLOOR)))) if self.log else value
 
 
 @dataclass(frozen=True)
@@ -89,10 +63,10 @@ def tradeoff(
     level_label: str = "",
 ) -> str:
     """Scatter of every model; `keep` and `level` bound the ideal corner, `methods` fixes each name's mark."""
-    with _figure(8.35, 5.1) as fig:
+    with figure(8.35, 5.1) as fig:
         data = [(p.x, p.y) for p in points] + [s for p in points for s in p.seeds]
-        ax = _axes(fig, x, y, data if keep is None else [*data, (keep, data[0][1])])
-        _corner(ax, x, y, keep, level, level_label)
+        ax = axes(fig, x, y, data if keep is None else [*data, (keep, data[0][1])])
+        corner(ax, x, y, keep, level, level_label)
         anchors, blocked = [], []
         for point in points:
             px, py = x.at(point.x), y.at(point.y)
@@ -107,7 +81,7 @@ def tradeoff(
             anchors.append(ax.transData.transform((px, py)))
             blocked += [around(ax.transData.transform((x.at(a), y.at(b))), 3) for a, b in point.seeds]
         _label(ax, [p.name for p in points], anchors, blocked, bold=[p.role != "method" for p in points])
-        return _svg(fig, "tradeoff")
+        return to_svg(fig, "tradeoff")
 
 
 def trajectory(
@@ -121,9 +95,9 @@ def trajectory(
 ) -> str:
     """Every method's way from epoch to epoch; the small dots are epochs, the large mark with the name is the end."""
     everything = [p for line in lines for p in line.points] + [(p.x, p.y) for p in references]
-    with _figure(8.35, 5.1) as fig:
-        ax = _axes(fig, x, y, everything)
-        _corner(ax, x, y, None, level, "p = .05" if y.log else "")
+    with figure(8.35, 5.1) as fig:
+        ax = axes(fig, x, y, everything)
+        corner(ax, x, y, None, level, "p = .05" if y.log else "")
         names, anchors, blocked = [], [], []
         for line in lines:
             style = _style(line.name, "method", line.hollow, methods)
@@ -139,20 +113,20 @@ def trajectory(
             names.append(point.name)
             anchors.append(ax.transData.transform(where))
         _label(ax, names, anchors, blocked, bold=[False] * len(lines) + [True] * len(references))
-        return _svg(fig, "trajectory")
+        return to_svg(fig, "trajectory")
 
 
 def epochs(panels: Sequence[Panel], *, unit: str, forget: str, retain: str, goal: float | None = None) -> str:
     """Small multiples on shared axes: forgotten and kept, epoch by epoch; `goal` is the retrained model's forget."""
     columns = min(4, len(panels))
     rows = math.ceil(len(panels) / columns)
-    with _figure(8.35, 0.62 + 1.42 * rows) as fig:
+    with figure(8.35, 0.62 + 1.42 * rows) as fig:
         height = fig.get_figheight()
         grid = fig.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         right = 0.985 if columns > 2 else (0.27 if columns == 1 else 0.52)
         fig.subplots_adjust(0.055, 0.42 / height, right, 1 - 0.5 / height, wspace=0.12, hspace=0.42)
         for k, ax in enumerate(grid.flat):
-            _bare(ax)
+            plain_axes(ax)
             if k >= len(panels):
                 ax.axis("off")
                 continue
@@ -174,7 +148,7 @@ def epochs(panels: Sequence[Panel], *, unit: str, forget: str, retain: str, goal
                 ax.tick_params(labelbottom=True)
                 ax.set_xlabel(unit, fontsize=8, color=MUTED, labelpad=1)
         _key(fig, height, forget, retain, goal)
-        return _svg(fig, "epochs")
+        return to_svg(fig, "epochs")
 
 
 def swatch(name: str, role: Role, hollow: bool, methods: Sequence[str]) -> str:
@@ -184,8 +158,8 @@ def swatch(name: str, role: Role, hollow: bool, methods: Sequence[str]) -> str:
     from matplotlib.transforms import Affine2D
 
     style = _style(name, role, hollow, methods)
-    mark = MarkerStyle(style["marker"])
-    shape = mark.get_transform().frozen() + Affine2D().scale(style["ms"], -style["ms"])
+    mark: Any = MarkerStyle(style["marker"])
+    shape = mark.get_transform() + Affine2D().scale(style["ms"], -style["ms"])
     path = mark.get_path().transformed(shape)
     letters = {Path.MOVETO: "M", Path.LINETO: "L", Path.CURVE3: "Q", Path.CURVE4: "C", Path.CLOSEPOLY: "Z"}
     steps = [
@@ -223,61 +197,6 @@ def _style(name: str, role: Role, hollow: bool, methods: Sequence[str]) -> dict[
         "ls": "",
         "mew": 1.2,
     }
-
-
-def _axes(fig: Any, x: Axis, y: Axis, data: Sequence[tuple[float, float]]) -> Any:
-    from matplotlib.ticker import MaxNLocator
-
-    ax = fig.subplots()
-    fig.subplots_adjust(0.085, 0.105, 0.935, 0.935)
-    _bare(ax)
-    ax.grid(color="#eaeef2", lw=0.8)
-    for axis, which, values in ((x, ax.xaxis, [p[0] for p in data]), (y, ax.yaxis, [p[1] for p in data])):
-        at = [axis.at(v) for v in values]
-        if axis.log:
-            low, high = min(*at, -1.5), 0.0
-            ticks = [axis.at(10.0**p) for p in POWERS]
-            texts = [_power(p) for p in POWERS]
-        else:
-            high = 1.0 if 0.8 < max(at) <= 1 else math.ceil(max(at) * 10) / 10 or 1.0
-            low = 0.0 if min(at) < 0.4 * high else math.floor(min(at) / high * 10) / 10 * high
-            ticks = [float(t) for t in MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
-            texts = [f"{t:.3g}".replace("0.", ".", 1) if 0 < t < 1 else f"{t:.3g}" for t in ticks]
-        shown = [k for k, t in enumerate(ticks) if low <= t <= high + 1e-9]
-        which.set_ticks([ticks[k] for k in shown], [texts[k] for k in shown])
-        pad = 0.05 * (high - low)
-        (ax.set_xlim if which is ax.xaxis else ax.set_ylim)(low - pad, high + pad)
-    ax.set_xlabel(x.label, parse_math=False)
-    ax.set_ylabel(y.label, parse_math=False)
-    return ax
-
-
-def _corner(ax: Any, x: Axis, y: Axis, keep: float | None, level: float | None, level_label: str) -> None:
-    """Tint the corner one wants to be in and name its edges outside the axes, where no label can be in their way."""
-    (_, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
-    edge = None if level is None else y.at(level)
-    if keep is not None and edge is not None:
-        low, high = (edge, top) if y.best == "high" else (bottom, edge)
-        ax.fill_between([x.at(keep), right], low, high, color="#dff0e4", lw=0, zorder=0)
-    if keep is not None:
-        ax.axvline(x.at(keep), color=MUTED, lw=0.8, ls=(0, (4, 3)), zorder=1)
-        ax.annotate(
-            "80 % kept", (x.at(keep), top), (-3, 5), textcoords="offset points", ha="right", size=8, color=MUTED
-        )
-    if edge is not None:
-        ax.axhline(edge, color=MUTED, lw=0.8, ls=(0, (4, 3)), zorder=1)
-        ax.annotate(level_label, (right, edge), (5, -3), textcoords="offset points", size=8, color=MUTED)
-    where, shift, arrow = ((right, top), (0, 5), "↘") if y.best == "high" else ((right, bottom), (0, -32), "↗")
-    ax.annotate(
-        f"ideal corner {arrow}",
-        where,
-        shift,
-        textcoords="offset points",
-        ha="right",
-        size=8.5,
-        color="#1a6b3c",
-        weight="bold",
-    )
 
 
 def _label(ax: Any, names: Sequence[str], anchors: Sequence[Any], blocked: Sequence[Box], bold: Sequence[bool]) -> None:
@@ -334,52 +253,3 @@ def _key(fig: Any, height: float, forget: str, retain: str, goal: float | None) 
         borderaxespad=0.2,
         handlelength=2.6,
     )
-
-
-def _bare(ax: Any) -> None:
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color("#8c959f")
-    ax.tick_params(color="#8c959f", labelcolor=MUTED, length=3, labelsize=8.5)
-    ax.set_axisbelow(True)
-
-
-def _power(exponent: float) -> str:
-    if exponent > -2:
-        return f"{10**exponent:.1g}".replace("0.", ".", 1)
-    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-
-
-@contextmanager
-def _figure(width: float, height: float) -> Iterator[Any]:
-    """A figure of so many inches whose pixels are SVG points; the caller's matplotlib settings stay as they are."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # Labels are measured in DejaVu Sans, which is wider than the system fonts that will show them: gaps only grow.
-    settings = {
-        "svg.hashsalt": "expunge",
-        "svg.fonttype": "none",
-        "font.family": "DejaVu Sans",
-        "font.size": 9.5,
-        "axes.labelcolor": INK,
-        "text.color": INK,
-    }
-    defaults: dict[Any, Any] = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
-    with matplotlib.rc_context(defaults | settings):
-        fig = Figure(figsize=(width, height), dpi=72)
-        FigureCanvasAgg(fig)
-        yield fig
-
-
-def _svg(fig: Any, name: str) -> str:
-    """The figure without prolog, metadata or dates; its ids begin with `name`, so that pictures can share one page."""
-    buffer = io.StringIO()
-    fig.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
-    text = re.sub(r"font-family: [^;]*;", "", text)
-    text = text.replace("*{stroke", f"svg text{{{HALO}}} svg *{{stroke")
-    return text.replace("<svg ", f'<svg style="font-family: {FONT}" ', 1)

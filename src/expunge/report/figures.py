@@ -1,6 +1,6 @@
 """Comparisons → pictures with titles, captions and descriptions.
 
-Knows which metrics go on which axis, where a method's way begins, and what a reader must be told to read the picture.
+Knows which metrics go on which axis, where a method's trajectory begins, and what a reader must be told to read the picture.
 Knows nothing of how lines and labels are drawn (`drawing.py`) or where pictures stand on the page.
 """
 
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from expunge.report import drawing
+from expunge.report.canvas import FLOOR, Axis
 from expunge.report.comparison import KEEP, LEVEL, Entry, Section
 from expunge.report.glossary import FORGET_AXES, METRICS, RETAIN_AXES, number, show
 
@@ -39,6 +40,8 @@ def _tradeoff(section: Section) -> Figure | None:
         pairs = [(number(r["metrics"].get(keep)), number(r["metrics"].get(aim))) for r in entry.runs]
         seeds = tuple((a, b) for a, b in pairs if a is not None and b is not None) if len(pairs) > 1 else ()
         points.append(drawing.Point(entry.label, x, y, entry.role, entry.inference, seeds))
+    if not any(p.role == "method" for p in points):
+        return None
     target, retrained = section.reference("target"), section.reference("retrained")
     base = target.value(keep) if target else None
     by_quality = aim == "forget_quality"
@@ -52,22 +55,16 @@ def _tradeoff(section: Section) -> Figure | None:
         keep=KEEP * base if base else None,
         level_label="p = .05" if by_quality else "retrained",
     )
-    low = [p.name for p in points if by_quality and p.y <= drawing.FLOOR]
+    low = [p.name for p in points if by_quality and p.y <= FLOOR]
+    corner = f"The tinted corner holds the models that keep 80\u00a0% of the target's {METRICS[keep].label}"
+    corner += " and that the KS test cannot tell from the retrained model." if by_quality else " and forget enough."
     reading = [
         "Right: more of the rest is kept. " + ("Up: more is forgotten." if by_quality else "Down: more is forgotten."),
-        "The tinted corner holds the models that keep 80\u00a0% of the target's"
-        f" {METRICS[keep].label}"
-        + (" and that the KS test cannot tell from the retrained model." if by_quality else "."),
+        corner if base and goal is not None else "",
         "Filled marks change the weights; hollow marks suppress at inference and leave the weights as they were.",
         "Small marks are single seeds, the large one their median." if any(p.seeds for p in points) else "",
         f"Below 10⁻³⁰, drawn there: {', '.join(low)}." if low else "",
     ]
-    if by_quality and not retrained:
-        reading[1] = (
-            f"The tinted corner holds the models that keep 80 % of the target's {METRICS[keep].label} at p ≥ .05."
-        )
-    if base is None or goal is None:
-        reading[1] = ""
     title = f"{METRICS[aim].label} against {METRICS[keep].label}"
     alt = "; ".join(
         f"{p.name}: {METRICS[keep].label} {show(keep, p.x)}, {METRICS[aim].label} {show(aim, p.y)}" for p in points
@@ -102,6 +99,8 @@ def _trajectory(section: Section) -> Figure | None:
             turned.append(
                 f"{entry.label} ({_unit(section)} {top[0]:g}: {show(aim, top[2])}, end: {show(aim, way[-1][2])})"
             )
+    if not lines:
+        return None
     svg = drawing.trajectory(
         lines,
         references,
@@ -112,11 +111,13 @@ def _trajectory(section: Section) -> Figure | None:
     )
     reading = [
         f"Every dot is an evaluation after one more {_unit(section)}; the named mark is the end.",
-        "Ways begin at the target, where unlearning starts." if references and references[0].role == "target" else "",
+        "Lines begin at the target, the model before unlearning."
+        if references and references[0].role == "target"
+        else "",
         f"Passed .05 on the way and fell below it again: {', '.join(turned)}." if turned else "",
         f"Seed {section.seeds[0]}; the other seeds are in results.json." if len(section.seeds) > 1 else "",
     ]
-    title = f"The way there: {METRICS[aim].label} against {METRICS[keep].label}"
+    title = f"Trajectory: {METRICS[aim].label} against {METRICS[keep].label}"
     alt = "; ".join(
         f"{line.name} ends at {show(keep, line.points[-1][0])}, {show(aim, line.points[-1][1])}" for line in lines
     )
@@ -165,11 +166,11 @@ def _unit(section: Section) -> str:
     return "epoch" if any(s.get("epoch") is not None for s in steps) else "step"
 
 
-def _axis(name: str) -> drawing.Axis:
+def _axis(name: str) -> Axis:
     metric = METRICS[name]
     if name == "forget_quality":
-        return drawing.Axis(f"{metric.label} (p-value; log scale, stretched towards 1)", log=True)
-    return drawing.Axis(metric.label, best="low" if metric.hint == "↓" else "high")
+        return Axis(f"{metric.label} (p-value; log scale, stretched towards 1)", log=True)
+    return Axis(metric.label, best="low" if metric.hint == "↓" else "high")
 
 
 def _title(text: str) -> str:
