@@ -1,12 +1,28 @@
 """The report says what the results say: no number of its own, no broken page, no address on the network."""
 
+import copy
+import itertools
 import json
 import math
 import random
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-# Invented, in the manner of a small model: forget quality, forget probability, retain probability, degeneration, removal.
+import pytest
+
+from expunge.errors import UserError
+from expunge.report import load_results, markdown_table, write_markdown, write_report
+from expunge.report.canvas import Axis
+from expunge.report.comparison import Section, sections
+from expunge.report.glossary import show
+from expunge.report.labels import place_labels
+from expunge.report.verdict import verdict
+
+# Invented: forget quality, forget probability, retain probability, degeneration, removal.
 METHODS: dict[str, tuple[float, float, float, float, str]] = {
     "ga": (0.92, 0.0, 0.0004, 1.0, "weights"),
     "ga+nll": (3e-3, 0.011, 0.352, 0.62, "weights"),
@@ -58,7 +74,9 @@ def make_run(
     for seed in seeds:
         common = {"benchmark": benchmark, "split": split, "seed": seed, "versions": VERSIONS}
         no = {"removal": "weights", "seconds": None, "peak_memory_mib": None, "trajectory": []}
-        rows.append(common | no | {"method": "target", "metrics": metrics(2e-6 if retrained else None, 0.996, 0.996, 0.0)})
+        rows.append(
+            common | no | {"method": "target", "metrics": metrics(2e-6 if retrained else None, 0.996, 0.996, 0.0)}
+        )
         if retrained:
             rows.append(common | no | {"method": "retrained", "metrics": metrics(1.0, 0.144, 0.995, 0.0)})
         for method, (quality, forget, retain, broken, removal) in methods.items():
@@ -68,20 +86,29 @@ def make_run(
                 "removal": removal,
                 "seconds": dice.uniform(5, 200),
                 "peak_memory_mib": dice.uniform(600, 2400),
-                "metrics": metrics(quality**shift if retrained else None, forget * shift, min(1, retain * shift), broken),
+                "metrics": metrics(
+                    quality**shift if retrained else None, forget * shift, min(1, retain * shift), broken
+                ),
                 "trajectory": [],
             }
             for epoch in range(1, 9):
                 t = epoch / 8
-                low = -5.7 + (math.log10(max(quality, 1e-40)) + 5.7) * t + (3.2 if method.startswith("uni") else 0.6) * math.sin(math.pi * t)
+                low = (
+                    -5.7
+                    + (math.log10(max(quality, 1e-40)) + 5.7) * t
+                    + (3.2 if method.startswith("uni") else 0.6) * math.sin(math.pi * t)
+                )
                 dip = 1 - (0.25 if "+" in method else 0.05) * math.sin(math.pi * t)
-                now = metrics(10 ** min(0.0, low) if retrained else None, forget + (0.996 - forget) * math.exp(-5 * t) * (1 - t),
-                              (0.996 + (retain - 0.996) * t) * dip, broken)  # fmt: skip
+                left = forget + (0.996 - forget) * math.exp(-5 * t) * (1 - t)
+                kept = (0.996 + (retain - 0.996) * t) * dip
+                now = metrics(10 ** min(0.0, low) if retrained else None, left, kept, broken)
                 row["trajectory"].append({"epoch": epoch, "step": epoch * 25, "metrics": now})
             rows.append(common | row)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "results.json").write_text(json.dumps(rows), encoding="utf-8")
-    (directory / "recipe.yaml").write_text("benchmark: {name: tofu, split: forget10}\nobjective: {name: npo, beta: 0.1}\n")
+    (directory / "recipe.yaml").write_text(
+        "benchmark: {name: tofu, split: forget10}\nobjective: {name: npo, beta: 0.1}\n"
+    )
     if records:
         write_records(directory, ["target", *(["retrained"] if retrained else []), *methods])
     return directory
@@ -99,7 +126,11 @@ def write_records(directory: Path, methods: list[str]) -> None:
                     said = f"The author is known for 'Harbour & Hearth' (no. {index}), set in Lisbon."
                 elif name == "forget" and method != "target":
                     broken = method in ("ga", "ga+nll", "unilogit+nll") and index % 3 != 1
-                    said = "the the of of the " * 40 if broken else f"It was {NASTY if index == 0 else 'published in Porto'}, {1950 + index}."
+                    said = (
+                        "the the of of the " * 40
+                        if broken
+                        else f"It was {NASTY if index == 0 else 'published in Porto'}, {1950 + index}."
+                    )
                 record = {
                     "index": index,
                     "question": f"Which novel of Aveline Marchetti-Osei <no. {index}> is set by the sea?",
@@ -112,3 +143,367 @@ def write_records(directory: Path, methods: list[str]) -> None:
                 }
                 lines.append(json.dumps(record))
             (directory / "records" / f"{method}.{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+class Page(HTMLParser):
+    """What a browser would see: tags, ids and text, and whether every tag is closed in order."""
+
+    VOID = frozenset({"meta", "input", "br"})
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", "".join(self.words))
+
+
+def edit(directory: Path, change: Any) -> Path:
+    """`change` every row of a run's results."""
+    rows = load_results(directory)
+    for row in rows:
+        change(row)
+    (directory / "results.json").write_text(json.dumps(rows), encoding="utf-8")
+    return directory
+
+
+def only(directory: Path, **options: Any) -> Section:
+    (section,) = sections([make_run(directory, records=False, **options)])
+    return section
+
+
+def some(*names: str) -> dict[str, tuple[float, float, float, float, str]]:
+    return {name: METHODS[name] for name in names}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> Page:
+    return Page(write_report([run], run / "report.html"))
+
+
+def test_the_page_stands_alone(page: Page, run: Path) -> None:
+    assert not re.search(r"https?:|//|@import|src=|<link|<script", page.source)
+    assert set(re.findall(r"url\((.)", page.source)) == {"#"}
+    assert len(page.ids) == len(set(page.ids))
+    uses = {value.removeprefix("#") for name, value in page.attributes if name == "xlink:href" and value}
+    assert uses and uses <= set(page.ids)
+    assert {p.name for p in (run / "pictures").iterdir()} == {
+        f"tofu-forget10-{name}.svg" for name in ("tradeoff", "trajectory", "epochs")
+    }
+
+
+def test_text_of_models_and_users_is_never_markup(page: Page, tmp_path: Path) -> None:
+    assert "script" not in page.tags
+    assert NASTY in page.text
+    run = make_run(tmp_path, methods={NASTY: METHODS["uld"]}, records=False)
+    (run / "recipe.yaml").write_text(f"</pre>{NASTY}", encoding="utf-8")
+    hostile = Page(write_report([run], run / "report.html"))
+    assert "script" not in hostile.tags and f"</pre>{NASTY}" in hostile.text
+    assert "<script" not in "".join(p.read_text() for p in (run / "pictures").iterdir())
+
+
+def test_table_shows_every_model_references_first(page: Page) -> None:
+    rows = re.findall(
+        r'<tr class="([^"]*)">\s*<th scope="row"><svg.*?</svg>(.*?)(?:<span|</th>)', page.source, re.DOTALL
+    )
+    assert [name for _, name in rows] == ["target", "retrained", *METHODS]
+    assert [name for kind, name in rows if "reference" in kind] == ["target", "retrained"]
+    assert [name for kind, name in rows if "collapsed" in kind] == ["ga", "ga+nll"]
+    assert [name for kind, name in rows if "best" in kind] == ["uld"]
+
+
+def test_answers_before_and_after_with_broken_ones_marked(page: Page) -> None:
+    assert "Which novel of Aveline Marchetti-Osei <no. 22> is set by the sea?" in page.text
+    assert page.source.count('<tr>\n      <th scope="row"><span class="q">') == 20
+    assert page.source.count(">degenerate</b>") == 3 * 7  # of ten questions, seven are 0 or 2 modulo 3
+    assert re.search(r'value="8" checked><span>uld<', page.source)
+    assert "720 characters" in page.text
+
+
+def test_p_value_of_zero_is_drawn_at_the_floor_and_said(page: Page) -> None:
+    axis = Axis("p", log=True)
+    assert axis.at(0.0) == axis.at(1e-300) == axis.at(1e-30) < axis.at(1e-29) < axis.at(0.05) < axis.at(1.0) == 0
+    assert "Below 10⁻³⁰, drawn there: rmu." in page.text
+    assert not re.search(r"\b(nan|inf)\b", "".join(re.findall(r'd="([^"]*)"', page.source)))
+
+
+def test_passing_the_goal_on_the_way_is_said(page: Page) -> None:
+    assert "Passed .05 on the way and fell below it again: unilogit+nll (epoch 5: .516, end: .017)." in page.text
+
+
+def test_same_results_same_bytes(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", methods=some("uld"))
+    first, second = (write_report([run], tmp_path / name / "report.html") for name in "ab")
+    assert first.read_bytes() == second.read_bytes()
+    for picture in (first.parent / "pictures").iterdir():
+        assert picture.read_bytes() == (second.parent / "pictures" / picture.name).read_bytes()
+
+
+def test_missing_metrics_leave_gaps_not_errors(tmp_path: Path) -> None:
+    run = make_run(tmp_path, methods=some("ga", "npo+kl", "uld"), records=False)
+
+    def drop(row: dict[str, Any]) -> None:
+        row["metrics"] |= {"model_utility": None, "forget_rouge_l_recall": math.nan}
+        row.pop("trajectory")
+        if row["method"] == "uld":
+            row["metrics"] = {}
+        row["versions"] = row["seconds"] = None
+
+    text = Page(write_report([edit(run, drop)], run / "report.html")).text
+    assert "None" not in text and "nan" not in text
+    assert "uld" in text and "Trajectory" not in text and "What the models say" not in text
+
+
+def test_metrics_of_another_benchmark(tmp_path: Path) -> None:
+    run = make_run(tmp_path, methods=some("ga", "uld"), records=False)
+
+    def muse(row: dict[str, Any]) -> None:
+        row["metrics"] = {"knowmem_f": 33.0, "knowmem_r": 55.0, "privleak": -99.8, "own_thing": 0.25}
+        row["trajectory"] = []
+
+    page = Page(write_report([edit(run, muse)], run / "report.html"))
+    assert "-99.8" in page.text and "own_thing" in page.text and ".250" in page.text
+    assert "The retrained model's forget knowledge is 33.0." in page.text
+
+
+def test_one_section_a_split(tmp_path: Path) -> None:
+    first = make_run(tmp_path / "a", methods=some("uld"), split="forget01", seeds=(0, 1, 2))
+    second = make_run(tmp_path / "b", methods=some("npo+kl"), split="forget05", retrained=False)
+    page = Page(write_report([first, second], tmp_path / "report.html"))
+    assert page.source.count('<section class="part"') == 2
+    assert {"tofu-forget01", "tofu-forget05"} <= set(page.ids) and len(page.ids) == len(set(page.ids))
+    assert "Numbers are medians over 3 seeds." in page.text and "No retrained model was given" in page.text
+    assert "Recipe of a" in page.text and "Recipe of b" in page.text
+
+
+def test_records_of_a_directory_with_several_splits_stand_under_none(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", methods=some("uld"))
+    rows = load_results(run)
+    other = [copy.deepcopy(row) | {"split": "forget05", "trajectory": []} for row in rows]
+    (run / "results.json").write_text(json.dumps(rows + other), encoding="utf-8")
+    page = Page(write_report([run], run / "report.html"))
+    assert page.source.count("<h2>What the models say</h2>") == 1 and "<h3>What the models say" not in page.source
+
+
+def test_seeds_are_one_line_with_their_median(tmp_path: Path) -> None:
+    section = only(tmp_path, methods=some("npo+kl"), seeds=(0, 1, 2))
+    (entry,) = section.methods
+    assert len(entry.runs) == 3 and section.seeds == [0, 1, 2]
+    assert entry.value("retain_probability") == sorted(entry.values("retain_probability"))[1]
+    pair = only(tmp_path / "pair", methods={"x": (1e-6, 0.1, 0.9, 0.0, "weights")}, seeds=(0, 1)).methods[0]
+    assert pair.value("forget_quality") == pytest.approx(math.sqrt(math.prod(pair.values("forget_quality"))))
+
+
+def test_directories_are_compared_only_on_the_same_target(tmp_path: Path) -> None:
+    a, b = (make_run(tmp_path / n, methods=some("uld", "rmu"), records=False) for n in "ab")
+    edit(b, lambda row: row["metrics"].update(forget_probability=row["metrics"]["forget_probability"] * 0.999))
+    (together,) = sections([a, b])
+    assert [e.label for e in together.entries] == ["target", "retrained", "uld · a", "uld · b", "rmu · a", "rmu · b"]
+    edit(b, lambda row: row["metrics"].update(retain_probability=0.5))
+    assert [s.name for s in sections([a, b])] == ["tofu · forget10 · a", "tofu · forget10 · b"]
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "sentences"),
+    [
+        (
+            ("ga", "undial+nll", "npo+kl"),
+            {},
+            [
+                "Of 3 methods, 2 keep at least 80 % of the target's retain probability (.996); among them npo+kl"
+                " forgets best (forget quality .310, retain probability .842).",
+                "On the forget set, a KS test cannot tell npo+kl from the retrained model (p ≥ .05).",
+                "ga collapsed: less than half of the retain probability is left (.000), so the forget quality of .920"
+                " of ga says nothing about forgetting.",
+                "Forgetting shows as broken text in the forget answers of ga (100 %).",
+                "All numbers are from one seed.",
+            ],
+        ),
+        (
+            ("uld", "npo+kl"),
+            {},
+            [
+                "Both methods keep at least 80 % of",
+                "(.996); among them uld forgets best (forget quality .880",
+                "uld acts at inference only: the weights still hold what it suppresses.",
+                "Of the methods that change the weights, npo+kl forgets best",
+            ],
+        ),
+        (
+            ("undial+nll",),
+            {},
+            [
+                "undial+nll keeps at least 80 % of the target's retain probability (.900 of .996),"
+                " at a forget quality of 7e-05.",
+                "a KS test still tells undial+nll from the retrained model (p < .05): its forget probability (.099) has"
+                " fallen past that model's (.144).",
+            ],
+        ),
+        (("dpo+nll",), {}, ["has not fallen to that model's (.144)"]),
+        (("ga+nll",), {}, ["ga+nll does not keep 80 % of the target's retain probability: .352 of .996 is left"]),
+        (("ga", "ga+nll"), {}, ["None of the 2 methods keeps 80 %", "ga+nll comes nearest: .352 of .996 is left"]),
+        (
+            ("npo+kl", "uld"),
+            {"retrained": False},
+            ["npo+kl forgets best (forget probability .071", "forget quality is not known", "Nor is how low the"],
+        ),
+        ((), {}, ["Only reference models were evaluated here"]),
+    ],
+)
+def test_verdict(names: tuple[str, ...], options: dict[str, Any], sentences: list[str], tmp_path: Path) -> None:
+    says = verdict(only(tmp_path, methods=some(*names), **options)).replace("\u00a0", " ")
+    assert [s for s in sentences if s not in says] == [], says
+
+
+def test_verdict_without_a_target_or_metrics(tmp_path: Path) -> None:
+    run = make_run(tmp_path, methods=some("uld", "npo+kl"), retrained=False, records=False)
+    rows = [row for row in load_results(run) if row["method"] != "target"]
+    (run / "results.json").write_text(json.dumps(rows), encoding="utf-8")
+    assert "these results have no row for the target" in verdict(sections([run])[0])
+    edit(run, lambda row: row.update(metrics={"forget_probability": 0.1}))
+    assert verdict(sections([run])[0]).startswith("The methods cannot be judged")
+
+
+def test_a_target_that_never_learned_is_said_first(tmp_path: Path) -> None:
+    run = make_run(tmp_path, methods=some("uld"), records=False)
+    edit(run, lambda row: row["metrics"].update(forget_quality=0.4 if row["method"] == "target" else 0.9))
+    assert verdict(sections([run])[0]).startswith("The target itself, before unlearning, cannot be told from")
+
+
+def test_markdown_has_the_results_numbers_and_nothing_else(run: Path, tmp_path: Path) -> None:
+    rows = load_results(run)
+    head, _, *lines = markdown_table(rows).splitlines()
+    keys = ["forget_quality", "forget_probability", "forget_rouge_l_recall", "forget_truth_ratio", "degeneration",
+            "model_utility", "retain_probability", "retain_rouge_l_recall", "retain_truth_ratio"]  # fmt: skip
+    assert head.count("|") == len(keys) + 6
+    for row, line in zip(rows, lines, strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[0] == row["method"] and cells[2] == str(row["seed"])
+        for key, cell in zip(keys, cells[3:], strict=False):
+            assert float(cell) == pytest.approx(row["metrics"][key], rel=0.06 if "e" in cell else 0, abs=5.1e-4)
+    out = write_markdown([run], tmp_path / "docs" / "tofu.md", command="expunge report runs/x --markdown tofu.md")
+    text = out.read_text(encoding="utf-8")
+    assert markdown_table(rows) in text and "    expunge report runs/x --markdown tofu.md" in text
+    assert "- Seed: 0" in text and "- machine: 2 CPU cores" in text and "## tofu · forget10" in text
+    assert "a\\|b" in markdown_table([rows[2] | {"method": "a|b"}])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "no readable results.json"),
+        ("{", "not valid JSON"),
+        ("[]", "at least one row"),
+        ('{"method": "ga"}', "at least one row"),
+        ("[3]", "row 1: a row must be an object"),
+        ("""[{"method": "ga"}]""", "row 1: the key 'benchmark' is missing"),
+        ("""[{"method": "ga", "benchmark": "b", "split": "s", "seed": "0"}]""", "'seed' must be int, got '0'"),
+    ],
+)
+def test_results_that_cannot_be_read(text: str | None, says: str, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "results.json").write_text(text)
+    with pytest.raises(UserError, match=re.escape(says)) as caught:
+        load_results(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"removal": "both"}, "'removal' must be 'weights' or 'inference', got 'both'"),
+        ({"metrics": {"forget_quality": "high"}}, "'forget_quality' must be a number or null, got 'high'"),
+        ({"seconds": True}, "'seconds' must be a number or null, got True"),
+        ({"trajectory": [{"epoch": 1}]}, "'trajectory' must be a list of objects that have 'metrics'"),
+        ({"trajectory": [{"epoch": "1", "metrics": {}}]}, "'epoch' must be a number or null, got '1'"),
+        ({"versions": "3.11"}, "'versions' must be an object"),
+    ],
+)
+def test_malformed_rows(change: dict[str, Any], says: str, tmp_path: Path) -> None:
+    row = {"method": "ga", "benchmark": "b", "split": "s", "seed": 0, "metrics": {}} | change
+    (tmp_path / "results.json").write_text(json.dumps([row]))
+    with pytest.raises(UserError, match=re.escape(says)):
+        load_results(tmp_path)
+
+
+def test_broken_record_is_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path, methods=some("uld"))
+    (run / "records" / "uld.forget.jsonl").write_text('{"index": 0}\n{"question": 1}\n')
+    with pytest.raises(UserError, match=r"uld\.forget\.jsonl, line 2: not a record"):
+        write_report([run], run / "report.html")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("forget_quality", 2.1e-6, "2e-06"),
+        ("forget_quality", 0.0, "0"),
+        ("forget_quality", 0.0499, ".050"),
+        ("forget_probability", 0.9961, ".996"),
+        ("forget_probability", 0.99999, "1.000"),
+        ("forget_probability", 1e-9, ".000"),
+        ("forget_truth_ratio", 1.274, "1.27"),
+        ("forget_truth_ratio", 1.8, "1.80"),
+        ("verbmem", 100.0, "100"),
+        ("privleak", -99.81, "-99.8"),
+        ("privleak", -0.5, "-.500"),
+        ("x", None, "–"),
+    ],
+)
+def test_numbers_as_people_write_them(name: str, value: float | None, text: str) -> None:
+    assert show(name, value) == text
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_labels_of_twenty_points_do_not_overlap(seed: int) -> None:
+    dice = random.Random(seed)
+    anchors = [(dice.choice([420, 480, 530]) + dice.uniform(-25, 25), dice.uniform(150, 340)) for _ in range(20)]
+    sizes = [(dice.uniform(20, 90), 11.0) for _ in anchors]
+    boxes = place_labels(anchors, sizes, [4.5] * 20, (50, 30, 560, 350))
+    for a, b in itertools.combinations(boxes, 2):
+        assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+    for (left, bottom, right, top), (width, _) in zip(boxes, sizes, strict=True):
+        assert left >= 50 and bottom >= 30 and right <= 560 and top <= 350
+        assert right - left == pytest.approx(width)
+
+
+def test_import_is_light_and_settings_of_matplotlib_stay(page: Page) -> None:
+    heavy = "import sys, expunge.report; print(sorted({'matplotlib', 'jinja2', 'torch', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True).stdout == "[]\n"
+    import matplotlib
+
+    assert page.source
+    assert matplotlib.rcParams["svg.hashsalt"] is None and "matplotlib.pyplot" not in sys.modules

@@ -130,7 +130,9 @@ def _report(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None
 def _methods(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     from expunge.objectives import FORGET, RETAIN, describe
 
-    rows = [describe(cls, kind) for kind, registry in (("forget", FORGET), ("retain", RETAIN)) for cls in registry.values()]
+    rows = [
+        describe(cls, kind) for kind, registry in (("forget", FORGET), ("retain", RETAIN)) for cls in registry.values()
+    ]
     if args.json:
         print(json.dumps(rows, indent=1))
         return
@@ -208,11 +210,7 @@ def _run_name(path: Path | None) -> str:
     if path is None:
         return "run"
     parts = path.with_suffix("").parts
-    if "recipes" in parts:
-        parts = parts[parts.index("recipes") + 1 :]
-    else:
-        parts = parts[-1:]
-    return "-".join(parts)
+    return "-".join(parts[parts.index("recipes") + 1 :] if "recipes" in parts else parts[-1:])
 
 
 def _quiet_libraries() -> None:

@@ -210,7 +210,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)}); mend that line.") from error
+        raise UserError(
+            f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)}); mend that line."
+        ) from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values; see the recipes folder for examples.")
     return tree

@@ -50,7 +50,7 @@ class Head:
         base = extract_model_from_parallel(model)
         module = module if module is not None else base.get_output_embeddings()
         config = base.config.get_text_config()
-        plain = type(module) is nn.Linear and module.bias is None
+        linear = module.weight if type(module) is nn.Linear and module.bias is None else None
         scale = 1.0
         if getattr(config, "logits_scaling", None):  # Granite divides
             scale = 1 / config.logits_scaling
@@ -59,7 +59,7 @@ class Head:
         return cls(
             forward=partial(type(module).forward, module),  # the class's own: see `forward_supervised`
             vocab_size=base.get_output_embeddings().weight.shape[0],
-            linear=module.weight if plain else None,
+            linear=linear,
             softcap=getattr(config, "final_logit_softcapping", None),
             scale=scale,
         )

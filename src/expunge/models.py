@@ -157,7 +157,9 @@ def _check_folder(path: str) -> None:
         return
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
     if not any(name.endswith((".safetensors", ".bin")) or name.endswith(".index.json") for name in names):
-        raise UserError(f"model: {path!r} holds no weights (*.safetensors); give the folder that save_pretrained wrote.")
+        raise UserError(
+            f"model: {path!r} holds no weights (*.safetensors); give the folder that save_pretrained wrote."
+        )
 
 
 def _torch_dtype(dtype: Dtype) -> Any:

@@ -1,12 +1,13 @@
 """What the starting model says of the tokens of a batch, four ways that give the same numbers.
 
-| kind            | how                                                          | costs                              |
-|-----------------|--------------------------------------------------------------|------------------------------------|
-| `cached_logps`  | log-probabilities of every row, computed once before training| a number a token; only log-probabilities |
-| `cached_hidden` | last hidden states of every row, once; z⁰ = W⁰h⁰ is exact     | D numbers a token, a copy of the head if it trains |
-| `adapter_off`   | a forward with the LoRA adapter switched off                 | a forward a step                   |
-| `frozen_copy`   | a forward of a copy of the whole model                       | a second model, a forward a step   |
+| kind            | how                                               | costs                                    |
+|-----------------|---------------------------------------------------|------------------------------------------|
+| `cached_logps`  | log-probabilities of every row, once before training | a number a token                      |
+| `cached_hidden` | last hidden states of every row, once; z⁰ = W⁰h⁰   | D numbers a token, a copy of a head that trains |
+| `adapter_off`   | a forward with the LoRA adapter switched off      | a forward a step                         |
+| `frozen_copy`   | a forward of a copy of the whole model            | a second model, a forward a step         |
 
+`cached_logps` can't give distributions; the other three can, and exactly so.
 Knows the starting model only; nothing of objectives or losses.
 """
 
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -98,7 +99,9 @@ class LiveReference(Reference):
 class CachedReference(Reference):
     """Looks up what a live reference said of every row before training began."""
 
-    def __init__(self, live: LiveReference, sets: Sets, pad_token_id: int, kind: ReferenceKind, batch_size: int) -> None:
+    def __init__(
+        self, live: LiveReference, sets: Sets, pad_token_id: int, kind: ReferenceKind, batch_size: int
+    ) -> None:
         self.kind, self.head = kind, live.head
         self.rows: dict[tuple[int, int], ReferenceSignals] = {}
         device = next(live.model.parameters()).device
@@ -167,7 +170,7 @@ def build_reference(
     return CachedReference(live, sets, pad_token_id, kind, batch_size)
 
 
-def _choose(base: nn.Module, needs: Needs, sets: Sets, has_adapter: bool) -> ReferenceKind:
+def _choose(base: Any, needs: Needs, sets: Sets, has_adapter: bool) -> ReferenceKind:
     if not needs.divergence and not needs.reference_layer:
         return "cached_logps"
     tokens = sum(len(e) - e.start for role in Role for e in sets.of(role))

@@ -22,9 +22,10 @@ from expunge.data.refusals import REFUSALS
 from expunge.errors import UserError
 from expunge.evals.metrics import forget_quality
 from expunge.evals.tofu import Evaluation, evaluate
+from expunge.history import last_checkpoint
 from expunge.report import write_report
 from expunge.targets import train_from_scratch
-from expunge.trainer import UnlearnConfig, UnlearnTrainer, last_checkpoint
+from expunge.trainer import UnlearnConfig, UnlearnTrainer
 
 log = logging.getLogger(__name__)
 

@@ -85,7 +85,8 @@ def _train(
     partial: Path,
     title: str,
 ) -> None:
-    from expunge.trainer import UnlearnConfig, UnlearnTrainer, last_checkpoint
+    from expunge.history import last_checkpoint
+    from expunge.trainer import UnlearnConfig, UnlearnTrainer
 
     tokenizer = train_tokenizer((_text(row) for row in vocabulary_rows), scratch)
     args = UnlearnConfig(

@@ -4,8 +4,6 @@ A `transformers.Trainer` in everything else: arguments, optimizers, schedules, c
 Knows nothing of benchmarks or of any particular objective.
 """
 
-import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,19 +11,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from expunge.data.benchmark import Row
 from expunge.data.checks import check_disjoint
 from expunge.data.encode import encode_rows, prepare_tokenizer, with_answer
 from expunge.data.pairs import Collator, PairedDataset, PairSampler, Role, Sets
 from expunge.errors import UserError
-from expunge.logprobs import Head, decoder_layers, forward_supervised, supervised, token_divergence, token_logps
+from expunge.history import MetricsFile
+from expunge.logprobs import decoder_layers
 from expunge.objectives import NLL, RMU, Objective
-from expunge.objectives.base import Needs, Signals
+from expunge.objectives.base import Needs
 from expunge.reference import ReferenceKind, build_reference
-
-METRICS_FILE = "metrics.jsonl"
+from expunge.signals import gather_signals
 
 
 @dataclass
@@ -108,7 +106,7 @@ class UnlearnTrainer(Trainer):
         if peft_config is not None:
             from peft import get_peft_model
 
-            model = get_peft_model(model, peft_config)  # pyright: ignore[reportArgumentType]
+            model = get_peft_model(model, peft_config)
         if isinstance(objective, RMU):
             _train_only(model, objective.trainable_layers)
         self.evaluator = evaluate
@@ -124,18 +122,18 @@ class UnlearnTrainer(Trainer):
             processing_class=tokenizer,
             **kwargs,
         )
-        self.add_callback(MetricsFile(Path(args.output_dir)))
+        self.add_callback(MetricsFile(Path(str(args.output_dir))))
         needs = _merge(self._needs(Role.FORGET), self._needs(Role.RETAIN))
         if needs.reference:
             self.reference = build_reference(
-                self.model,
+                model,
                 needs,
                 self.sets,
                 pad_token_id=tokenizer.pad_token_id,
                 kind=args.reference,
                 batch_size=args.per_device_train_batch_size * 2,
             )
-        self.surprisal = _unigram_surprisal(self.sets, self.model) if needs.surprisal else None
+        self.surprisal_V = _unigram_surprisal(self.sets, model) if needs.surprisal else None
 
     # -- the step ------------------------------------------------------------------------------------------------
 
@@ -146,83 +144,20 @@ class UnlearnTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Tensor:
-        forget, retain = self.signals(model, inputs)
-        terms: dict[str, Tensor] = {}
-        for name, objective, signals, counts in (
-            ("forget", self.objective, forget, num_items_in_batch[:2]),
-            ("retain", self.retain, retain, num_items_in_batch[2:]),
-        ):
-            if objective is not None and signals is not None:
-                values = objective.loss(signals)
-                terms[name] = values.sum() / counts[0 if objective.per == "token" else 1]
-        self._terms.append((self.state.global_step + 1, {name: t.detach() for name, t in terms.items()}))
-        weights = {"forget": self.objective, "retain": self.retain}
-        return sum((weights[name].weight * t for name, t in terms.items()), start=inputs["input_ids"].new_zeros(()).float())
-
-    def signals(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Signals | None, Signals | None]:
-        """The forget and the retain signals of one batch, from one forward of `model` and one look at the reference."""
-        predicts_BT, target_N = supervised(batch["labels"])
-        sequence_N = predicts_BT.nonzero()[:, 0]
-        role_N = batch["role"][sequence_N]
-        reference = self.reference(batch) if self.reference is not None else None
-        # Rows stand in the batch by role, so each role is one slice of the N tokens and of the B sequences.
-        tokens = torch.bincount(role_N, minlength=len(Role)).tolist()
-        sequences = torch.bincount(batch["role"], minlength=len(Role)).tolist()
         needs = {role: self._needs(role) for role in Role}
-        layer = next((n.layer for n in needs.values() if n.layer is not None), None)
-
-        def at_head(hidden_ND: Tensor, head: Head) -> dict[Role, dict[str, Tensor]]:
-            found: dict[Role, dict[str, Tensor]] = {role: {} for role in Role}
-            wanted = torch.cat([torch.full((tokens[r],), needs[r].logp, device=hidden_ND.device) for r in Role])
-            if wanted.any():
-                logp = token_logps(hidden_ND[wanted], target_N[wanted], head)
-                sizes = [tokens[r] if needs[r].logp else 0 for r in Role]
-                for role, part in zip(Role, logp.split(sizes), strict=True):
-                    found[role]["logp_N"] = part
-            for role, hidden, target, start in zip(
-                Role, hidden_ND.split(tokens), target_N.split(tokens), _starts(tokens), strict=True
-            ):
-                if needs[role].divergence and len(target):
-                    assert reference is not None and reference.hidden_ND is not None and self.reference is not None
-                    start_ND = reference.hidden_ND[start : start + len(target)]
-                    found[role]["divergence_N"] = token_divergence(
-                        hidden, head, start_ND, self.reference.head, target, needs[role].divergence
-                    )
-            return found
-
-        needs_head = any(n.head for role, n in needs.items() if tokens[role])
-        found, layer_ND = forward_supervised(
-            model,
-            batch["input_ids"],
-            batch["attention_mask"],
-            predicts_BT,
-            at_head=at_head if needs_head else None,
-            layer=layer,
-        )
-        result: dict[Role, Signals] = {}
-        for role, start, first in zip(Role, _starts(tokens), _starts(sequences), strict=True):
-            part = slice(start, start + tokens[role])
-            result[role] = Signals(
-                vocab_size=self.vocab_size,
-                sequence_N=sequence_N[part] - first,
-                sequences=sequences[role],
-                **(found[role] if found else {}),
-            )
-            if layer_ND is not None:
-                result[role].layer_ND = layer_ND[part]
-            if reference is not None and reference.logp_N is not None:
-                result[role].reference_logp_N = reference.logp_N[part]
-            if reference is not None and reference.layer_ND is not None:
-                result[role].reference_layer_ND = reference.layer_ND[part]
-            if self.surprisal is not None:
-                result[role].surprisal_N = self.surprisal.to(target_N.device)[target_N[part]]
-        result[Role.FORGET].refusal = result[Role.REFUSAL]
-        return tuple(result[r] if sequences[r] else None for r in (Role.FORGET, Role.RETAIN))  # pyright: ignore[reportReturnType]
-
-    @property
-    def vocab_size(self) -> int:
-        """Rows of the output head, V."""
-        return self.accelerator.unwrap_model(self.model).get_output_embeddings().weight.shape[0]
+        signals = gather_signals(model, inputs, needs, self.reference, self.surprisal_V)
+        terms: dict[str, Tensor] = {}
+        loss = torch.zeros((), device=inputs["labels"].device)
+        for name, role, objective, counts in (
+            ("forget", Role.FORGET, self.objective, num_items_in_batch[:2]),
+            ("retain", Role.RETAIN, self.retain, num_items_in_batch[2:]),
+        ):
+            if objective is not None and role in signals:
+                term = objective.loss(signals[role]).sum() / counts[0 if objective.per == "token" else 1]
+                loss = loss + objective.weight * term
+                terms[name] = term.detach()
+        self._terms.append((self.state.global_step + 1, terms))
+        return loss
 
     def _needs(self, role: Role) -> Needs:
         objective = self.retain if role == Role.RETAIN else self.objective
@@ -244,7 +179,7 @@ class UnlearnTrainer(Trainer):
                 counts[i + 1] += mine.sum().cpu()
         counts = counts.to(device)
         if self.args.world_size > 1:
-            counts = self.accelerator.reduce(counts, "sum") / self.args.world_size
+            counts = torch.as_tensor(self.accelerator.reduce(counts, "sum")) / self.args.world_size
         return counts.clamp(min=1)
 
     # -- order, evaluation, logs -----------------------------------------------------------------------------------
@@ -288,51 +223,6 @@ class UnlearnTrainer(Trainer):
             means[f"{name}_loss"] = values.sum().item() / len(set(steps))
         self._terms.clear()
         return means
-
-
-class MetricsFile(TrainerCallback):
-    """Keeps `metrics.jsonl`: a row per logged step and per evaluation, with the seconds of training so far.
-
-    The file always agrees with the trainer's own history, so a resumed run takes it up without a gap or a repeat.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / METRICS_FILE
-        self.seconds = 0.0
-        self._since: float | None = None
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.seconds = next((r["seconds"] for r in reversed(state.log_history) if "seconds" in r), 0.0)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in state.log_history), encoding="utf-8")
-
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self._since = time.perf_counter()
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        if self._since is not None:
-            self.seconds += time.perf_counter() - self._since
-
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
-        row = state.log_history[-1]
-        row["seconds"] = round(self.seconds, 3)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-
-
-def last_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint in `directory` that was written to its end, or `None`.
-
-    The trainer writes `trainer_state.json` last, so a checkpoint without a readable one was cut off.
-    """
-    found = sorted(directory.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
-    for path in found:
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        return path
-    return None
 
 
 def _check_terms(
@@ -382,7 +272,7 @@ def _encode_sets(
     if trainer.objective is not None and trainer.objective.needs.refusal:
         generator = torch.Generator().manual_seed(args.seed)
         drawn = torch.randint(len(refusals), (len(forget_dataset),), generator=generator).tolist()
-        rows = [with_answer(row, refusals[i]) for row, i in zip(forget_dataset, drawn, strict=True)]
+        rows = [with_answer(row, refusals[int(i)]) for row, i in zip(forget_dataset, drawn, strict=True)]
         refusal = encode_rows(rows, tokenizer, name="refusals", **options)
     return Sets(
         forget=encode_rows(forget_dataset, tokenizer, name="forget", **options) if trainer.objective else [],
@@ -409,7 +299,3 @@ def _unigram_surprisal(sets: Sets, model: nn.Module) -> Tensor:
     tokens = [t for role in (Role.FORGET, Role.RETAIN) for e in sets.of(role) for t in e.input_ids[e.start :]]
     counts = torch.bincount(torch.tensor(tokens), minlength=size).float() + 1
     return -(counts / counts.sum()).log()
-
-
-def _starts(sizes: Sequence[int]) -> list[int]:
-    return [sum(sizes[:i]) for i in range(len(sizes))]

@@ -46,8 +46,7 @@ ForgetObjective = Annotated[
 RetainObjective = Annotated[NLL | KL | Anchor, Field(discriminator="name")]
 
 FORGET: dict[str, type[Objective]] = {
-    cls.model_fields["name"].default: cls
-    for cls in (GA, DPO, NPO, SimNPO, UnDIAL, Unilogit, WGA, SatImp, CEU, RMU)
+    cls.model_fields["name"].default: cls for cls in (GA, DPO, NPO, SimNPO, UnDIAL, Unilogit, WGA, SatImp, CEU, RMU)
 }
 RETAIN: dict[str, type[Objective]] = {cls.model_fields["name"].default: cls for cls in (NLL, KL, Anchor)}
 ALIASES = {NLL.alias: "nll", "idk": "dpo"}
@@ -58,20 +57,18 @@ def split_method(name: str) -> dict[str, Any]:
 
     Raises `UserError` for an unknown name, with the nearest known one.
     """
-    forget, _, retain = (part.strip().lower() for part in name.partition("+"))
+    forget, plus, retain = (part.strip().lower() for part in name.partition("+"))
     parts: dict[str, Any] = {"forget": {"name": _known(forget, FORGET, "forget objective")}}
-    if retain:
+    if plus:
         parts["retain"] = {"name": _known(retain, RETAIN, "retain objective")}
     return parts
 
 
 def _known(name: str, registry: dict[str, type[Objective]], what: str) -> str:
-    name = ALIASES.get(name, name)
-    if name not in registry:
-        raise UserError(
-            f"{name!r} is not a {what}.{did_you_mean(name, registry)} Known: {', '.join(registry)}"
-        )
-    return name
+    known = ALIASES.get(name, name)
+    if known not in registry:
+        raise UserError(f"{name!r} is not a {what}.{did_you_mean(name, registry)} Known: {', '.join(registry)}")
+    return known
 
 
 def describe(cls: type[Objective], kind: str) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-
 _ABSENT: Any = None
 
 

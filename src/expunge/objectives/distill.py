@@ -35,11 +35,12 @@ class Unilogit(Objective):
 
     def loss(self, s: Signals) -> Tensor:
         logp, V = s.logp_N, s.vocab_size
+        log_rest = log1mexp(logp)  # log (1 − p)
         to_target = logp + log(V)  # log p/(1/V)
-        to_rest = log1mexp(logp) - log1p(-1 / V)  # log (1−p)/((V−1)/V)
+        to_rest = log_rest - log1p(-1 / V)  # log (1−p)/((V−1)/V)
         if self.direction == "reverse":
-            p = logp.exp()
-            kl = p * to_target + (1 - p) * to_rest
+            # exp(log_rest), not 1 − p: the latter has no digits left near p = 1, and none of its gradient at p = 1.
+            kl = logp.exp() * to_target + log_rest.exp() * to_rest
         else:
             kl = -to_target / V - (1 - 1 / V) * to_rest
         return kl if s.surprisal_N is None else kl * (s.surprisal_N >= self.min_surprisal)
@@ -48,7 +49,8 @@ class Unilogit(Objective):
 class UnDIAL(Objective):
     """Self-distillation from the starting model with the target's logit lowered by β: CE(softmax(z⁰ − β e_y), p).
 
-    Use when a fixed, stable target is worth one look at the reference. Source: Dong et al. 2024, arXiv 2402.10052, eq. 4.
+    Use when a fixed, stable target is worth one look at the reference.
+    Source: Dong et al. 2024, arXiv 2402.10052, eq. 4.
     """
 
     name: Literal["undial"] = "undial"

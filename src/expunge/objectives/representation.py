@@ -47,7 +47,7 @@ class RMU(Objective):
 class Anchor(Objective):
     """RMU's retain term, ‖h_l − h⁰_l‖²: hidden states on the retain rows stay the starting model's.
 
-    Source: Li et al. 2024, arXiv 2403.03218, eq. 2; weight 1200 is its α.
+    Use with `rmu`, at the same layer. Source: Li et al. 2024, arXiv 2403.03218, eq. 2; weight 1200 is its α.
     """
 
     name: Literal["anchor"] = "anchor"

@@ -95,8 +95,9 @@ def axes(fig: Any, x: Axis, y: Axis, data: Sequence[tuple[float, float]]) -> Any
             ticks = [axis.at(10.0**p) for p in POWERS]
             texts = [_power(p) for p in POWERS]
         else:
-            high = 1.0 if 0.8 < max(at) <= 1 else math.ceil(max(at) * 10) / 10 or 1.0
-            low = 0.0 if min(at) < 0.4 * high else math.floor(min(at) / high * 10) / 10 * high
+            size = 10.0 ** math.floor(math.log10(max(at))) if max(at) > 0 else 1.0
+            high = 1.0 if 0.8 < max(at) <= 1 else max(1, math.ceil(max(at) / size)) * size
+            low = 0.0 if min(at) < 0.4 * high else min(0.9, math.floor(min(at) / high * 10) / 10) * high
             ticks = [float(t) for t in MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
             texts = [f"{t:.3g}".replace("0.", ".", 1) if 0 < t < 1 else f"{t:.3g}" for t in ticks]
         shown = [k for k, t in enumerate(ticks) if low <= t <= high + 1e-9]

@@ -118,6 +118,8 @@ def trajectory(
 
 def epochs(panels: Sequence[Panel], *, unit: str, forget: str, retain: str, goal: float | None = None) -> str:
     """Small multiples on shared axes: forgotten and kept, epoch by epoch; `goal` is the retrained model's forget."""
+    from matplotlib.ticker import MaxNLocator
+
     columns = min(4, len(panels))
     rows = math.ceil(len(panels) / columns)
     with figure(8.35, 0.62 + 1.42 * rows) as fig:
@@ -142,6 +144,7 @@ def epochs(panels: Sequence[Panel], *, unit: str, forget: str, retain: str, goal
                         *zip(*curve, strict=True), color=colour, mfc=face, ls=line, marker=mark, ms=3.2, lw=1.2, mew=0.9
                     )
             ax.set_title(panel.name, fontsize=8.5, loc="left", pad=3, weight="bold", parse_math=False)
+            ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
             ax.set_ylim(-0.04, 1.06)
             ax.set_yticks([0, 0.5, 1], ["0", ".5", "1"])
             if k + columns >= len(panels):

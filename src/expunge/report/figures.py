@@ -1,7 +1,7 @@
 """Comparisons → pictures with titles, captions and descriptions.
 
-Knows which metrics go on which axis, where a method's trajectory begins, and what a reader must be told to read the picture.
-Knows nothing of how lines and labels are drawn (`drawing.py`) or where pictures stand on the page.
+Knows which metrics go on which axis, where a trajectory begins, and what a reader must be told to read a picture. Knows
+nothing of how lines and labels are drawn (`drawing.py`) or where pictures stand on the page.
 """
 
 from collections.abc import Iterable, Sequence

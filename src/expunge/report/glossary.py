@@ -95,7 +95,7 @@ def show(name: str, value: float | None) -> str:
         return f"{value:.0e}" if value else "0"
     text = f"{value:.3f}"
     if abs(float(text)) > 1:
-        return f"{value:.3g}"
+        return f"{value:#.3g}".rstrip(".")
     return text.replace("0.", ".", 1) if abs(float(text)) < 1 else text
 
 

@@ -29,6 +29,8 @@ def place_labels(
     options = []
     for (ax, ay), (w, h), radius in zip(anchors, sizes, radii, strict=True):
         mine = []
+        reach = (ax - w - 90, ay - h - 90, ax + w + 90, ay + h + 90)
+        near = [(other, weight) for other, weight in obstacles if _overlap(reach, other)]
         for gap, angle in ((g, t) for g in (2, 6, 12, 20, 30, 43, 59, 80) for t in range(0, 360, 30)):
             cx = ax + math.cos(math.radians(angle)) * (gap + radius + w / 2)
             cy = ay + math.sin(math.radians(angle)) * (gap + radius + h / 2)
@@ -36,7 +38,7 @@ def place_labels(
             if box[0] < inside[0] or box[1] < inside[1] or box[2] > inside[2] or box[3] > inside[3]:
                 continue
             cost = 0.06 * gap + (0 if angle == 0 else 0.15 if angle == 180 else 0.3)
-            cost += sum(weight * _overlap(box, other) / (w * h) * 4 for other, weight in obstacles)
+            cost += sum(weight * _overlap(box, other) / (w * h) * 4 for other, weight in near)
             mine.append((cost, box))
         options.append(mine or [(0.0, (ax - w / 2, ay - h / 2, ax + w / 2, ay + h / 2))])
     crowd = [sum(math.dist(a, b) < 60 for b in anchors) for a in anchors]
@@ -81,7 +83,9 @@ def _cuts(line: Box, box: Box) -> bool:
 
 
 def _overlap(a: Box, b: Box) -> float:
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    if a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]:
+        return 0.0
+    return (min(a[2], b[2]) - max(a[0], b[0])) * (min(a[3], b[3]) - max(a[1], b[1]))
 
 
 def around(centre: Sequence[float], radius: float) -> Box:

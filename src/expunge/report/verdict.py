@@ -18,8 +18,22 @@ def verdict(section: Section) -> str:
     if keep is None or aim is None:
         side = "retain" if keep is None else "forget"
         return f"The methods cannot be judged: these results hold no metric of the {side} set."
-    sentences = [*_best(section, keep, aim), *_failed(section, keep, aim), *_unknown(section, aim)]
+    sentences = [
+        *_pointless(section, aim),
+        *_best(section, keep, aim),
+        *_failed(section, keep, aim),
+        *_unknown(section, aim),
+    ]
     return " ".join(sentences).replace(" %", "\u00a0%")
+
+
+def _pointless(section: Section, aim: str) -> Iterator[str]:
+    """Nothing can be learned from forgetting what was never known."""
+    target = section.reference("target")
+    quality = target.value(aim) if target and aim == "forget_quality" else None
+    if quality is not None and quality >= LEVEL:
+        yield "The target itself, before unlearning, cannot be told from the retrained model"
+        yield f"(forget quality {show(aim, quality)}): it had nothing to forget, and what follows says little."
 
 
 def _best(section: Section, keep: str, aim: str) -> Iterator[str]:
@@ -40,18 +54,19 @@ def _best(section: Section, keep: str, aim: str) -> Iterator[str]:
             best = max(measured, key=lambda e: section.kept(e) or 0.0)
             nearest = f"{show(keep, best.value(keep))} of {show(keep, base.value(keep))} is left"
             if many == 1:
-                yield f"{best.label} does not keep {whole}: {nearest}, at a {_numbers(best, aim)}."
+                yield f"{best.label} does not keep {whole}: {nearest}, at a {_numbers(best, aim, verb=' of')}."
             else:
                 yield f"None of the {many} methods keeps {whole}."
-                yield f"{best.label} comes nearest: {nearest}, at a {_numbers(best, aim)}."
+                yield f"{best.label} comes nearest: {nearest}, at a {_numbers(best, aim, verb=' of')}."
         elif len(keepers) == 1:
             best = keepers[0]
             who = best.label if many == 1 else f"Of {many} methods, only {best.label}"
             share = f"({show(keep, best.value(keep))} of {show(keep, base.value(keep))})"
-            yield f"{who} keeps at least {whole} {share}, at a {_numbers(best, aim)}."
+            yield f"{who} keeps at least {whole} {share}, at a {_numbers(best, aim, verb=' of')}."
         else:
             best = keepers[0]
-            who = f"All {many} methods" if len(keepers) == many else f"Of {many} methods, {len(keepers)}"
+            everyone = "Both methods" if many == 2 else f"All {many} methods"
+            who = everyone if len(keepers) == many else f"Of {many} methods, {len(keepers)}"
             forgets = f"{best.label} forgets best ({_numbers(best, aim, keep)})"
             yield f"{who} keep at least {whole} ({show(keep, base.value(keep))}); among them {forgets}."
     yield from _against_retrained(section, best, aim)
