@@ -9,6 +9,7 @@ Exit codes: 0 done, 2 the input can be mended (one sentence says how), 1 a fault
 import argparse
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -20,6 +21,16 @@ from expunge.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from expunge.config import Recipe
+
+TABLE = {
+    "forget_quality": "forget\nquality ↑",
+    "forget_probability": "forget\nprob. ↓",
+    "forget_rouge_l_recall": "forget\nROUGE ↓",
+    "degeneration": "broken\ntext ↓",
+    "retain_probability": "retain\nprob. ↑",
+    "model_utility": "model\nutility ↑",
+}
+"""The columns that fit a terminal of 80; the report has them all."""
 
 DEMO = Path(__file__).with_name("demo.yaml")
 
@@ -175,11 +186,14 @@ def _print_results(rows: list[dict[str, Any]], out: str, *, as_json: bool) -> No
         return
     from rich.table import Table
 
-    from expunge.report.glossary import METRICS, main_metrics, show
+    from expunge.report.glossary import show
 
-    shown = main_metrics((key for row in rows for key in row["metrics"]), "forget", "retain")
-    title = f"{rows[0]['benchmark']} {rows[0]['split']}"
-    table = Table("method", *[f"{METRICS[key].label} {METRICS[key].hint}" for key in shown], "seconds", title=title)
+    shown = [key for key in TABLE if any(key in row["metrics"] for row in rows)]
+    table = Table(title=f"{rows[0]['benchmark']} {rows[0]['split']}")
+    table.add_column("method", no_wrap=True)
+    for key in shown:
+        table.add_column(TABLE[key], justify="right", no_wrap=True)
+    table.add_column("time\ns", justify="right", no_wrap=True)
     for row in rows:
         values = [show(key, row["metrics"].get(key)) for key in shown]
         table.add_row(row["method"], *values, "" if row["seconds"] is None else f"{row['seconds']:.1f}")
@@ -218,6 +232,7 @@ def _quiet_libraries() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("expunge").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", module="torch|transformers|peft|accelerate")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 def _console() -> Any:

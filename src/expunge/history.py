@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -41,6 +41,15 @@ class MetricsFile(TrainerCallback):
         row["seconds"] = round(self.seconds, 3)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+
+class LossBar(ProgressCallback):
+    """The trainer's progress bar with the last losses beside it, instead of a printed line a step."""
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
+        if self.training_bar is not None and logs and "loss" in logs:
+            shown = {k.removesuffix("_loss"): f"{v:.3g}" for k, v in logs.items() if k.endswith("_loss")}
+            self.training_bar.set_postfix(shown, refresh=False)
 
 
 def last_checkpoint(directory: Path) -> Path | None:

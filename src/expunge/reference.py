@@ -2,8 +2,8 @@
 
 | kind            | how                                               | costs                                    |
 |-----------------|---------------------------------------------------|------------------------------------------|
-| `cached_logps`  | log-probabilities of every row, once before training | a number a token                      |
-| `cached_hidden` | last hidden states of every row, once; z⁰ = W⁰h⁰   | D numbers a token, a copy of a head that trains |
+| `cached_logps`  | log-probabilities of every row, once              | a number a token                         |
+| `cached_hidden` | last hidden states of every row, once; z⁰ = W⁰h⁰ | D numbers a token, W⁰ if the head trains  |
 | `adapter_off`   | a forward with the LoRA adapter switched off      | a forward a step                         |
 | `frozen_copy`   | a forward of a copy of the whole model            | a second model, a forward a step         |
 

@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 
 Result = dict[str, Any]
 
+FIRST = {"target": 0, "retrained": 1}
+"""Where the rows that every method is compared with stand in results.json."""
+
 
 def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> list[Result]:
     """Carry out a recipe and return the rows of its `results.json`.
@@ -288,6 +291,7 @@ class _Results:
                 "versions": measure.versions(),
             }
         )
+        self.rows.sort(key=lambda r: FIRST.get(r["method"], 2))
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.rows, indent=1, ensure_ascii=False), encoding="utf-8")
         temporary.replace(self.path)  # never half-written

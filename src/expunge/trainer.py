@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
 from expunge.data.benchmark import Row
 from expunge.data.checks import check_disjoint
 from expunge.data.encode import encode_rows, prepare_tokenizer, with_answer
 from expunge.data.pairs import Collator, PairedDataset, PairSampler, Role, Sets
 from expunge.errors import UserError
-from expunge.history import MetricsFile
+from expunge.history import LossBar, MetricsFile
 from expunge.logprobs import decoder_layers
 from expunge.objectives import NLL, RMU, Objective
 from expunge.objectives.base import Needs
@@ -122,6 +122,11 @@ class UnlearnTrainer(Trainer):
             processing_class=tokenizer,
             **kwargs,
         )
+        # One bar instead of a printed line a step; every line is in metrics.jsonl.
+        self.remove_callback(PrinterCallback)
+        if not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(LossBar)
         self.add_callback(MetricsFile(Path(str(args.output_dir))))
         needs = _merge(self._needs(Role.FORGET), self._needs(Role.RETAIN))
         if needs.reference:
