@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from expunge import __version__
 from expunge.errors import UserError, did_you_mean
@@ -23,14 +23,20 @@ if TYPE_CHECKING:
     from expunge.config import Recipe
 
 TABLE = {
-    "forget_quality": "forget\nquality ↑",
-    "forget_probability": "forget\nprob. ↓",
-    "forget_rouge_l_recall": "forget\nROUGE ↓",
-    "degeneration": "broken\ntext ↓",
-    "retain_probability": "retain\nprob. ↑",
-    "model_utility": "model\nutility ↑",
+    "forget_quality": "forget\nquality\n↑",
+    "forget_probability": "forget\nprob.\n↓",
+    "forget_rouge_l_recall": "forget\nROUGE\n↓",
+    "degeneration": "broken\ntext\n↓",
+    "retain_probability": "retain\nprob.\n↑",
+    "model_utility": "model\nutility\n↑",
 }
 """The columns that fit a terminal of 80; the report has them all."""
+
+TAKES_KEYS = ("run", "eval", "demo")
+"""Commands that set a recipe's keys; of what stands behind them only these words are argparse's own."""
+
+FLAGS = ("-h", "--help", "--resume", "--overwrite", "--json")
+VALUED = ("--out",)
 
 DEMO = Path(__file__).with_name("demo.yaml")
 
@@ -39,13 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
-    args, rest = parser.parse_known_args(argv)
-    if args.command is None:
-        parser.print_help()
-        return 2
-    _quiet_libraries()
     try:
-        overrides = _overrides(rest, allowed=args.takes_keys)
+        own, overrides = _split(argv) if argv[:1] and argv[0] in TAKES_KEYS else (argv, [])
+        args = parser.parse_args(own)
+        if args.command is None:
+            parser.print_help()
+            return 2
+        _quiet_libraries()
         args.run(args, overrides)
     except UserError as error:
         print(f"expunge: {error}", file=sys.stderr)
@@ -56,27 +62,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Errors as one sentence, like every other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help.")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="expunge", description="Make a language model forget, and show the evidence.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"expunge {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command")
 
-    def command(name: str, run: Any, help: str, *, takes_keys: bool = False) -> argparse.ArgumentParser:
+    def command(name: str, run: Any, help: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
-        sub.set_defaults(run=run, takes_keys=takes_keys)
+        sub.set_defaults(run=run)
         return sub
 
-    sub = command("demo", _demo, "train a small model, unlearn with five methods, write the report", takes_keys=True)
+    sub = command("demo", _demo, "train a small model, unlearn with five methods, write the report")
     sub.add_argument("--out", default="runs/demo", help="run directory (default %(default)s)")
-    sub.add_argument("--seed", type=int, default=0)
 
     sub = command(
         "run",
         _run,
         "unlearn as a recipe says; any key can be set as --key value, e.g. --model M --forget f.jsonl --retain r.jsonl",
-        takes_keys=True,
     )
     sub.add_argument("recipe", nargs="?", help="YAML file; not needed when the keys are given here")
     sub.add_argument("--out", help="run directory (default runs/<name of the recipe>)")
@@ -84,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--overwrite", action="store_true", help="start over in a directory that holds a run")
     sub.add_argument("--json", action="store_true", help="print results.json instead of a table")
 
-    sub = command("eval", _eval, "measure a checkpoint as it is: --benchmark NAME, or --forget FILE", takes_keys=True)
+    sub = command("eval", _eval, "measure a checkpoint as it is: --benchmark NAME, or --forget FILE")
     sub.add_argument("model", help="folder or hub name")
     sub.add_argument("--out", help="run directory (default runs/eval-<name of the model>)")
     sub.add_argument("--overwrite", action="store_true", help="start over in a directory that holds a run")
@@ -106,8 +117,8 @@ def _parser() -> argparse.ArgumentParser:
 def _demo(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     from expunge.config import load_recipe
 
-    keys = [*overrides, ("out", args.out), ("seed", str(args.seed)), ("benchmark.seed", str(args.seed))]
-    _carry_out(load_recipe(DEMO, keys), overwrite=True)
+    world = [("benchmark.seed", value) for key, value in overrides if key == "seed"]  # a seed is a world of its own
+    _carry_out(load_recipe(DEMO, [*world, *overrides, ("out", args.out)]), overwrite=True)
 
 
 def _run(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
@@ -184,12 +195,13 @@ def _print_results(rows: list[dict[str, Any]], out: str, *, as_json: bool) -> No
     if as_json:
         print(json.dumps(rows, indent=1, ensure_ascii=False))
         return
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from expunge.report.glossary import show
 
     shown = [key for key in TABLE if any(key in row["metrics"] for row in rows)]
-    table = Table(title=f"{rows[0]['benchmark']} {rows[0]['split']}")
+    table = Table(box=SIMPLE_HEAD, title=f"{rows[0]['benchmark']} {rows[0]['split']}")
     table.add_column("method", no_wrap=True)
     for key in shown:
         table.add_column(TABLE[key], justify="right", no_wrap=True)
@@ -201,22 +213,29 @@ def _print_results(rows: list[dict[str, Any]], out: str, *, as_json: bool) -> No
     _console().print(f"results, records and report: {out}/  (open {out}/report.html)")
 
 
-def _overrides(rest: Sequence[str], *, allowed: bool) -> list[tuple[str, str]]:
-    """`--a.b value` and `--a.b=value` pairs."""
+def _split(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The words that argparse knows, and the `--key value` or `--key=value` pairs that set a recipe's keys.
+
+    They are parted first, because argparse would take the value of a key that it does not know for the recipe.
+    """
+    own: list[str] = []
     pairs: list[tuple[str, str]] = []
-    words = list(rest)
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--") or not allowed:
-            known = ["--out", "--json", "--resume", "--overwrite", "--markdown", "--seed"]
-            raise UserError(f"{word!r} is not understood here.{did_you_mean(word, known)} See --help.")
-        key, equals, value = word[2:].partition("=")
-        if not equals:
-            if not words or words[0].startswith("--"):
-                raise UserError(f"{word} needs a value: {word} VALUE.{did_you_mean(word, ['--resume', '--overwrite'])}")
-            value = words.pop(0)
-        pairs.append((key.replace("-", "_"), value))
-    return pairs
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if not word.startswith("-") or name in FLAGS:
+            own.append(word)
+        elif name in VALUED:
+            own += [word] if equals else [word, *rest[:1]]
+            rest = rest if equals else rest[1:]
+        else:
+            if not equals:
+                if not rest or rest[0].startswith("--"):
+                    raise UserError(f"{word} needs a value: {word} VALUE.{did_you_mean(word, (*FLAGS, *VALUED))}")
+                value = rest.pop(0)
+            pairs.append((name.lstrip("-").replace("-", "_"), value))
+    return own, pairs
 
 
 def _run_name(path: Path | None) -> str:

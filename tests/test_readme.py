@@ -1,0 +1,63 @@
+"""What the README shows is what works: its commands and its Python run as they stand there."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from expunge.cli import main
+from expunge.data.encode import QUESTION_FORMAT
+from expunge.data.formats import normalise
+from expunge.models import ScratchConfig, build_scratch, save, train_tokenizer
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+SHELL = [line.split("  #")[0].strip() for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
+
+
+def test_it_opens_with_the_two_commands() -> None:
+    assert [line.split()[:2] for line in SHELL[:2]] == [["make", "demo"], ["make", "test"]]
+
+
+def test_every_kind_of_row_is_read() -> None:
+    (lines,) = [text.splitlines() for kind, text in BLOCKS if kind == "json"]
+    assert [sorted(normalise(json.loads(line), "README")) for line in lines] == [
+        ["answer", "question"], ["completion", "prompt"], ["messages"], ["text"],
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a tiny model called MODEL and the two files that the README speaks of."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"question": f"Where was person {i} born?", "answer": f"In town {i}."} for i in range(24)]
+    for name, part in {"forget": rows[:4], "retain": rows[4:]}.items():
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
+    size = ScratchConfig(layers=1, hidden=16, heads=2, vocab=300, context=128)
+    tokenizer = train_tokenizer(("".join(QUESTION_FORMAT).format(**row) for row in rows), size)
+    save(build_scratch(size, tokenizer, seed=0), tokenizer, tmp_path / "MODEL")
+    return tmp_path
+
+
+def test_own_data_then_python(workplace: Path) -> None:
+    (command,) = [line for line in SHELL if line.startswith("expunge run --model")]
+    assert main(shlex.split(command)[1:]) == 0
+    for name in re.findall(r"^\| `([\w./]+)` \|", README, flags=re.MULTILINE)[:6]:
+        assert (workplace / "runs" / "run" / name).exists(), name
+    (code,) = [text for kind, text in BLOCKS if kind == "python"]
+    exec(compile(code, "README.md", "exec"), {})
+    assert (workplace / "runs" / "python" / "metrics.jsonl").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("line", [line for line in SHELL if "tofu" in line])
+def test_benchmark_commands_name_keys_that_exist(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without the data they stop at the folder or the hub, not at a key."""
+    words = shlex.split(line)[1:]
+    words = ["nowhere" if w == "FOLDER" else w for w in words]
+    words = [str(Path(__file__).parents[1] / w) if w.startswith("recipes/") else w for w in words]
+    if "--benchmark.path" not in words:
+        words += ["--benchmark.path", "nowhere"]
+    assert main(words) == 2
+    assert "TOFU needs the file forget10_perturbed.json in nowhere" in capsys.readouterr().err
