@@ -1,7 +1,9 @@
 """Fixtures that more than one folder of tests uses."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,3 +16,32 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"benchmark data is not in {folder}; set EXPUNGE_SHARED_DATA to the folder that holds tofu/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Any:
+    """A byte-level BPE of 300 tokens."""
+    from expunge.models import ScratchConfig, train_tokenizer
+
+    return train_tokenizer(["Question: Where was Ann Lee born?\nAnswer: In Oslo."], ScratchConfig(vocab=300))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_tokenizer: Any) -> Callable[..., Any]:
+    """Builds the same random Llama at every call: 3 layers × 32 unless told otherwise."""
+    from expunge.models import ScratchConfig, build_scratch
+
+    def build(*, layers: int = 3, hidden: int = 32, seed: int = 0) -> Any:
+        size = ScratchConfig(layers=layers, hidden=hidden, heads=2, vocab=300, context=128)
+        return build_scratch(size, tiny_tokenizer, seed=seed)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_rows() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Six rows to forget and nine to retain, of different lengths."""
+    rows = [
+        {"question": f"Where was person {i} born?", "answer": "In town " + "x" * (i % 4) + f" {i}."} for i in range(15)
+    ]
+    return rows[:6], rows[6:]
