@@ -18,6 +18,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from expunge.errors import UserError
 from expunge.objectives.base import Divergence
 
 IGNORE = -100
@@ -35,7 +36,8 @@ class _LayerReached(Exception):
 class Head:
     """The output head with what the model does to its logits afterwards.
 
-    `forward` maps [C, D] to raw logits [C, V]; `linear` is set when it is a plain matrix product by that weight.
+    `forward` maps [C, D] to raw logits [C, V], newly made at every call; `linear` is set when it is a plain matrix
+    product by that weight.
     """
 
     forward: Callable[[Tensor], Tensor]
@@ -169,6 +171,7 @@ def forward_supervised(
             raise _LayerReached
 
     hook = decoder_layers(base)[layer].register_forward_hook(capture) if layer is not None else None
+    own = vars(module).get("forward")  # accelerate keeps its hooks in such a forward
     module.forward = in_place_of_head
     try:
         model(input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=False)
@@ -176,6 +179,8 @@ def forward_supervised(
         pass
     finally:
         del module.forward  # the class's own forward shows again
+        if own is not None:
+            module.forward = own
         if hook is not None:
             hook.remove()
     return (results[0] if results else None), (captured[0] if captured else None)
@@ -202,6 +207,27 @@ def dense_logps(model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tenso
     logits_NV = logits_BTV[predicts_BT]
     logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
     return logits_NV.log_softmax(-1).gather(-1, target_N[:, None])[:, 0]
+
+
+def check_head(model: nn.Module) -> None:
+    """Raise `UserError` if the model treats its logits in a way that `Head` does not know.
+
+    Two forwards of four tokens, one through `Head`, one through the model's own head, must agree to 8 units in the last
+    place of the model's dtype (0.001 in float32): the model itself may round what it does to its logits.
+    """
+    base, training = extract_model_from_parallel(model), model.training
+    ids_BT = torch.arange(4, device=next(model.parameters()).device)[None]
+    model.eval()
+    with torch.no_grad():
+        fast_N, dense_N = (fn(model, ids_BT, torch.ones_like(ids_BT), ids_BT) for fn in (supervised_logps, dense_logps))
+    model.train(training)
+    ulps = 8 * torch.finfo(base.dtype).eps
+    if not torch.allclose(fast_N, dense_N, rtol=ulps, atol=max(ulps, 1e-3)):
+        named = base.get_base_model() if hasattr(base, "get_base_model") else base  # under an adapter
+        raise UserError(
+            f"model: {type(named).__name__} does something to its logits that expunge does not know (log-probabilities "
+            f"would be off by {(fast_N - dense_N).abs().max():.2g}); use a model that at most scales or soft-caps them."
+        )
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

@@ -49,6 +49,8 @@ class UnlearnConfig(TrainingArguments):
     save_total_limit: int | None = 1
     report_to: str | list[str] | None = "none"
     remove_unused_columns: bool = False
+    # The losses leave the forward beside its outputs, where a search for unused parameters would find none used.
+    ddp_find_unused_parameters: bool | None = False
     # A NaN must reach us: the trainer stops on it instead of averaging it away.
     logging_nan_inf_filter: bool = False
 
@@ -82,8 +84,8 @@ class UnlearnTrainer(Trainer):
         UserError: for data or objectives that can't be used, before anything is written.
     """
 
-    # The loss is divided by the counts of the whole optimizer step already.
-    loss_is_scaled_for_ga = False
+    # The loss is divided by the counts of the whole optimizer step already, so micro-batches simply add up.
+    loss_is_scaled_for_ga = True
 
     def __init__(
         self,

@@ -63,7 +63,7 @@ def signals_of(reference_NV: Tensor, target_N: Tensor) -> Callable[[Objective, T
 
     def build(objective: Objective, z_NV: Tensor) -> Signals:
         needs = objective.needs
-        identity = Head(forward=lambda z: z, vocab_size=z_NV.shape[-1])
+        identity = Head(forward=torch.clone, vocab_size=z_NV.shape[-1])
         logp_N, reference_N = logp(z_NV), logp(reference_NV.to(z_NV))
 
         def part(rows: slice, lengths: tuple[int, ...]) -> Signals:
