@@ -244,7 +244,7 @@ def test_golden_losses(build: Build, method: str) -> None:
 @pytest.mark.parametrize(
     ("terms", "says"),
     [
-        ({"objective": Unilogit()}, "the forget set is empty"),
+        ({"objective": Unilogit()}, "the forget set has no rows"),
         ({"objective": Unilogit(), "retain": NLL(), "forget_dataset": [{"text": "a b"}]}, "has no rows to keep"),
         ({"objective": objectives.DPO(), "forget_dataset": [{"question": "a", "answer": "b"}]}, "no refusals"),
         (

@@ -4,8 +4,10 @@ Knows names and types; knows nothing of how anything is done. Every mistake beco
 """
 
 import dataclasses
+import difflib
+import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -74,9 +76,27 @@ class EvaluateConfig(Section):
     each_epoch: Literal["fast", "full", "off"] = Field(
         default="fast", description="trajectory: fast scores without generating; full is the final evaluation"
     )
-    each_epoch_limit: int | None = Field(default=100, description="questions of each set but forget, while fast")
-    max_new_tokens: int | None = Field(default=None, description="of a generated answer; default from the answers")
-    limit: int | None = Field(default=None, description="questions of each set but forget, in the final evaluation")
+    each_epoch_limit: int | None = Field(default=100, ge=1, description="questions of each set but forget, while fast")
+    max_new_tokens: int | None = Field(
+        default=None, ge=1, description="of a generated answer; default from the answers"
+    )
+    limit: int | None = Field(default=None, ge=1, description="questions of each set but forget, in the end")
+
+
+BOUNDS: dict[str, Any] = {
+    "learning_rate": Field(gt=0, allow_inf_nan=False),
+    "num_train_epochs": Field(gt=0, allow_inf_nan=False),
+    "max_steps": Field(ge=-1),
+    "per_device_train_batch_size": Field(ge=1),
+    "gradient_accumulation_steps": Field(ge=1),
+    "weight_decay": Field(ge=0),
+    "max_grad_norm": Field(ge=0),
+    "logging_steps": Field(gt=0),
+    "save_steps": Field(gt=0),
+    "warmup_steps": Field(ge=0),
+    "max_length": Field(ge=2),
+}
+"""What `TrainingArguments` would take and fail on later, or not at all."""
 
 
 def _train_section() -> type[BaseModel]:
@@ -84,7 +104,10 @@ def _train_section() -> type[BaseModel]:
     hints = typing.get_type_hints(UnlearnConfig)
     ours = {"output_dir", "seed", "eval_strategy", "do_train", "do_eval", "do_predict", "resume_from_checkpoint"}
     fields: dict[str, Any] = {
-        f.name: (hints[f.name], f.default if f.default is not dataclasses.MISSING else None)
+        f.name: (
+            Annotated[hints[f.name], BOUNDS[f.name]] if f.name in BOUNDS else hints[f.name],
+            f.default if f.default is not dataclasses.MISSING else None,
+        )
         for f in dataclasses.fields(UnlearnConfig)
         if f.init and f.name not in ours
     }
@@ -153,7 +176,7 @@ class Recipe(Section):
     methods: list[Annotated[Method, BeforeValidator(_method)]] = Field(default_factory=list)
     train: TrainConfig = TrainConfig()  # pyright: ignore[reportInvalidTypeForm]
     evaluate: EvaluateConfig = EvaluateConfig()
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     out: Path | None = Field(default=None, description="run directory; default runs/<recipe's name>")
 
     @model_validator(mode="before")
@@ -181,15 +204,20 @@ TAGS = {"fable", "tofu", *FORGET, *RETAIN}
 
 ALIASES = {"forget": "data.forget", "retain": "data.retain", "refusals": "data.refusals", "split": "benchmark.split"}
 
+TEXT = {"out", "retrained", "model.name", "data.forget", "data.retain", "data.refusals", "benchmark.path"}
+"""Names and paths: on the command line they are text even where they look like a number."""
+
 
 def load_recipe(path: Path | None, overrides: Iterable[tuple[str, str]] = ()) -> Recipe:
     """The recipe in a YAML file (or an empty one) with `(dotted key, text)` overrides, validated.
 
+    Whole sections are set before keys inside them, whatever their order; of two values for one key the later counts.
     Raises `UserError` for a missing or malformed file and for every unknown key or wrong value.
     """
     tree: dict[str, Any] = _read_yaml(path) if path else {}
-    for key, text in overrides:
-        _set(tree, ALIASES.get(key, key), _scalar(text))
+    pairs = [(ALIASES.get(key, key), text) for key, text in overrides]
+    for key, text in sorted(pairs, key=lambda pair: pair[0].count(".")):
+        _set(tree, key, text if key in TEXT else _scalar(text))
     return parse_recipe(tree, where=str(path) if path else "the command line")
 
 
@@ -198,21 +226,44 @@ def parse_recipe(tree: Mapping[str, Any], *, where: str) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{where}: {_sentence(error)}") from error
+        raise UserError(f"{where}: {_sentence(error, single='methods' not in tree)}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads as YAML 1.2 does: `no`, `off` and dates are words, 1e-5 is a number; and no key stands there twice."""
+
+    yaml_implicit_resolvers: typing.ClassVar[dict[str, Any]] = {
+        first: [(tag, pattern) for tag, pattern in pairs if not tag.endswith((":bool", ":timestamp"))]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                raise yaml.constructor.ConstructorError(problem=f"{name!r} twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|false)$"), list("tf"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9.]+[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         near = did_you_mean(path.name, (p.name for p in path.parent.glob("*.yaml"))) if path.parent.is_dir() else ""
-        raise UserError(f"recipe {str(path)!r} does not exist.{near}")
+        raise UserError(f"recipe {str(path)!r} {'is not a file' if path.exists() else 'does not exist'}.{near}")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise UserError(
-            f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)}); mend that line."
-        ) from error
+        problem = str(getattr(error, "problem", None) or error).splitlines()[0]
+        raise UserError(f"{path}{line}: not valid YAML ({problem}); mend that line.") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, a number of thousands of digits, lists nested as deep
+        raise UserError(f"{path}: not a recipe ({str(error).splitlines()[0]}); write it again.") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values; see the recipes folder for examples.")
     return tree
@@ -220,15 +271,20 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _scalar(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
-    if parents[:1] == ["method"] or key == "method":
+    if parents[:1] == ["method"] and "methods" in tree:
+        if not isinstance(tree["methods"], list) or len(tree["methods"]) != 1:
+            raise UserError(f"{key}: the recipe has several methods; choose one with --method, or edit the recipe.")
+        tree["method"] = tree.pop("methods")[0]
+    elif key in ("method", "methods"):
         tree.pop("methods", None)
+        tree.pop("method", None)
     for i, part in enumerate(parents):
         node = tree.get(part, {})
         if isinstance(node, str) and i == 0 and part in SHORT:
@@ -242,13 +298,12 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[last] = value
 
 
-def _known_keys(model: type[BaseModel] = Recipe) -> set[str]:
-    """The names of all fields reachable from `model`."""
-    keys = {"method"} | set(model.model_fields)
-    for info in model.model_fields.values():
+def _keys(model: type[BaseModel] = Recipe, section: str = "") -> Iterator[str]:
+    """The dotted names of all keys; what stands in `methods` goes by `method`."""
+    for name, info in model.model_fields.items():
+        yield section + name
         for part in _models_in(info.annotation):
-            keys |= _known_keys(part)
-    return keys
+            yield from _keys(part, section + name.replace("methods", "method") + ".")
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -257,20 +312,34 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [model for part in typing.get_args(annotation) for model in _models_in(part)]
 
 
-def _sentence(error: ValidationError) -> str:
+def _nearest_key(path: str) -> str:
+    """ " Did you mean …?": the same key in another section, else one like it in this section, else in any."""
+    section, _, last = re.sub(r"^methods\.\d+", "method", path).rpartition(".")
+    known = [key.rpartition(".") for key in ("method", *_keys())]
+    places = {name: f"{parent}.{name}".lstrip(".") for parent, _, name in known}
+    beside = {name: f"{parent}.{name}".lstrip(".") for parent, _, name in known if parent == section}
+    if last in beside:
+        return ""
+    for names in ({last: places[last]} if last in places else {}, beside, places):
+        if close := difflib.get_close_matches(last, list(names), n=1):
+            return f" Did you mean {names[close[0]]!r}?"
+    return ""
+
+
+def _sentence(error: ValidationError, *, single: bool) -> str:
+    """The first mistake in words. `single`: the one method was given as `method`."""
     first = error.errors()[0]
-    # Tags of unions stand in the path too, behind the key that holds the union; a person did not write them.
-    tagged = ("benchmark", "forget", "retain")
-    raw = [str(p) for p in first["loc"]]
-    loc = [p for i, p in enumerate(raw) if not (i and raw[i - 1] in tagged and p in TAGS) and "function-" not in p]
-    path, last = ".".join(loc).replace("methods.0", "method"), loc[-1] if loc else ""
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    path = _path(first["loc"], single=single)
+    others = len({_path(e["loc"], single=single) for e in error.errors()} - {path})
+    more = f" (and {others} more)" if others else ""
     given = first.get("input")
     match first["type"]:
         case "extra_forbidden":
-            return f"unknown key {path!r}.{did_you_mean(last, _known_keys() - {last})}{more}"
+            return f"unknown key {path!r}.{_nearest_key(path)}{more}"
         case "missing":
             return f"the key {path!r} is missing; give it.{more}"
+        case "union_tag_not_found":
+            return f"{path}: its name is missing; give it (the key {path + '.name'!r}).{more}"
         case "value_error":
             message = str(first["ctx"]["error"]) if "ctx" in first else first["msg"]
             return f"{path + ': ' if path else ''}{message}.{more}".replace("..", ".")
@@ -279,4 +348,17 @@ def _sentence(error: ValidationError) -> str:
             tag = str(first.get("ctx", {}).get("tag", given))
             return f"{path}: unknown name {tag!r}.{did_you_mean(tag, known)} Known: {', '.join(known)}.{more}"
         case _:
-            return f"{path}: {given!r} is not valid ({first['msg'][0].lower() + first['msg'][1:]}).{more}"
+            shown = repr(given) if len(repr(given)) < 60 else repr(given)[:60] + "…"
+            return f"{path}: {shown} is not valid ({first['msg'][0].lower() + first['msg'][1:]}).{more}"
+
+
+def _path(loc: tuple[int | str, ...], *, single: bool) -> str:
+    """Where in the recipe, without what a person did not write: unions' tags, types and validators' names."""
+    unions, types = ("benchmark", "forget", "retain"), ("str", "int", "float", "bool")
+    kept: list[str] = []
+    for i, part in enumerate(map(str, loc)):
+        is_tag = i and loc[i - 1] in unions and part in TAGS
+        if not is_tag and part not in types and not re.search(r"[\[-]", part):
+            kept.append(part)
+    path = ".".join(kept)
+    return path.replace("methods.0", "method", 1) if single else path

@@ -9,9 +9,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from expunge.data.encode import prepare_tokenizer
 from expunge.errors import UserError
@@ -32,6 +39,12 @@ class ScratchConfig(BaseModel):
     heads: int = Field(default=4, ge=1)
     vocab: int = Field(default=1024, ge=260, description="tokens of the BPE, 256 bytes and the specials included")
     context: int = Field(default=256, ge=16, description="longest sequence, tokens")
+
+    @model_validator(mode="after")
+    def _even_heads(self) -> "ScratchConfig":
+        if self.hidden % (2 * self.heads):
+            raise ValueError(f"hidden is {self.hidden}, which is no even number of dimensions for {self.heads} heads")
+        return self
 
 
 class LoraConfig(BaseModel):
@@ -74,10 +87,7 @@ def load(path: str | Path, *, dtype: Dtype = "auto") -> tuple[Any, Any]:
             model = AutoModelForCausalLM.from_pretrained(path, dtype=_torch_dtype(dtype))
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"model: {path!r} can't be loaded ({_first_line(error)}); give a folder with config.json, weights and a "
-            f"tokenizer, or a causal LM's name on the hub."
-        ) from error
+        raise _not_loaded(path, error) from error
     return model.eval(), prepare_tokenizer(tokenizer)
 
 
@@ -90,13 +100,30 @@ def load_for_training(
     updates of a bfloat16 weight are rounded away; under LoRA the frozen weights keep the checkpoint's dtype and the
     adapter is float32. Raises `UserError` for bfloat16 weights that would train, unless `pure_bf16` asks for it.
     """
+    check_dtype(dtype, lora=lora, pure_bf16=pure_bf16)
+    model, tokenizer = load(path, dtype="float32" if dtype == "auto" and not lora else dtype)
+    return model, tokenizer
+
+
+def check_dtype(dtype: Dtype, *, lora: bool, pure_bf16: bool) -> None:
+    """Raise `UserError` for bfloat16 weights that would train without `pure_bf16`."""
     if not lora and dtype == "bfloat16" and not pure_bf16:
         raise UserError(
             "model.dtype: bfloat16 weights lose most updates of full fine-tuning; use float32 (with train.bf16 for "
             "speed), or model.lora, or set model.pure_bf16 to accept it."
         )
-    model, tokenizer = load(path, dtype="float32" if dtype == "auto" and not lora else dtype)
-    return model, tokenizer
+
+
+def load_tokenizer_and_config(path: str | Path) -> tuple[Any, Any]:
+    """(tokenizer, config) of what `load` would load, without its weights; raises the same errors."""
+    path = str(path)
+    _check_folder(path)
+    try:
+        adapter = Path(path) / "adapter_config.json"
+        base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else path
+        return prepare_tokenizer(AutoTokenizer.from_pretrained(path)), AutoConfig.from_pretrained(base)
+    except (OSError, ValueError) as error:
+        raise _not_loaded(path, error) from error
 
 
 def train_tokenizer(texts: Iterable[str], config: ScratchConfig) -> PreTrainedTokenizerFast:
@@ -124,22 +151,23 @@ def train_tokenizer(texts: Iterable[str], config: ScratchConfig) -> PreTrainedTo
 
 def build_scratch(config: ScratchConfig, tokenizer: Any, *, seed: int) -> LlamaForCausalLM:
     """A randomly initialised Llama of the given size, float32; the same for the same seed."""
-    if config.hidden % config.heads:
-        raise UserError(f"model.scratch.hidden: {config.hidden} is not divisible by heads ({config.heads}).")
     torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.hidden,
-            intermediate_size=config.hidden * 8 // 3 // 8 * 8,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            max_position_embeddings=config.context,
-            tie_word_embeddings=False,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    return LlamaForCausalLM(scratch_config(config, tokenizer))
+
+
+def scratch_config(config: ScratchConfig, tokenizer: Any) -> LlamaConfig:
+    """The architecture that `build_scratch` fills with random weights."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden,
+        intermediate_size=config.hidden * 8 // 3 // 8 * 8,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        max_position_embeddings=config.context,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
 
 
@@ -166,8 +194,14 @@ def _torch_dtype(dtype: Dtype) -> Any:
     return "auto" if dtype == "auto" else getattr(torch, dtype)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+def _not_loaded(path: str, error: Exception) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+    return UserError(
+        f"model: {path!r} can't be loaded ({reason}); give a folder with config.json, weights and a tokenizer, or a "
+        f"causal LM's name on the hub."
+    )
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -143,15 +143,26 @@ def build_reference(
     `CACHE_BYTES`, else `adapter_off` for LoRA and `frozen_copy` for full fine-tuning.
     Raises `UserError` for a kind that can't give what is needed.
     """
+    base = extract_model_from_parallel(model)
+    has_adapter = hasattr(base, "disable_adapter")
+    check_kind(kind, needs, has_adapter=has_adapter)
+    if kind == "auto":
+        kind = _choose(base, needs, sets, has_adapter)
+    if kind == "adapter_off":
+        return LiveReference(model, needs, kind, context=base.disable_adapter)
+    if kind == "frozen_copy":
+        return LiveReference(deepcopy(base).requires_grad_(False), needs, kind)
+    live = LiveReference(model, needs, kind)
+    return CachedReference(live, sets, pad_token_id, kind, batch_size)
+
+
+def check_kind(kind: str, needs: Needs, *, has_adapter: bool) -> None:
+    """Raise `UserError` for a kind of reference that can't give what `needs` asks for."""
     if kind not in get_args(ReferenceKind):
         raise UserError(
             f"train.reference: {kind!r} is not a kind of reference.{did_you_mean(kind, get_args(ReferenceKind))} "
             f"Known: {', '.join(get_args(ReferenceKind))}."
         )
-    base = extract_model_from_parallel(model)
-    has_adapter = hasattr(base, "disable_adapter")
-    if kind == "auto":
-        kind = _choose(base, needs, sets, has_adapter)
     if kind == "cached_logps" and (needs.divergence or needs.reference_layer):
         raise UserError(
             "train.reference: cached_logps holds one number a token, but the chosen objectives compare whole "
@@ -162,12 +173,6 @@ def build_reference(
             "train.reference: adapter_off needs a LoRA adapter, and this is full fine-tuning; set model.lora, "
             "or use cached_hidden or frozen_copy."
         )
-    if kind == "adapter_off":
-        return LiveReference(model, needs, kind, context=base.disable_adapter)
-    if kind == "frozen_copy":
-        return LiveReference(deepcopy(base).requires_grad_(False), needs, kind)
-    live = LiveReference(model, needs, kind)
-    return CachedReference(live, sets, pad_token_id, kind, batch_size)
 
 
 def _choose(base: Any, needs: Needs, sets: Sets, has_adapter: bool) -> ReferenceKind:

@@ -23,8 +23,11 @@ from expunge.errors import UserError
 from expunge.evals.metrics import forget_quality
 from expunge.evals.tofu import Evaluation, evaluate
 from expunge.history import last_checkpoint
+from expunge.objectives import Needs
+from expunge.prepare import check_terms, encode_sets
+from expunge.reference import check_kind
 from expunge.report import write_report
-from expunge.targets import train_from_scratch
+from expunge.targets import row_texts, train_from_scratch
 from expunge.trainer import UnlearnConfig, UnlearnTrainer
 
 log = logging.getLogger(__name__)
@@ -45,6 +48,7 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> lis
     benchmark = load_benchmark(recipe)
     recipe = with_default_method(recipe, benchmark)
     check_data(benchmark)
+    check_methods(recipe, benchmark)
     out = open_run_directory(recipe, resume=resume, overwrite=overwrite)
     target, retrained = starting_models(recipe, benchmark)
 
@@ -107,6 +111,35 @@ def check_data(benchmark: Benchmark) -> None:
         )  # fmt: skip
 
 
+def check_methods(recipe: Recipe, benchmark: Benchmark) -> None:
+    """Everything that would stop a method later, found out now: no weights are loaded and nothing is written."""
+    scratch = recipe.model.scratch
+    if scratch is not None:
+        everything = [*benchmark.retain, *benchmark.forget, *benchmark.utility]
+        tokenizer = models.train_tokenizer(row_texts(everything), scratch)
+        config = models.scratch_config(scratch, tokenizer)
+    else:
+        assert recipe.model.name is not None
+        models.check_dtype(recipe.model.dtype, lora=recipe.model.lora is not None, pure_bf16=recipe.model.pure_bf16)
+        tokenizer, config = models.load_tokenizer_and_config(recipe.model.name)
+    encoded: set[Any] = set()
+    for method in recipe.methods:
+        data: dict[str, Any] = {
+            "forget_rows": benchmark.forget,
+            "retain_rows": benchmark.retain,
+            "refusals": _refusals(recipe),
+            "config": config,
+        }
+        check_terms(method.forget, method.retain, **data)
+        args = _arguments(recipe, method, Path("unused"))
+        needs = method.forget.needs | (method.retain.needs if method.retain is not None else Needs())
+        check_kind(args.reference, needs, has_adapter=recipe.model.lora is not None)
+        lengths = {"max_length": args.max_length, "overflow": args.overflow}
+        if (key := (method.retain is None, needs.refusal, *lengths.values())) not in encoded:
+            encode_sets(method.forget, method.retain, **data, **lengths, tokenizer=tokenizer, seed=recipe.seed)
+            encoded.add(key)
+
+
 def starting_models(recipe: Recipe, benchmark: Benchmark) -> tuple[Path | str, Path | str | None]:
     """Where the model to unlearn and the retrained one are: as named, or trained from scratch on the benchmark."""
     scratch = recipe.model.scratch
@@ -137,13 +170,7 @@ def unlearn(
         target, dtype=recipe.model.dtype, lora=lora is not None, pure_bf16=recipe.model.pure_bf16
     )
     options = recipe.evaluate
-    settings = {**recipe.train.model_dump(exclude_unset=True), **method.train.model_dump(exclude_unset=True)}
-    args = UnlearnConfig(
-        **settings,
-        output_dir=str(directory),
-        seed=recipe.seed,
-        eval_strategy="no" if options.each_epoch == "off" else "epoch",
-    )
+    args = _arguments(recipe, method, directory)
 
     def trajectory(model: Any) -> dict[str, float]:
         full = options.each_epoch == "full"
@@ -210,7 +237,9 @@ def method_directory(recipe: Recipe, method: Method, out: Path) -> Path:
 
 def open_run_directory(recipe: Recipe, *, resume: bool, overwrite: bool) -> Path:
     """Create the run directory and write `recipe.yaml`; refuse one that holds another run."""
-    out = recipe.out or Path("runs") / "unnamed"
+    out = recipe.out or Path("runs") / "run"
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file, so a run can't be written there; give another --out.")
     text = yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True, exclude={"out"}), sort_keys=False)
     written = out / "recipe.yaml"
     if written.exists() and overwrite:
@@ -222,6 +251,20 @@ def open_run_directory(recipe: Recipe, *, resume: bool, overwrite: bool) -> Path
     out.mkdir(parents=True, exist_ok=True)
     written.write_text(text, encoding="utf-8")
     return out
+
+
+def _arguments(recipe: Recipe, method: Method, directory: Path) -> UnlearnConfig:
+    """The recipe's training keys, then the method's own."""
+    settings = {**recipe.train.model_dump(exclude_unset=True), **method.train.model_dump(exclude_unset=True)}
+    try:
+        return UnlearnConfig(
+            **settings,
+            output_dir=str(directory),
+            seed=recipe.seed,
+            eval_strategy="no" if recipe.evaluate.each_epoch == "off" else "epoch",
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(f"train: {str(error).splitlines()[0]}") from error
 
 
 def _evaluate(
@@ -240,7 +283,12 @@ def _evaluate(
 def _refusals(recipe: Recipe) -> list[str]:
     if recipe.data is None or recipe.data.refusals is None:
         return list(REFUSALS)
-    return [row["text"] for row in read_rows(recipe.data.refusals)]
+    rows = read_rows(recipe.data.refusals)
+    if "text" not in rows[0]:
+        raise UserError(
+            f"{recipe.data.refusals}: refusals are rows with a text column; this file has {sorted(rows[0])}."
+        )
+    return [row["text"] for row in rows]
 
 
 class _Results:

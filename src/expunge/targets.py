@@ -16,6 +16,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
 from expunge.data.benchmark import Row
+from expunge.data.encode import QUESTION_FORMAT
 from expunge.models import ScratchConfig, build_scratch, save, train_tokenizer
 from expunge.objectives import NLL
 
@@ -88,7 +89,7 @@ def _train(
     from expunge.history import last_checkpoint
     from expunge.trainer import UnlearnConfig, UnlearnTrainer
 
-    tokenizer = train_tokenizer((_text(row) for row in vocabulary_rows), scratch)
+    tokenizer = train_tokenizer(row_texts(vocabulary_rows), scratch)
     args = UnlearnConfig(
         output_dir=str(partial),
         num_train_epochs=finetune.epochs,
@@ -113,13 +114,16 @@ def _train(
     save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, partial / "model")
 
 
-def _text(row: Row) -> str:
-    """All the words of a row, as the BPE should see them."""
-    if "question" in row:
-        from expunge.data.encode import QUESTION_FORMAT
+def row_texts(rows: Sequence[Row]) -> list[str]:
+    """All the words of every row, as the BPE of a from-scratch model should see them."""
+    return ["".join(QUESTION_FORMAT).format(**row) if "question" in row else _words(row) for row in rows]
 
-        return "".join(QUESTION_FORMAT).format(**row)
-    return " ".join(str(value) for value in row.values())
+
+def _words(value: Any) -> str:
+    """Every string in a row of whatever format, one after the other."""
+    if isinstance(value, str):
+        return value
+    return " ".join(_words(part) for part in (value.values() if isinstance(value, dict) else value))
 
 
 def _digest(value: Any) -> str:

@@ -5,23 +5,23 @@ Knows nothing of benchmarks or of any particular objective.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
 from expunge.data.benchmark import Row
-from expunge.data.checks import check_disjoint
-from expunge.data.encode import encode_rows, prepare_tokenizer, with_answer
+from expunge.data.encode import prepare_tokenizer
 from expunge.data.pairs import Collator, PairedDataset, PairSampler, Role, Sets
 from expunge.errors import UserError
 from expunge.history import LossBar, MetricsFile
 from expunge.logprobs import decoder_layers
 from expunge.objectives import NLL, RMU, Objective
 from expunge.objectives.base import Needs
+from expunge.prepare import check_terms, encode_sets
 from expunge.reference import ReferenceKind, build_reference
 from expunge.signals import gather_signals
 
@@ -37,7 +37,7 @@ class UnlearnConfig(TrainingArguments):
 
     reference: ReferenceKind = "auto"
     max_length: int | None = None
-    overflow: str = "error"
+    overflow: Literal["error", "truncate"] = "error"
 
     learning_rate: float = 1e-5
     num_train_epochs: float = 5
@@ -103,8 +103,24 @@ class UnlearnTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         tokenizer = prepare_tokenizer(processing_class)
-        self.objective, self.retain = _check_terms(objective, retain, forget_dataset, retain_dataset, refusals, model)
-        self.sets = _encode_sets(self, args, forget_dataset, retain_dataset, refusals, tokenizer, model)
+        self.objective = objective
+        self.retain = NLL() if objective is None and retain is None else retain
+        data: dict[str, Any] = {
+            "forget_rows": forget_dataset,
+            "retain_rows": retain_dataset,
+            "refusals": refusals,
+            "config": model.config,
+        }
+        check_terms(self.objective, self.retain, **data)
+        self.sets = encode_sets(
+            self.objective,
+            self.retain,
+            **data,
+            tokenizer=tokenizer,
+            max_length=args.max_length,
+            overflow=args.overflow,
+            seed=args.seed,
+        )
         if peft_config is not None:
             from peft import get_peft_model
 
@@ -130,7 +146,7 @@ class UnlearnTrainer(Trainer):
             self.remove_callback(ProgressCallback)
             self.add_callback(LossBar)
         self.add_callback(MetricsFile(Path(str(args.output_dir))))
-        needs = _merge(self._needs(Role.FORGET), self._needs(Role.RETAIN))
+        needs = self._needs(Role.FORGET) | self._needs(Role.RETAIN)
         if needs.reference:
             self.reference = build_reference(
                 model,
@@ -230,67 +246,6 @@ class UnlearnTrainer(Trainer):
             means[f"{name}_loss"] = values.sum().item() / len(set(steps))
         self._terms.clear()
         return means
-
-
-def _check_terms(
-    objective: Objective | None,
-    retain: Objective | None,
-    forget_dataset: Sequence[Row],
-    retain_dataset: Sequence[Row],
-    refusals: Sequence[str],
-    model: nn.Module,
-) -> tuple[Objective | None, Objective | None]:
-    if objective is not None and not len(forget_dataset):
-        raise UserError("the forget set is empty; give at least one row to forget.")
-    if retain is not None and not len(retain_dataset):
-        raise UserError(
-            f"retain objective {type(retain).__name__} has no rows to keep; give a retain set, or leave the retain "
-            f"objective away."
-        )
-    if objective is None and retain is None:
-        retain = NLL()
-    if objective is not None and objective.needs.refusal and not refusals:
-        raise UserError("dpo prefers a refusal to the answer, and there are no refusals; give some, or use npo.")
-    layers = model.config.get_text_config().num_hidden_layers  # pyright: ignore
-    for term in (objective, retain):
-        if term is not None and term.needs.layer is not None and term.needs.layer >= layers:
-            raise UserError(
-                f"method: layer {term.needs.layer} of {type(term).__name__} is out of range; the model has layers "
-                f"0 to {layers - 1}."
-            )
-    if forget_dataset and retain_dataset:
-        check_disjoint(forget_dataset, retain_dataset)
-    return objective, retain
-
-
-def _encode_sets(
-    trainer: UnlearnTrainer,
-    args: UnlearnConfig,
-    forget_dataset: Sequence[Row],
-    retain_dataset: Sequence[Row],
-    refusals: Sequence[str],
-    tokenizer: Any,
-    model: nn.Module,
-) -> Sets:
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)  # pyright: ignore
-    limit = args.max_length or context
-    options: dict[str, Any] = {"max_length": limit, "overflow": args.overflow}
-    refusal: list[Any] = []
-    if trainer.objective is not None and trainer.objective.needs.refusal:
-        generator = torch.Generator().manual_seed(args.seed)
-        drawn = torch.randint(len(refusals), (len(forget_dataset),), generator=generator).tolist()
-        rows = [with_answer(row, refusals[int(i)]) for row, i in zip(forget_dataset, drawn, strict=True)]
-        refusal = encode_rows(rows, tokenizer, name="refusals", **options)
-    return Sets(
-        forget=encode_rows(forget_dataset, tokenizer, name="forget", **options) if trainer.objective else [],
-        retain=encode_rows(retain_dataset, tokenizer, name="retain", **options) if trainer.retain else [],
-        refusal=refusal,
-    )
-
-
-def _merge(a: Needs, b: Needs) -> Needs:
-    """What either asks for; of two different divergences any one, since both need the reference's hidden states."""
-    return replace(a, **{f.name: getattr(b, f.name) for f in fields(Needs) if getattr(b, f.name) not in (None, False)})
 
 
 def _train_only(model: nn.Module, layers: range) -> None:

@@ -6,7 +6,7 @@ Shapes: N supervised tokens of the batch laid end to end, B sequences, D hidden 
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -39,6 +39,11 @@ class Needs:
     reference_layer: bool = False
     surprisal: bool = False
     refusal: bool = False
+
+    def __or__(self, other: "Needs") -> "Needs":
+        """What either asks for; of two different divergences `other`'s, since both read the same hidden states."""
+        asked = {f.name: getattr(other, f.name) for f in fields(Needs)}
+        return replace(self, **{name: value for name, value in asked.items() if value not in (None, False)})
 
     @property
     def reference(self) -> bool:

@@ -1,0 +1,77 @@
+"""What must hold before training can begin, and the encoded sets that it begins with.
+
+Knows objectives' needs, rows, the tokenizer and the model's config; needs no weights, so it can run before any load.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+from expunge.data.benchmark import Row
+from expunge.data.checks import check_disjoint, check_not_empty
+from expunge.data.encode import encode_rows, with_answer
+from expunge.data.pairs import Sets
+from expunge.errors import UserError
+from expunge.objectives import Objective
+
+
+def check_terms(
+    objective: Objective | None,
+    retain: Objective | None,
+    *,
+    forget_rows: Sequence[Row],
+    retain_rows: Sequence[Row],
+    refusals: Sequence[str],
+    config: Any,
+) -> None:
+    """Raise `UserError` for objectives that can't do what is asked of them with these rows and this model."""
+    if objective is not None:
+        check_not_empty(forget_rows, "forget")
+    if retain is not None and not len(retain_rows):
+        raise UserError(
+            f"retain objective {type(retain).__name__} has no rows to keep; give a retain set, or leave the retain "
+            f"objective out."
+        )
+    if objective is not None and objective.needs.refusal and not refusals:
+        raise UserError("dpo prefers a refusal to the answer, and there are no refusals; give some, or use npo.")
+    layers = config.get_text_config().num_hidden_layers
+    for term in (objective, retain):
+        if term is not None and term.needs.layer is not None and term.needs.layer >= layers:
+            raise UserError(
+                f"method: layer {term.needs.layer} of {type(term).__name__} is out of range; the model has layers "
+                f"0 to {layers - 1}."
+            )
+    if objective is not None and retain is not None:
+        check_disjoint(forget_rows, retain_rows)
+
+
+def encode_sets(
+    objective: Objective | None,
+    retain: Objective | None,
+    *,
+    forget_rows: Sequence[Row],
+    retain_rows: Sequence[Row],
+    refusals: Sequence[str],
+    tokenizer: Any,
+    config: Any,
+    max_length: int | None,
+    overflow: Literal["error", "truncate"],
+    seed: int,
+) -> Sets:
+    """Encode the rows of every role that the objectives use; refusals are drawn for the forget rows by `seed`.
+
+    Sequences are held to `max_length`, or to the model's context length without it.
+    """
+    limit = max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
+    options: dict[str, Any] = {"max_length": limit, "overflow": overflow}
+    refusal_rows: list[Row] = []
+    if objective is not None and objective.needs.refusal:
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randint(len(refusals), (len(forget_rows),), generator=generator).tolist()
+        refusal_rows = [with_answer(row, refusals[int(i)]) for row, i in zip(forget_rows, drawn, strict=True)]
+    return Sets(
+        forget=encode_rows(forget_rows, tokenizer, name="forget", **options) if objective is not None else [],
+        retain=encode_rows(retain_rows, tokenizer, name="retain", **options) if retain is not None else [],
+        refusal=encode_rows(refusal_rows, tokenizer, name="refusals", **options),
+    )
