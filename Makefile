@@ -1,12 +1,17 @@
 # Everything from a bare machine: Python 3.11 and make are enough.
 #   make demo    the whole story on a small model     make test   the test suite (ARGS="-m 'not slow' -x")
-#   make lint    style and types                      make clean  back to a bare checkout, runs/ kept
+#   make tofu    the tables of docs/results           make lint   style and types
+#   make clean   back to a bare checkout, runs/ kept
 
 PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint clean
+# Where the files of the hub data set locuslab/TOFU are; empty takes them from the hub.
+TOFU ?=
+SPLITS := forget01 forget05 forget10
+
+.PHONY: install demo test tofu lint clean
 
 install: $(STAMP)
 
@@ -22,6 +27,12 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/pytest $(ARGS)
+
+# docs/results/tofu-scratch.md: four models trained from scratch, then every method on three splits. Hours on two cores.
+tofu: $(STAMP)
+	for split in $(SPLITS); do $(BIN)/expunge run recipes/tofu/scratch/$$split.yaml --resume \
+	  $(if $(TOFU),--benchmark.path $(TOFU)) || exit; done
+	$(BIN)/expunge report $(SPLITS:%=runs/tofu-scratch-%) --markdown docs/results/tofu-scratch.md
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

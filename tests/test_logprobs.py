@@ -383,6 +383,31 @@ def test_token_divergence(
         assert torch.autograd.grad(again_N.sum(), untouched, allow_unused=True) == (None, None)
 
 
+@pytest.mark.parametrize("kind", ["bare", "softcap"])
+def test_no_logits_wait_for_the_backward(make_head: Callable[..., tuple[Head, nn.Linear]], kind: str) -> None:
+    """Logits are made again in the backward: of all that autograd keeps, nothing is as large as one chunk of them."""
+    head, layer = make_head(kind)
+    hidden_ND = torch.randn(3 * CHUNK, 6, dtype=torch.float64, requires_grad=True)
+    target_N = torch.randint(37, (3 * CHUNK,))
+
+    def largest_kept(fn: Callable[[], Tensor]) -> int:
+        kept = [0]
+
+        def pack(x: Tensor) -> Tensor:
+            kept.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            fn()
+        return max(kept)
+
+    chunk = CHUNK * 37
+    assert largest_kept(lambda: token_logps(hidden_ND, target_N, head)) < chunk
+    divergence = Divergence("reverse")
+    assert largest_kept(lambda: token_divergence(hidden_ND, head, hidden_ND, head, target_N, divergence)) < chunk
+    assert largest_kept(lambda: dense_logits(hidden_ND, head, layer).log_softmax(-1)) >= chunk
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_divergence_of_whole_models(build: Callable[..., Any], ragged: Callable[..., Batch], architecture: str) -> None:
     """z⁰ made again from the reference's hidden states is the reference model's own distribution."""

@@ -1,4 +1,4 @@
-"""The trainer: every objective trains, saves, loads and resumes; the loss is a mean over the global batch, however cut."""
+"""Every objective trains, saves, loads and resumes; the loss is a mean over the global batch, however it is cut."""
 
 import json
 import os

@@ -39,6 +39,7 @@ FLAGS = ("-h", "--help", "--resume", "--overwrite", "--json")
 VALUED = ("--out",)
 
 DEMO = Path(__file__).with_name("demo.yaml")
+DEMO_OUT = "runs/demo"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"expunge: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("expunge: interrupted; go on with --resume.", file=sys.stderr)
+        print(f"expunge: interrupted{'; go on with --resume' if argv[0] == 'run' else ''}.", file=sys.stderr)
         return 130
     return 0
 
@@ -81,8 +82,13 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
+    def run_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--overwrite", action="store_true", help="start over in a directory that holds a run")
+        sub.add_argument("--json", action="store_true", help="print results.json instead of a table")
+
     sub = command("demo", _demo, "train a small model, unlearn with five methods, write the report")
-    sub.add_argument("--out", default="runs/demo", help="run directory (default %(default)s)")
+    sub.add_argument("--out", default=DEMO_OUT, help="run directory (default %(default)s, which is written anew)")
+    run_options(sub)
 
     sub = command(
         "run",
@@ -92,14 +98,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("recipe", nargs="?", help="YAML file; not needed when the keys are given here")
     sub.add_argument("--out", help="run directory (default runs/<name of the recipe>)")
     sub.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
-    sub.add_argument("--overwrite", action="store_true", help="start over in a directory that holds a run")
-    sub.add_argument("--json", action="store_true", help="print results.json instead of a table")
+    run_options(sub)
 
     sub = command("eval", _eval, "measure a checkpoint as it is: --benchmark NAME, or --forget FILE")
     sub.add_argument("model", help="folder or hub name")
     sub.add_argument("--out", help="run directory (default runs/eval-<name of the model>)")
-    sub.add_argument("--overwrite", action="store_true", help="start over in a directory that holds a run")
-    sub.add_argument("--json", action="store_true", help="print results.json instead of a table")
+    run_options(sub)
 
     sub = command("report", _report, "write report.html, or a Markdown page, from finished runs")
     sub.add_argument("directory", nargs="+", type=Path, help="run directories")
@@ -118,7 +122,8 @@ def _demo(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     from expunge.config import load_recipe
 
     world = [("benchmark.seed", value) for key, value in overrides if key == "seed"]  # a seed is a world of its own
-    _carry_out(load_recipe(DEMO, [*world, *overrides, ("out", args.out)]), overwrite=True)
+    recipe = load_recipe(DEMO, [*world, *overrides, ("out", args.out)])
+    _carry_out(recipe, overwrite=args.overwrite or args.out == DEMO_OUT, as_json=args.json)
 
 
 def _run(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:

@@ -76,6 +76,7 @@ class EvaluateConfig(Section):
     each_epoch: Literal["fast", "full", "off"] = Field(
         default="fast", description="trajectory: fast scores without generating; full is the final evaluation"
     )
+    every: int = Field(default=1, ge=1, description="epochs between two evaluations on the way")
     each_epoch_limit: int | None = Field(default=100, ge=1, description="questions of each set but forget, while fast")
     max_new_tokens: int | None = Field(
         default=None, ge=1, description="of a generated answer; default from the answers"
@@ -102,7 +103,16 @@ BOUNDS: dict[str, Any] = {
 def _train_section() -> type[BaseModel]:
     """Every field of `UnlearnConfig` that a recipe may set, with its type, none of them required."""
     hints = typing.get_type_hints(UnlearnConfig)
-    ours = {"output_dir", "seed", "eval_strategy", "do_train", "do_eval", "do_predict", "resume_from_checkpoint"}
+    ours = {
+        "output_dir",
+        "seed",
+        "eval_strategy",
+        "eval_every",
+        "do_train",
+        "do_eval",
+        "do_predict",
+        "resume_from_checkpoint",
+    }
     fields: dict[str, Any] = {
         f.name: (
             Annotated[hints[f.name], BOUNDS[f.name]] if f.name in BOUNDS else hints[f.name],
@@ -136,7 +146,9 @@ class Method(Section):
     forget: Annotated[ForgetObjective, BeforeValidator(_objective)]
     retain: Annotated[RetainObjective, BeforeValidator(_objective)] | None = None
     train: TrainConfig = TrainConfig()  # pyright: ignore[reportInvalidTypeForm]
-    label: str | None = Field(default=None, description="how results call it; default forget+retain")
+    label: str | None = Field(
+        default=None, pattern=r"^\w[\w+.=,-]*$", description="how results and folders call it; default forget+retain"
+    )
 
     @property
     def name(self) -> str:
@@ -159,6 +171,10 @@ class Method(Section):
         return data
 
 
+RESERVED = {"target", "retrained", "records", "pictures", "model"}
+"""Names in results and in the run directory that are no method's."""
+
+
 class Recipe(Section):
     """Everything that decides a run. `expunge run recipe.yaml --key value` sets any key by its dotted name."""
 
@@ -176,6 +192,7 @@ class Recipe(Section):
     methods: list[Annotated[Method, BeforeValidator(_method)]] = Field(default_factory=list)
     train: TrainConfig = TrainConfig()  # pyright: ignore[reportInvalidTypeForm]
     evaluate: EvaluateConfig = EvaluateConfig()
+    threads: int | None = Field(default=None, ge=1, description="CPU threads; tiny models are fastest with one")
     seed: int = Field(default=0, ge=0, lt=2**32)
     out: Path | None = Field(default=None, description="run directory; default runs/<recipe's name>")
 
@@ -192,6 +209,8 @@ class Recipe(Section):
         if (self.benchmark is None) == (self.data is None):
             raise ValueError("give either a benchmark or your own data (--forget FILE)")
         names = [m.name for m in self.methods]
+        if taken := RESERVED & set(names):
+            raise ValueError(f"methods: the label {min(taken)} has a meaning of its own; choose another")
         if twice := {n for n in names if names.count(n) > 1}:
             raise ValueError(f"methods: {sorted(twice)[0]} stands there twice; give each a label of its own")
         return self
@@ -207,6 +226,8 @@ ALIASES = {"forget": "data.forget", "retain": "data.retain", "refusals": "data.r
 TEXT = {"out", "retrained", "model.name", "data.forget", "data.retain", "data.refusals", "benchmark.path"}
 """Names and paths: on the command line they are text even where they look like a number."""
 
+COMMAND_LINE = "the command line"
+
 
 def load_recipe(path: Path | None, overrides: Iterable[tuple[str, str]] = ()) -> Recipe:
     """The recipe in a YAML file (or an empty one) with `(dotted key, text)` overrides, validated.
@@ -217,16 +238,23 @@ def load_recipe(path: Path | None, overrides: Iterable[tuple[str, str]] = ()) ->
     tree: dict[str, Any] = _read_yaml(path) if path else {}
     pairs = [(ALIASES.get(key, key), text) for key, text in overrides]
     for key, text in sorted(pairs, key=lambda pair: pair[0].count(".")):
-        _set(tree, key, text if key in TEXT else _scalar(text))
-    return parse_recipe(tree, where=str(path) if path else "the command line")
+        is_text = key in TEXT or (key == "model" and not text.startswith("{"))
+        _set(tree, key, text if is_text else _scalar(text))
+    return parse_recipe(tree, where=str(path) if path else COMMAND_LINE, overrides=[key for key, _ in pairs])
 
 
-def parse_recipe(tree: Mapping[str, Any], *, where: str) -> Recipe:
-    """Validate a tree of plain values."""
+def parse_recipe(tree: Mapping[str, Any], *, where: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Validate a tree of plain values that stands in `where`, but for the keys in `overrides`.
+
+    Raises `UserError` for the first mistake, with its place and the nearest right name.
+    """
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{where}: {_sentence(error, single='methods' not in tree)}") from error
+        path, sentence = _sentence(error, single="methods" not in tree)
+        if any(f"{path}.".startswith(f"{key}.") or f"{key}.".startswith(f"{path}.") for key in overrides):
+            where = COMMAND_LINE
+        raise UserError(f"{where}: {sentence}") from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -326,30 +354,34 @@ def _nearest_key(path: str) -> str:
     return ""
 
 
-def _sentence(error: ValidationError, *, single: bool) -> str:
-    """The first mistake in words. `single`: the one method was given as `method`."""
-    first = error.errors()[0]
+def _sentence(error: ValidationError, *, single: bool) -> tuple[str, str]:
+    """Where the first mistake is, and the mistake in words. `single`: the one method was given as `method`.
+
+    A misspelt key goes before a missing one, which it often was meant to be.
+    """
+    errors = error.errors()
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     path = _path(first["loc"], single=single)
-    others = len({_path(e["loc"], single=single) for e in error.errors()} - {path})
-    more = f" (and {others} more)" if others else ""
+    others = len({_path(e["loc"], single=single) for e in errors} - {path})
     given = first.get("input")
     match first["type"]:
         case "extra_forbidden":
-            return f"unknown key {path!r}.{_nearest_key(path)}{more}"
+            sentence = f"unknown key {path!r}.{_nearest_key(path)}"
         case "missing":
-            return f"the key {path!r} is missing; give it.{more}"
+            sentence = f"the key {path!r} is missing; give it."
         case "union_tag_not_found":
-            return f"{path}: its name is missing; give it (the key {path + '.name'!r}).{more}"
+            sentence = f"{path}: its name is missing; give it (the key {path + '.name'!r})."
         case "value_error":
             message = str(first["ctx"]["error"]) if "ctx" in first else first["msg"]
-            return f"{path + ': ' if path else ''}{message}.{more}".replace("..", ".")
+            sentence = f"{path + ': ' if path else ''}{message.removesuffix('.')}."
         case "union_tag_invalid":
             known = str(first.get("ctx", {}).get("expected_tags", "")).replace("'", "").split(", ")
             tag = str(first.get("ctx", {}).get("tag", given))
-            return f"{path}: unknown name {tag!r}.{did_you_mean(tag, known)} Known: {', '.join(known)}.{more}"
+            sentence = f"{path}: unknown name {tag!r}.{did_you_mean(tag, known)} Known: {', '.join(known)}."
         case _:
             shown = repr(given) if len(repr(given)) < 60 else repr(given)[:60] + "…"
-            return f"{path}: {shown} is not valid ({first['msg'][0].lower() + first['msg'][1:]}).{more}"
+            sentence = f"{path}: {shown} is not valid ({first['msg'][0].lower() + first['msg'][1:]})."
+    return path, sentence + (f" (And {others} more.)" if others else "")
 
 
 def _path(loc: tuple[int | str, ...], *, single: bool) -> str:

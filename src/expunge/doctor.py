@@ -5,9 +5,11 @@ Knows the environment; knows nothing of recipes.
 
 import os
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
+
+from packaging.requirements import Requirement
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "pydantic", "scipy")
 
@@ -15,8 +17,14 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "pydantic", "scipy")
 def examine() -> list[dict[str, Any]]:
     """Rows `{check, found, advice, fatal}`; `advice` is empty where all is well."""
     rows = [_package(name) for name in PACKAGES]
-    if not any(row["fatal"] for row in rows):
-        rows += [_device(), _fused_head(), _cache(), _hub(), _training_step()]
+    if any(row["fatal"] for row in rows):
+        return rows
+    for check in (_device, _fused_head, _cache, _hub, _training_step):
+        try:
+            rows.append(check())
+        except Exception as error:  # whatever it is, it is what the person came here to learn
+            found = f"{type(error).__name__}: {error}".splitlines()[0]
+            rows.append(_row(check.__name__.strip("_").replace("_", " "), found, "repair the installation", fatal=True))
     return rows
 
 
@@ -25,10 +33,12 @@ def _row(check: str, found: str, advice: str = "", fatal: bool = False) -> dict[
 
 
 def _package(name: str) -> dict[str, Any]:
+    wanted = next(r.specifier for r in map(Requirement, requires("expunge") or []) if r.name == name)
     try:
-        return _row(name, version(name))
+        found = version(name)
     except PackageNotFoundError:
-        return _row(name, "missing", f"pip install {name}", fatal=True)
+        return _row(name, "missing", f"pip install '{name}{wanted}'", fatal=True)
+    return _row(name, found, "" if wanted.contains(found, prereleases=True) else f"pip install '{name}{wanted}'")
 
 
 def _device() -> dict[str, Any]:
@@ -53,7 +63,7 @@ def _cache() -> dict[str, Any]:
 
     path = cache_directory()
     parent = next(p for p in (path, *path.parents) if p.exists())
-    if os.access(parent, os.W_OK):
+    if parent.is_dir() and os.access(parent, os.W_OK):
         return _row("cache", str(path))
     return _row("cache", f"{path} (not writable)", "set EXPUNGE_CACHE to a folder that is", fatal=True)
 

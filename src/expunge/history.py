@@ -43,6 +43,18 @@ class MetricsFile(TrainerCallback):
             file.write(json.dumps(row) + "\n")
 
 
+class EvaluateEvery(TrainerCallback):
+    """Leaves out the evaluations between every `epochs`-th one; the trainer's own strategies know only each epoch."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        epoch = round(state.epoch or 0)
+        if epoch % self.epochs and state.global_step < state.max_steps:
+            control.should_evaluate = False
+
+
 class LossBar(ProgressCallback):
     """The trainer's progress bar with the last losses beside it, instead of a printed line a step."""
 

@@ -5,15 +5,19 @@ Read from `run` downwards. Knows the order of things and the run directory; know
 
 import json
 import logging
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from expunge import measure, models
-from expunge.config import FableConfig, Method, Recipe, TofuConfig, parse_recipe
+from expunge.config import FableConfig, Method, Recipe, TofuConfig, load_recipe, parse_recipe
 from expunge.data import custom, fable, tofu
 from expunge.data.benchmark import Benchmark
 from expunge.data.checks import check_disjoint, check_not_empty, near_duplicates, summarise
@@ -37,19 +41,25 @@ Result = dict[str, Any]
 FIRST = {"target": 0, "retrained": 1}
 """Where the rows that every method is compared with stand in results.json."""
 
+WRITTEN = ("recipe.yaml", "results.json", "metrics.jsonl", "report.html", "records", "pictures", "model")
+"""What a run leaves in its directory, besides one folder a method where there are several."""
+
 
 def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> list[Result]:
     """Carry out a recipe and return the rows of its `results.json`.
 
-    Nothing is written before data, model and objectives have been looked at. With `resume`, finished methods are
-    kept and the one that was interrupted goes on from its last checkpoint.
+    Nothing is written before data, model and objectives have been looked at, and nothing of an older run is deleted
+    before there is a first result. With `resume`, finished methods are kept and the one that was interrupted goes on
+    from its last checkpoint.
     Raises `UserError` for anything that a person can mend.
     """
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
     benchmark = load_benchmark(recipe)
     recipe = with_default_method(recipe, benchmark)
     check_data(benchmark)
+    out = check_run_directory(recipe, resume=resume, overwrite=overwrite)
     check_methods(recipe, benchmark)
-    out = open_run_directory(recipe, resume=resume, overwrite=overwrite)
     target, retrained = starting_models(recipe, benchmark)
 
     results = _Results(out, recipe, benchmark, resume=resume)
@@ -67,9 +77,12 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> lis
 
 def evaluate_only(recipe: Recipe, *, overwrite: bool = False) -> list[Result]:
     """Measure the recipe's model as it is, against the retrained one where it is named; rows as `run` writes them."""
+    if recipe.methods:
+        raise UserError("eval measures a model as it is; leave the method out, or use expunge run.")
     benchmark = load_benchmark(recipe)
-    check_not_empty(benchmark.forget, "forget")
-    out = open_run_directory(recipe, resume=False, overwrite=overwrite)
+    check_data(benchmark)
+    out = check_run_directory(recipe, resume=False, overwrite=overwrite)
+    check_methods(recipe, benchmark)
     target, retrained = starting_models(recipe, benchmark)
     results = _Results(out, recipe, benchmark, resume=False)
     gold = results.evaluate_model("retrained", retrained) if retrained is not None else None
@@ -105,9 +118,9 @@ def check_data(benchmark: Benchmark) -> None:
     if close := near_duplicates(benchmark.forget, benchmark.retain):
         worst = max(close, key=lambda d: d.similarity)
         log.warning(
-            "%d forget rows are nearly the same as a retain row (closest: forget %d and retain %d, similarity %.2f); "
+            "%d forget rows are nearly the same as a retain row (closest: forget row %d, similarity %.2f); "
             "what one asks to forget the other asks to keep",
-            len(close), worst.forget, worst.retain, worst.similarity,
+            len(close), worst.forget, worst.similarity,
         )  # fmt: skip
 
 
@@ -122,6 +135,10 @@ def check_methods(recipe: Recipe, benchmark: Benchmark) -> None:
         assert recipe.model.name is not None
         models.check_dtype(recipe.model.dtype, lora=recipe.model.lora is not None, pure_bf16=recipe.model.pure_bf16)
         tokenizer, config = models.load_tokenizer_and_config(recipe.model.name)
+    if recipe.retrained is not None:
+        models.load_tokenizer_and_config(recipe.retrained)
+    if recipe.model.lora is not None:
+        _check_lora(recipe.model.lora, config)
     encoded: set[Any] = set()
     for method in recipe.methods:
         data: dict[str, Any] = {
@@ -235,36 +252,88 @@ def method_directory(recipe: Recipe, method: Method, out: Path) -> Path:
     return out if len(recipe.methods) == 1 else out / method.name
 
 
-def open_run_directory(recipe: Recipe, *, resume: bool, overwrite: bool) -> Path:
-    """Create the run directory and write `recipe.yaml`; refuse one that holds another run."""
+def check_run_directory(recipe: Recipe, *, resume: bool, overwrite: bool) -> Path:
+    """Where the run will be written; nothing is written yet.
+
+    Raises `UserError` for a path that can't be a folder and for one that holds another run.
+    """
     out = recipe.out or Path("runs") / "run"
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file, so a run can't be written there; give another --out.")
-    text = yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True, exclude={"out"}), sort_keys=False)
     written = out / "recipe.yaml"
-    if written.exists() and overwrite:
-        shutil.rmtree(out)
+    nearest = next(p for p in (out, *out.parents) if p.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{nearest} is a file, so a run can't be written to {out}; give another --out.")
+    if not os.access(nearest, os.W_OK):
+        raise UserError(f"{nearest} is not writable, so a run can't be written to {out}; give another --out.")
+    if resume and overwrite:
+        raise UserError("--resume goes on with a run and --overwrite starts it over; give one of them.")
+    if overwrite:
+        for model in (recipe.model.name, recipe.retrained):
+            if model is not None and Path(model).resolve().is_relative_to(out.resolve()):
+                raise UserError(f"--overwrite would delete {model}, which this run reads; give another --out.")
     elif written.exists() and not resume:
         raise UserError(f"{out} already holds a run; go on with --resume, start over with --overwrite, or give --out.")
-    elif written.exists() and written.read_text(encoding="utf-8") != text:
-        raise UserError(f"{written} is another recipe than the one to resume; give the same keys, or another --out.")
-    out.mkdir(parents=True, exist_ok=True)
-    written.write_text(text, encoding="utf-8")
+    elif written.exists() and (key := _first_difference(load_recipe(written), recipe)):
+        raise UserError(
+            f"{written} is another recipe than the one to resume: {key} differs; give the same keys, or another --out."
+        )
     return out
+
+
+def open_run_directory(recipe: Recipe, out: Path) -> None:
+    """Clear away an older run, leaving everything that no run has written, and write `recipe.yaml`."""
+    written = out / "recipe.yaml"
+    if written.exists():
+        folders: list[str] = []
+        with suppress(UserError):  # of a version with other keys, or damaged: its folders stay
+            folders = [method.name for method in load_recipe(written).methods]
+        for path in [*out.glob("checkpoint-*"), *(out / name for name in (*folders, *WRITTEN))]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    tree = recipe.model_dump(mode="json", exclude_unset=True, exclude={"out"})
+    written.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _first_difference(old: Recipe, new: Recipe) -> str | None:
+    a, b = (dict(_leaves(recipe.model_dump(mode="json", exclude={"out"}))) for recipe in (old, new))
+    return next((key for key in {**a, **b} if a.get(key) != b.get(key)), None)
+
+
+def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(tree, dict | list):
+        yield path, tree
+        return
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        yield from _leaves(value, f"{path}.{key}".lstrip("."))
 
 
 def _arguments(recipe: Recipe, method: Method, directory: Path) -> UnlearnConfig:
     """The recipe's training keys, then the method's own."""
     settings = {**recipe.train.model_dump(exclude_unset=True), **method.train.model_dump(exclude_unset=True)}
     try:
-        return UnlearnConfig(
+        args = UnlearnConfig(
             **settings,
             output_dir=str(directory),
             seed=recipe.seed,
             eval_strategy="no" if recipe.evaluate.each_epoch == "off" else "epoch",
+            eval_every=recipe.evaluate.every,
         )
-    except (ValueError, TypeError) as error:
-        raise UserError(f"train: {str(error).splitlines()[0]}") from error
+        get_reporting_integration_callbacks(args.report_to)  # knows the names, and is asked for them too late otherwise
+        return args
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(f"train: {str(error).strip().splitlines()[0]}") from error
+
+
+def _check_lora(lora: models.LoraConfig, config: Any) -> None:
+    """Put the adapter on a model without weights: `UserError` where the model has no such layers."""
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        outline = AutoModelForCausalLM.from_config(config)
+    try:
+        get_peft_model(outline, lora.peft())
+    except ValueError as error:
+        raise UserError(f"model.lora.targets: {str(error).splitlines()[0]}") from error
 
 
 def _evaluate(
@@ -286,13 +355,16 @@ def _refusals(recipe: Recipe) -> list[str]:
     rows = read_rows(recipe.data.refusals)
     if "text" not in rows[0]:
         raise UserError(
-            f"{recipe.data.refusals}: refusals are rows with a text column; this file has {sorted(rows[0])}."
+            f"{recipe.data.refusals}: refusals are rows with the column text; this file has {', '.join(rows[0])}."
         )
     return [row["text"] for row in rows]
 
 
 class _Results:
-    """`results.json` and `records/`, written again after every method so that nothing finished is lost."""
+    """`results.json` and `records/`, written again after every method so that nothing finished is lost.
+
+    The first result opens the run directory.
+    """
 
     def __init__(self, out: Path, recipe: Recipe, benchmark: Benchmark, *, resume: bool) -> None:
         self.out, self.recipe, self.benchmark = out, recipe, benchmark
@@ -313,6 +385,8 @@ class _Results:
             }
         log.info("evaluating the %s model", name)
         model, tokenizer = models.load(path)
+        if torch.accelerator.is_available() and not self.recipe.train.use_cpu:
+            model.to(torch.accelerator.current_accelerator())
         evaluation = _evaluate(self.recipe, self.benchmark, model, tokenizer, gold)
         if name == "retrained" and "forget_truth_ratio" in evaluation.metrics:
             ratios = [r["truth_ratio"] for r in evaluation.records["forget"]]
@@ -321,6 +395,8 @@ class _Results:
         return evaluation.records
 
     def add(self, row: Result, evaluation: Evaluation) -> None:
+        if not self.rows:
+            open_run_directory(self.recipe, self.out)
         records = self.out / "records"
         records.mkdir(exist_ok=True)
         for name, rows in evaluation.records.items():

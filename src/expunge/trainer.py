@@ -17,8 +17,8 @@ from expunge.data.benchmark import Row
 from expunge.data.encode import prepare_tokenizer
 from expunge.data.pairs import Collator, PairedDataset, PairSampler, Role, Sets
 from expunge.errors import UserError
-from expunge.history import LossBar, MetricsFile
-from expunge.logprobs import decoder_layers
+from expunge.history import EvaluateEvery, LossBar, MetricsFile
+from expunge.logprobs import check_head, decoder_layers
 from expunge.objectives import NLL, RMU, Objective
 from expunge.objectives.base import Needs
 from expunge.prepare import check_terms, encode_sets
@@ -33,11 +33,13 @@ class UnlearnConfig(TrainingArguments):
     reference    where the starting model's signals come from; see `expunge.reference`
     max_length   longest sequence in tokens; `None` is the model's context length
     overflow     what to do with longer ones: `error` or `truncate`
+    eval_every   epochs between two evaluations when `eval_strategy` is `epoch`; the last epoch is always evaluated
     """
 
     reference: ReferenceKind = "auto"
     max_length: int | None = None
     overflow: Literal["error", "truncate"] = "error"
+    eval_every: int = 1
 
     learning_rate: float = 1e-5
     num_train_epochs: float = 5
@@ -145,7 +147,9 @@ class UnlearnTrainer(Trainer):
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(LossBar)
+        self.add_callback(EvaluateEvery(args.eval_every))
         self.add_callback(MetricsFile(Path(str(args.output_dir))))
+        check_head(model)
         needs = self._needs(Role.FORGET) | self._needs(Role.RETAIN)
         if needs.reference:
             self.reference = build_reference(
@@ -213,7 +217,11 @@ class UnlearnTrainer(Trainer):
 
     def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
         assert self.evaluator is not None
-        metrics = {f"eval_{k}": v for k, v in self.evaluator(self.accelerator.unwrap_model(self.model)).items()}
+        try:
+            found = self.evaluator(self.accelerator.unwrap_model(self.model))
+        except UserError as error:
+            raise TrainingDiverged(f"after step {self.state.global_step} {error}") from error
+        metrics = {f"eval_{k}": v for k, v in found.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

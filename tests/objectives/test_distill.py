@@ -23,7 +23,9 @@ EPS = torch.finfo(torch.float64).eps
 # V and the number of distinct logits among the V − 1 other tokens.
 SIZES = [pytest.param(1_000, 37, id="V=1000"), pytest.param(128_256, 113, id="V=128256")]
 TAIL = [1e-12, 1e-9, 1e-6, 1e-4]
-PROBABILITIES = [*TAIL, 0.0123, 0.2, 0.5, 0.9, *(1 - p for p in reversed(TAIL))]
+with mpmath.workdps(50):
+    # Exact near 1 too: a float64 there has a 1 − p without error, which would flatter formulas that compute 1 − p.
+    PROBABILITIES = [mpf(p) for p in (*TAIL, 0.0123, 0.2, 0.5, 0.9)] + [1 - mpf(q) for q in reversed(TAIL)]
 DIRECTIONS = ["reverse", "forward"]
 
 
@@ -44,7 +46,7 @@ class Exact:
     """∂loss/∂ℓ: the w in gradient = w · ∂ℓ/∂z."""
 
     @classmethod
-    def of(cls, p: float, vocabulary: int, distinct: int, direction: str) -> "Exact":
+    def of(cls, p: mpf, vocabulary: int, distinct: int, direction: str) -> "Exact":
         times = (vocabulary - 1) // distinct
         assert times * distinct == vocabulary - 1
         count = [1] + [times] * distinct
@@ -52,7 +54,7 @@ class Exact:
         with mpmath.workdps(50):
             rest = [mpf(x) for x in others.tolist()]
             log_sum = mpmath.log(sum(times * mpmath.exp(x) for x in rest))
-            z_target = float(log_sum + mpmath.log(mpf(p) / (1 - mpf(p))))  # rounded: now the truth
+            z_target = float(log_sum + mpmath.log(p / (1 - p)))  # rounded: now the truth
             log_p = log_softmax([mpf(z_target), *rest], count)
             log_q = log_softmax([log_sum - mpmath.log(vocabulary - 1), *rest], count)
             ps, qs = [mpmath.exp(x) for x in log_p], [mpmath.exp(x) for x in log_q]
@@ -64,6 +66,8 @@ class Exact:
                 loss = sum(n * qi * (lq - lp) for n, _, qi, lp, lq in table)
                 gradient = [pi - qi for _, pi, qi, _, _ in table]
             slope = gradient[0] / (1 - ps[0])
+            # The closed form's gradient is w · ∂ℓ/∂z; the definition's is, at every other token too.
+            assert all(abs(g / (-slope * pi) - 1) < 1e-30 for g, pi in zip(gradient[1:], ps[1:], strict=True))
         spread = torch.tensor([float(g) for g in gradient], dtype=torch.float64)
         return cls(
             z_V=torch.cat([torch.tensor([z_target], dtype=torch.float64), others.repeat_interleave(times)]),
@@ -149,7 +153,7 @@ def test_unilogit_from_logits_in_float64(vocabulary: int, distinct: int, directi
     for p in PROBABILITIES:
         exact = Exact.of(p, vocabulary, distinct, direction)
         error = max(exact.errors(*from_logits(closed, exact.z_V)))
-        lost = abs(exact.z_V.log_softmax(-1)[0].item() / exact.logp - 1) + EPS / (1 - p)
+        lost = abs(exact.z_V.log_softmax(-1)[0].item() / exact.logp - 1) + EPS / float(1 - p)
         assert error <= (1e-10 if p <= 0.9 else max(1e-10, 4 * lost)), p
         if direction == "reverse" and not 1e-10 < p < 1 - 1e-8:
             definition = max(exact.errors(*from_logits(literal, exact.z_V)))

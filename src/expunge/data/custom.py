@@ -4,9 +4,11 @@ Knows rows of every format; knows nothing of models or metrics.
 """
 
 import random
+import re
 from collections.abc import Sequence
 
 from expunge.data.benchmark import Benchmark, Question, Row
+from expunge.data.checks import check_disjoint
 from expunge.data.formats import read_rows
 
 HELD_OUT = 0.1
@@ -15,15 +17,18 @@ HELD_OUT = 0.1
 QUESTIONS = 200
 """At most so many rows of a set are asked about."""
 
+_SPACE = re.compile(r"\s")
+
 
 def load(*, forget: str, retain: str | None, seed: int) -> Benchmark:
     """Read both sources; hold a tenth of retain out for evaluation when there are at least ten rows.
 
     The questions of `forget` are the forget rows, those of `retain` are retain rows that training sees, and those of
-    `held_out` are retain rows that it does not.
+    `held_out` are retain rows that it does not. Raises `UserError` for rows that stand in both sources.
     """
     forget_rows = read_rows(forget)
     retain_rows = read_rows(retain) if retain else []
+    check_disjoint(forget_rows, retain_rows)
     order = list(range(len(retain_rows)))
     random.Random(seed).shuffle(order)
     held_out = [retain_rows[i] for i in sorted(order[: int(len(order) * HELD_OUT)])]
@@ -48,13 +53,14 @@ def _question(row: Row) -> Question:
     if "question" in row:
         return Question(row["question"], row["answer"])
     if "text" in row:
-        # A text asks nothing; its first half asks for its second.
-        words = row["text"].split(" ")
-        half = len(words) // 2 or 1
-        prompt, completion = " ".join(words[:half]), "".join(" " + word for word in words[half:])
-        return Question(prompt, completion.strip(), row={"prompt": prompt, "completion": completion})
+        # A text asks nothing; its first half asks for its second. Scripts without spaces are cut between characters.
+        text = row["text"].strip()
+        half = len(text) // 2
+        cut = space.start() if (space := _SPACE.search(text, half, half + 40)) else half
+        return Question(text[:cut], text[cut:].strip(), row={"prompt": text[:cut], "completion": text[cut:]})
     if "messages" in row:
-        return Question(row["messages"][-2]["content"], row["messages"][-1]["content"], row=row)
+        asked = row["messages"][-2]["content"] if len(row["messages"]) > 1 else ""
+        return Question(asked, row["messages"][-1]["content"], row=row)
     if isinstance(row["prompt"], list):
         return Question(row["prompt"][-1]["content"], row["completion"][-1]["content"], row=row)
     return Question(row["prompt"].strip(), row["completion"].strip(), row=row)

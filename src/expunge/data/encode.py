@@ -108,13 +108,14 @@ def encode_rows(
         longest = max(len(encoded[i]) for i in too_long)
         raise UserError(
             f"{name}: {len(too_long)} of {len(encoded)} rows are longer than {max_length} tokens "
-            f"(first: row {too_long[0]}, longest: {longest}); raise train.max_length, or set train.overflow to truncate."
+            f"(first: row {too_long[0]}, longest: {longest}); shorten them, set train.overflow to truncate, or raise "
+            "train.max_length as far as the model's context allows."
         )
     for i in too_long:
         if encoded[i].start >= max_length:
             raise UserError(
                 f"{name}: row {i} has a prompt of {encoded[i].start} tokens, which leaves no room for an answer in "
-                f"{max_length}; shorten it or raise train.max_length."
+                f"{max_length}; shorten it, or raise train.max_length."
             )
         encoded[i] = Encoded(encoded[i].input_ids[:max_length], encoded[i].start)
     return encoded

@@ -22,7 +22,8 @@ class Unilogit(Objective):
     the training data, such as function words; they count as zero in the mean.
 
     Use when answers must become unpredictable and there is no strength to tune. The push fades as p → 1.
-    Source: Vasilev et al. 2025, arXiv 2505.06027, eqs. 4–6; selection after Koh et al. 2026, arXiv 2604.17785.
+    Source: Vasilev et al. 2025, arXiv 2505.06027, eqs. 4–6; selection, there by predictive entropy:
+    Koh et al. 2026, arXiv 2604.17785.
     """
 
     name: Literal["unilogit"] = "unilogit"

@@ -71,7 +71,8 @@ class CEU(Objective):
     """Cross-entropy unlearning: pull the model to its own distribution q with the target token removed.
 
     q_i = p_i / (1 − p) for i ≠ y, detached. CE(q, p) = H(q) − log(1 − p) and the entropy carries no gradient,
-    so the loss is −log(1 − p): the same gradient, no [V] tensor.
+    so the loss is −log(1 − p): the same gradient, no [V] tensor. Only where float32 has no 1 − p left (below 1e-7,
+    a token wholly memorised) is the push weaker than that of the definition.
     Use when the rest of the distribution should keep its shape. Source: Yang 2025, arXiv 2503.01224.
     """
 
