@@ -1,23 +1,19 @@
 """The main path: recipe → data → target and retrained model → unlearn → evaluate → report.
 
-Read from `run` downwards. Knows the order of things and the run directory; knows nothing of losses or metrics.
+Read from `run` downwards. Knows the order of things; knows nothing of losses or metrics.
 """
 
-import json
 import logging
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from expunge import measure, models
-from expunge.config import FableConfig, Method, Recipe, TofuConfig, load_recipe, parse_recipe
+from expunge.config import FableConfig, Method, Recipe, TofuConfig, parse_recipe
 from expunge.data import custom, fable, tofu
 from expunge.data.benchmark import Benchmark
 from expunge.data.checks import check_disjoint, check_not_empty, near_duplicates, summarise
@@ -31,18 +27,11 @@ from expunge.objectives import Needs
 from expunge.prepare import check_terms, encode_sets
 from expunge.reference import check_kind
 from expunge.report import write_report
+from expunge.rundir import Result, Results, check_run_directory
 from expunge.targets import row_texts, train_from_scratch
 from expunge.trainer import UnlearnConfig, UnlearnTrainer
 
 log = logging.getLogger(__name__)
-
-Result = dict[str, Any]
-
-FIRST = {"target": 0, "retrained": 1}
-"""Where the rows that every method is compared with stand in results.json."""
-
-WRITTEN = ("recipe.yaml", "results.json", "metrics.jsonl", "report.html", "records", "pictures", "model")
-"""What a run leaves in its directory, besides one folder a method where there are several."""
 
 
 def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> list[Result]:
@@ -62,11 +51,11 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> lis
     check_methods(recipe, benchmark)
     target, retrained = starting_models(recipe, benchmark)
 
-    results = _Results(out, recipe, benchmark, resume=resume)
+    results = Results(out, recipe, benchmark, resume=resume)
     gold: Mapping[str, Any] | None = None
     if retrained is not None:
-        gold = results.evaluate_model("retrained", retrained)
-    results.evaluate_model("target", target, gold=gold)
+        gold = evaluate_reference("retrained", retrained, recipe, benchmark, results)
+    evaluate_reference("target", target, recipe, benchmark, results, gold)
     for method in recipe.methods:
         if not results.has(method.name):
             results.add(*unlearn(recipe, method, benchmark, target, gold, out))
@@ -84,9 +73,9 @@ def evaluate_only(recipe: Recipe, *, overwrite: bool = False) -> list[Result]:
     out = check_run_directory(recipe, resume=False, overwrite=overwrite)
     check_methods(recipe, benchmark)
     target, retrained = starting_models(recipe, benchmark)
-    results = _Results(out, recipe, benchmark, resume=False)
-    gold = results.evaluate_model("retrained", retrained) if retrained is not None else None
-    results.evaluate_model("target", target, gold=gold)
+    results = Results(out, recipe, benchmark, resume=False)
+    gold = evaluate_reference("retrained", retrained, recipe, benchmark, results) if retrained is not None else None
+    evaluate_reference("target", target, recipe, benchmark, results, gold)
     write_report([out], out / "report.html")
     return results.rows
 
@@ -172,6 +161,29 @@ def starting_models(recipe: Recipe, benchmark: Benchmark) -> tuple[Path | str, P
     return target, train_from_scratch(kept, everything, title="retrained", **common)
 
 
+def evaluate_reference(
+    name: str,
+    path: Path | str,
+    recipe: Recipe,
+    benchmark: Benchmark,
+    results: Results,
+    gold: Mapping[str, Any] | None = None,
+) -> Mapping[str, Any]:
+    """Records of the target or the retrained model, read back if they are there already."""
+    if results.has(name):
+        return results.records(name)
+    log.info("evaluating the %s model", name)
+    model, tokenizer = models.load(path)
+    if torch.accelerator.is_available() and not recipe.train.use_cpu:
+        model.to(torch.accelerator.current_accelerator())
+    evaluation = _evaluate(recipe, benchmark, model, tokenizer, gold)
+    if name == "retrained" and "forget_truth_ratio" in evaluation.metrics:
+        ratios = [r["truth_ratio"] for r in evaluation.records["forget"]]
+        evaluation.metrics["forget_quality"] = forget_quality(ratios, ratios)
+    results.add({"method": name, "removal": "weights", "metrics": evaluation.metrics}, evaluation)
+    return evaluation.records
+
+
 def unlearn(
     recipe: Recipe,
     method: Method,
@@ -252,60 +264,6 @@ def method_directory(recipe: Recipe, method: Method, out: Path) -> Path:
     return out if len(recipe.methods) == 1 else out / method.name
 
 
-def check_run_directory(recipe: Recipe, *, resume: bool, overwrite: bool) -> Path:
-    """Where the run will be written; nothing is written yet.
-
-    Raises `UserError` for a path that can't be a folder and for one that holds another run.
-    """
-    out = recipe.out or Path("runs") / "run"
-    written = out / "recipe.yaml"
-    nearest = next(p for p in (out, *out.parents) if p.exists())
-    if not nearest.is_dir():
-        raise UserError(f"{nearest} is a file, so a run can't be written to {out}; give another --out.")
-    if not os.access(nearest, os.W_OK):
-        raise UserError(f"{nearest} is not writable, so a run can't be written to {out}; give another --out.")
-    if resume and overwrite:
-        raise UserError("--resume goes on with a run and --overwrite starts it over; give one of them.")
-    if overwrite:
-        for model in (recipe.model.name, recipe.retrained):
-            if model is not None and Path(model).resolve().is_relative_to(out.resolve()):
-                raise UserError(f"--overwrite would delete {model}, which this run reads; give another --out.")
-    elif written.exists() and not resume:
-        raise UserError(f"{out} already holds a run; go on with --resume, start over with --overwrite, or give --out.")
-    elif written.exists() and (key := _first_difference(load_recipe(written), recipe)):
-        raise UserError(
-            f"{written} is another recipe than the one to resume: {key} differs; give the same keys, or another --out."
-        )
-    return out
-
-
-def open_run_directory(recipe: Recipe, out: Path) -> None:
-    """Clear away an older run, leaving everything that no run has written, and write `recipe.yaml`."""
-    written = out / "recipe.yaml"
-    if written.exists():
-        folders: list[str] = []
-        with suppress(UserError):  # of a version with other keys, or damaged: its folders stay
-            folders = [method.name for method in load_recipe(written).methods]
-        for path in [*out.glob("checkpoint-*"), *(out / name for name in (*folders, *WRITTEN))]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
-    tree = recipe.model_dump(mode="json", exclude_unset=True, exclude={"out"})
-    written.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
-
-
-def _first_difference(old: Recipe, new: Recipe) -> str | None:
-    a, b = (dict(_leaves(recipe.model_dump(mode="json", exclude={"out"}))) for recipe in (old, new))
-    return next((key for key in {**a, **b} if a.get(key) != b.get(key)), None)
-
-
-def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(tree, dict | list):
-        yield path, tree
-        return
-    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
-        yield from _leaves(value, f"{path}.{key}".lstrip("."))
-
-
 def _arguments(recipe: Recipe, method: Method, directory: Path) -> UnlearnConfig:
     """The recipe's training keys, then the method's own."""
     settings = {**recipe.train.model_dump(exclude_unset=True), **method.train.model_dump(exclude_unset=True)}
@@ -358,64 +316,3 @@ def _refusals(recipe: Recipe) -> list[str]:
             f"{recipe.data.refusals}: refusals are rows with the column text; this file has {', '.join(rows[0])}."
         )
     return [row["text"] for row in rows]
-
-
-class _Results:
-    """`results.json` and `records/`, written again after every method so that nothing finished is lost.
-
-    The first result opens the run directory.
-    """
-
-    def __init__(self, out: Path, recipe: Recipe, benchmark: Benchmark, *, resume: bool) -> None:
-        self.out, self.recipe, self.benchmark = out, recipe, benchmark
-        self.path = out / "results.json"
-        self.rows: list[Result] = json.loads(self.path.read_text()) if resume and self.path.exists() else []
-
-    def has(self, method: str) -> bool:
-        return any(row["method"] == method for row in self.rows)
-
-    def evaluate_model(
-        self, name: str, path: Path | str, gold: Mapping[str, Any] | None = None
-    ) -> Mapping[str, list[dict[str, Any]]]:
-        """Records of the target or the retrained model, read back if they are there already."""
-        if self.has(name):
-            return {
-                file.name.split(".")[-2]: [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-                for file in (self.out / "records").glob(f"{name}.*.jsonl")
-            }
-        log.info("evaluating the %s model", name)
-        model, tokenizer = models.load(path)
-        if torch.accelerator.is_available() and not self.recipe.train.use_cpu:
-            model.to(torch.accelerator.current_accelerator())
-        evaluation = _evaluate(self.recipe, self.benchmark, model, tokenizer, gold)
-        if name == "retrained" and "forget_truth_ratio" in evaluation.metrics:
-            ratios = [r["truth_ratio"] for r in evaluation.records["forget"]]
-            evaluation.metrics["forget_quality"] = forget_quality(ratios, ratios)
-        self.add({"method": name, "removal": "weights", "metrics": evaluation.metrics}, evaluation)
-        return evaluation.records
-
-    def add(self, row: Result, evaluation: Evaluation) -> None:
-        if not self.rows:
-            open_run_directory(self.recipe, self.out)
-        records = self.out / "records"
-        records.mkdir(exist_ok=True)
-        for name, rows in evaluation.records.items():
-            text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
-            (records / f"{row['method']}.{name}.jsonl").write_text(text, encoding="utf-8")
-        self.rows.append(
-            {
-                "method": row["method"],
-                "benchmark": self.benchmark.name,
-                "split": self.benchmark.split,
-                "seed": self.recipe.seed,
-                "seconds": None,
-                "peak_memory_mib": None,
-                "trajectory": [],
-                **row,
-                "versions": measure.versions(),
-            }
-        )
-        self.rows.sort(key=lambda r: FIRST.get(r["method"], 2))
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.rows, indent=1, ensure_ascii=False), encoding="utf-8")
-        temporary.replace(self.path)  # never half-written

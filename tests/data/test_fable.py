@@ -20,7 +20,7 @@ from expunge.data.benchmark import Benchmark, Question
 from expunge.data.refusals import REFUSALS
 from expunge.errors import UserError
 
-DEFAULT_DIGEST = "a67ed93d29159b4a7161cb3d9a2a7d90235e141223bae9225223f791db3a4bad"
+DEFAULT_DIGEST = "e402e30b9af29ea0b45e9d03a5d51113752899cca4e056b7377a9a435dcb25c1"
 """Every number we publish on `fable` is of this world: change it only together with them."""
 
 worlds = st.fixed_dictionaries(
