@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -86,7 +87,7 @@ def load(path: str | Path, *, dtype: Dtype = "auto") -> tuple[Any, Any]:
         else:
             model = AutoModelForCausalLM.from_pretrained(path, dtype=_torch_dtype(dtype))
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise _not_loaded(path, error) from error
     return model.eval(), prepare_tokenizer(tokenizer)
 

@@ -30,8 +30,8 @@ def check_terms(
         check_not_empty(forget_rows, "forget")
     if retain is not None and not len(retain_rows):
         raise UserError(
-            f"retain objective {type(retain).__name__} has no rows to keep; give a retain set, or leave the retain "
-            f"objective out."
+            f"retain objective {type(retain).__name__} has no rows to keep; give a retain set, or a method without a "
+            f"retain objective."
         )
     if objective is not None and objective.needs.refusal and not refusals:
         raise UserError("dpo prefers a refusal to the answer, and there are no refusals; give some, or use npo.")

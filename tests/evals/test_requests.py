@@ -205,3 +205,16 @@ def test_batches(lengths: list[int], budget: int) -> None:
     flat = [lengths[i] for batch in batches for i in batch]
     assert flat == sorted(lengths, reverse=True)
     assert all(len(batch) == 1 or len(batch) * lengths[batch[0]] <= budget for batch in batches)
+
+
+def test_nothing_goes_past_the_context(tokenizer: Any, gpt2: Any) -> None:
+    """Learned positions end where the context does: answers stop there, and so do scores."""
+    context = gpt2.config.n_positions
+    prompts = [tuple(range(2, 12)), tuple([5] * (context - 3)), tuple([6] * context)]
+    short, tight, full = requests.generate(gpt2, tokenizer, prompts, max_new_tokens=20, progress=False)
+    assert short == requests.generate(gpt2, tokenizer, prompts[:1], max_new_tokens=20, progress=False)[0]
+    assert len(tight.tokens) <= 3 and full.tokens == () and not full.finished
+    long = Encoded(tuple([7] * (context + 9)), 4)
+    assert requests.score(gpt2, [long], progress=False)[0].tokens == context - 4
+    with pytest.raises(UserError, match="fills the model's context"):
+        requests.score(gpt2, [Encoded(long.input_ids, context)], progress=False)

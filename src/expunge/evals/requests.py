@@ -5,6 +5,7 @@ Knows batches, padding and when to stop; knows nothing of questions, benchmarks 
 Shapes: `B` sequences of a batch, `T` padded positions, `N` supervised tokens of a batch laid end to end.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,10 +71,16 @@ def score(
 
     Equal to one forward per sequence: sequences are padded on the right and batched longest first, at most
     `token_budget` padded tokens a batch, and a sequence that occurs twice is scored once.
-    The model keeps its training or evaluation mode. A first position can't be predicted and is not scored.
+    The model keeps its training or evaluation mode. A first position can't be predicted and is not scored, nor is
+    what lies past the model's context length.
 
-    Raises `UserError` when the model gives NaN: no metric of it would mean anything.
+    Raises `UserError` when the model gives NaN (no metric of it would mean anything) and for a prompt that fills the
+    context.
     """
+    context = context_length(model)
+    if any(s.start >= context for s in sequences):
+        raise UserError(f"a question fills the model's context of {context} tokens; shorten it or leave it out.")
+    sequences = [s if len(s) <= context else Encoded(s.input_ids[:context], s.start) for s in sequences]
     distinct = list(dict.fromkeys(sequences))
     scores: dict[Encoded, Score] = {}
     with _evaluating(model), tqdm(total=len(distinct), desc="score", leave=False, disable=not progress) as bar:
@@ -97,9 +104,11 @@ def generate(
 
     Equal to generating one by one: prompts are padded on the left and batched longest first, at most `token_budget`
     tokens of cache a batch, and a prompt that occurs twice is answered once.
-    The model's own sampling settings (temperature, repetition penalty, …) take no part; `end_tokens` end an answer.
+    The model's own sampling settings (temperature, repetition penalty, …) take no part; `end_tokens` end an answer,
+    and so does the model's context length.
     """
     distinct = list(dict.fromkeys(prompts))
+    context = context_length(model)
     ends = end_tokens(model, tokenizer)
     config = GenerationConfig(
         do_sample=False,
@@ -115,14 +124,25 @@ def generate(
         _own_generation_config_set_aside(model),
         tqdm(total=len(distinct), desc="generate", leave=False, disable=not progress) as bar,
     ):
-        for batch in _batches([len(p) + max_new_tokens for p in distinct], token_budget):
-            rows = [distinct[i] for i in batch]
-            for prompt, new in zip(rows, _generate_batch(model, rows, config), strict=True):
+        tight = [p for p in distinct if len(p) + max_new_tokens > context]
+        roomy = [p for p in distinct if len(p) + max_new_tokens <= context]
+        batches = [[roomy[i] for i in b] for b in _batches([len(p) + max_new_tokens for p in roomy], token_budget)]
+        # A prompt near the end of the context is alone, so that its shorter cap is nobody else's.
+        for rows in [*batches, *([p] for p in tight)]:
+            config.max_new_tokens = min(max_new_tokens, context - len(rows[0]))
+            full = len(rows[0]) >= context
+            news = [[] for _ in rows] if full else _generate_batch(model, rows, config)
+            for prompt, new in zip(rows, news, strict=True):
                 length = next((i for i, token in enumerate(new) if token in ends), len(new))
                 text = tokenizer.decode(new[:length], skip_special_tokens=True).strip()
                 answers[prompt] = Generation(text, tuple(new[:length]), finished=length < len(new))
             bar.update(len(rows))
     return [answers[p] for p in prompts]
+
+
+def context_length(model: Any) -> int:
+    """The longest sequence that the model has positions for, tokens."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
