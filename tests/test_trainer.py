@@ -305,9 +305,10 @@ for retain in (objectives.NLL(), objectives.KL()):
     if trainer.is_world_process_zero():
         total = sum(p.double().abs().sum().item() for p in trainer.model.parameters())
         print("RESULT", retain.name, total)
-if torch.distributed.is_initialized():  # a rank that leaves first takes the other's sockets with it
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+sys.stdout.flush()
+if torch.distributed.is_initialized():
+    torch.distributed.barrier()  # a rank that leaves first takes the other's sockets with it
+    os._exit(0)  # torch's teardown of gloo threads aborts now and then, after everything has been done
 """
 
 
