@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from expunge import UnlearnConfig, UnlearnTrainer, UserError, objectives, reference
+from expunge.data.pairs import Role
+from expunge.logprobs import supervised
 from expunge.models import LoraConfig
 from expunge.objectives import Objective
 
@@ -139,4 +141,36 @@ def test_a_trainer_without_a_forget_set_caches_every_retain_row(
     )
     assert isinstance(trainer.reference, reference.CachedReference)
     assert len(trainer.reference.rows) == 9
+    trainer.train()
+
+
+@pytest.mark.parametrize("kind", ["cached_hidden", "frozen_copy"])
+def test_a_teacher_speaks_of_the_forget_rows_and_the_start_of_the_others(
+    tiny_model: Callable[..., Any], tiny_tokenizer: Any, tiny_rows: Rows, tmp_path: Path, kind: Any
+) -> None:
+    model, teacher = tiny_model(), tiny_model()
+    with torch.no_grad():
+        for p in teacher.parameters():
+            p.mul_(1.1)
+    trainer = UnlearnTrainer(
+        model,
+        UnlearnConfig(output_dir=str(tmp_path), per_device_train_batch_size=2, save_strategy="no", reference=kind),
+        objective=objectives.ULDDistilled(),
+        retain=KL,
+        forget_dataset=tiny_rows[0],
+        retain_dataset=tiny_rows[1],
+        processing_class=tiny_tokenizer,
+        teacher=teacher,
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert trainer.reference is not None
+    found = trainer.reference(batch)
+    for role, speaker in ((Role.FORGET, teacher), (Role.RETAIN, model)):
+        mine = batch["role"] == role
+        ids, mask, labels = (batch[name][mine] for name in ("input_ids", "attention_mask", "labels"))
+        with torch.no_grad():
+            expected_NV = speaker(input_ids=ids, attention_mask=mask).logits[supervised(labels)[0]]
+        hidden_ND = found[role].hidden_ND
+        assert hidden_ND is not None
+        torch.testing.assert_close(trainer.reference.head_for(role).logits(hidden_ND), expected_NV)
     trainer.train()

@@ -8,7 +8,7 @@ Shapes: B sequences, T positions, N supervised tokens laid end to end, C tokens 
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -76,6 +76,16 @@ class Head:
         if any(p.requires_grad for p in module.parameters()):
             module = deepcopy(module).requires_grad_(False)
         return cls.of(model, module)
+
+    def to(self, device: torch.device) -> "Head":
+        """The head of a model on `device`: itself where its weights are there already, else a copy."""
+        assert isinstance(self.forward, partial), "made by `of` or `at_start`"
+        (module,) = self.forward.args
+        if all(p.device == device for p in module.parameters()):
+            return self
+        module = deepcopy(module).to(device)
+        linear = None if self.linear is None else module.weight
+        return replace(self, forward=partial(type(module).forward, module), linear=linear)
 
     def logits(self, hidden_CD: Tensor) -> Tensor:
         """Logits in float32 (float64 stays), as the model itself would give them, [C, V]."""
@@ -145,21 +155,87 @@ def token_divergence(
     Gradient flows to `hidden_ND` and `head` only. See `objectives.base.Divergence` for the kinds.
     """
 
-    def chunk(hidden_CD: Tensor, reference_CD: Tensor, target_C: Tensor) -> Tensor:
-        logp_CV = head.logits(hidden_CD).log_softmax(-1)
-        with torch.no_grad():
-            z_CV = reference_head.logits(reference_CD)
-            if divergence.shift:
-                rows = torch.arange(len(target_C), device=target_C.device)
-                z_CV[rows, target_C] -= divergence.shift
-            logq_CV = (z_CV / divergence.temperature).log_softmax(-1)
-        if divergence.kind == "reverse":
-            return (logp_CV.exp() * (logp_CV - logq_CV)).sum(-1)
-        if divergence.kind == "forward":
-            return (logq_CV.exp() * (logq_CV - logp_CV)).sum(-1)
-        return -(logq_CV.exp() * logp_CV).sum(-1)
+    def reference(reference_CD: Tensor, target_C: Tensor) -> Tensor:
+        z_CV = reference_head.logits(reference_CD)
+        if divergence.shift:
+            rows = torch.arange(len(target_C), device=target_C.device)
+            z_CV[rows, target_C] -= divergence.shift
+        return (z_CV / divergence.temperature if divergence.temperature != 1 else z_CV).log_softmax(-1)
 
-    return _by_chunks(chunk, hidden_ND, reference_ND, target_N)
+    def chunk(hidden_CD: Tensor, reference_CD: Tensor, target_C: Tensor) -> Tensor:
+        with torch.no_grad():
+            logq_CV = reference(reference_CD, target_C)
+        return _divergence(head.logits(hidden_CD).log_softmax(-1), logq_CV, divergence)[0]
+
+    if head.linear is None or not torch.is_grad_enabled():
+        return _by_chunks(chunk, hidden_ND, reference_ND, target_N)
+    reference_ND = reference_ND.detach()
+    references = lambda own: reference(reference_ND[own], target_N[own])  # noqa: E731
+    return _LinearDivergence.apply(hidden_ND, head.linear, head, references, divergence)
+
+
+def _divergence(logp_CV: Tensor, logq_CV: Tensor, divergence: Divergence) -> tuple[Tensor, Tensor]:
+    """Value [C] of a divergence between p and the reference q, and its slope by the logits of p, [C, V]."""
+    if divergence.kind == "reverse":
+        p_CV, change_CV = logp_CV.exp(), logp_CV - logq_CV
+        value_C = (p_CV * change_CV).sum(-1)
+        return value_C, p_CV * (change_CV - value_C[:, None])
+    q_CV = logq_CV.exp()
+    slope_CV = logp_CV.exp() - q_CV
+    if divergence.kind == "forward":
+        return (q_CV * (logq_CV - logp_CV)).sum(-1), slope_CV
+    return -(q_CV * logp_CV).sum(-1), slope_CV
+
+
+class _LinearDivergence(torch.autograd.Function):
+    """A divergence at a linear head, its gradient taken at once by the closed form of its slope.
+
+    So neither the model's logits nor the reference's are made again in the backward. The gradient of the head is
+    that of the sum over tokens, which serves every loss that weighs its tokens alike; for any other the chunks are
+    gone through once more.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, head: Head, references: Any, divergence: Any) -> Tensor:
+        ctx.rest = head, references, divergence
+        value_N, d_hidden_ND, d_weight_VD = _go_through(
+            hidden_ND, weight_VD, *ctx.rest, slope_N=None, wants_weight=ctx.needs_input_grad[1]
+        )
+        ctx.save_for_backward(hidden_ND, weight_VD, d_hidden_ND, d_weight_VD)
+        return value_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (slope_N,) = grads
+        hidden_ND, weight_VD, d_hidden_ND, d_weight_VD = ctx.saved_tensors
+        if d_weight_VD is not None and len(slope_N):
+            if bool((slope_N == slope_N[0]).all()):
+                d_weight_VD = d_weight_VD * slope_N[0].to(d_weight_VD.dtype)
+            else:
+                _, _, d_weight_VD = _go_through(hidden_ND, weight_VD, *ctx.rest, slope_N=slope_N, wants_weight=True)
+        return d_hidden_ND * slope_N[:, None].to(d_hidden_ND.dtype), d_weight_VD, None, None, None
+
+
+def _go_through(
+    hidden_ND: Tensor, weight_VD: Tensor, head: Head, references: Any, divergence: Divergence,
+    *, slope_N: Tensor | None, wants_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """Divergences [N], their gradients by their own hidden states [N, D], and Σ_n slope_n of those by the head."""
+    values, d_hidden_ND = [], torch.empty_like(hidden_ND)
+    d_weight_VD = torch.zeros_like(weight_VD) if wants_weight else None
+    for i in range(0, max(1, len(hidden_ND)), CHUNK):
+        own = slice(i, i + CHUNK)
+        z_CV = head.logits(hidden_ND[own])
+        value_C, slope_CV = _divergence(z_CV.log_softmax(-1), references(own), divergence)
+        values.append(value_C)
+        if head.softcap is not None:
+            slope_CV *= 1 - (z_CV / head.softcap).square()
+        slope_CV = (slope_CV * head.scale if head.scale != 1.0 else slope_CV).to(weight_VD.dtype)
+        d_hidden_ND[own] = slope_CV @ weight_VD
+        if d_weight_VD is not None:  # under autocast the hidden state may be of another dtype than the weight
+            weighted_CV = slope_CV if slope_N is None else slope_CV * slope_N[own, None].to(slope_CV.dtype)
+            d_weight_VD.addmm_(weighted_CV.T, hidden_ND[own].to(weight_VD.dtype))
+    return torch.cat(values), d_hidden_ND, d_weight_VD
 
 
 def supervised(labels_BT: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,6 +55,10 @@ class Reference(ABC):
     @abstractmethod
     def __call__(self, batch: dict[str, Tensor]) -> dict[Role, ReferenceSignals]: ...
 
+    def head_for(self, role: Role) -> Head:
+        """The head that belongs to this role's hidden states."""
+        return self.head
+
 
 class LiveReference(Reference):
     """Runs the starting model on the rows that need it: `model` inside `context` (adapter off), or a frozen copy."""
@@ -157,6 +161,20 @@ class CachedReference(Reference):
         }
 
 
+class TaughtReference(Reference):
+    """A teacher says what to answer to the rows to forget, the starting model what to keep."""
+
+    def __init__(self, teacher: Reference, start: Reference) -> None:
+        self.teacher, self.start = teacher, start
+        self.kind, self.head = teacher.kind, teacher.head
+
+    def __call__(self, batch: dict[str, Tensor]) -> dict[Role, ReferenceSignals]:
+        return self.teacher(batch) | self.start(batch)
+
+    def head_for(self, role: Role) -> Head:
+        return (self.start if role == Role.RETAIN else self.teacher).head
+
+
 def slices_of(sizes: list[int]) -> list[slice]:
     """Where parts of these sizes, laid end to end, begin and end."""
     return [slice(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(len(sizes))]
@@ -170,18 +188,29 @@ def build_reference(
     pad_token_id: int,
     kind: ReferenceKind = "auto",
     batch_size: int = 16,
-    is_ours: bool = False,
+    teacher: nn.Module | None = None,
     retain_rows: Collection[int] | None = None,
 ) -> Reference:
     """The reference for what each role `needs`, of `model` as it is now, which must be the starting model.
 
-    `is_ours` says that `model` is a teacher that nobody trains, so that it need not be copied. `retain_rows` are those
-    that will be asked about; all without it.
+    A `teacher`, which nobody trains, speaks in its place for all roles but retain. `retain_rows` are those that will be
+    asked about; all without it.
 
     `auto` takes `cached_logps` when log-probabilities are enough, else `cached_hidden` while the cache fits
     `CACHE_BYTES`, else `adapter_off` for LoRA and `frozen_copy` for full fine-tuning.
     Raises `UserError` for a kind that can't give what is needed.
     """
+    if teacher is not None:
+        others: dict[str, Any] = {"pad_token_id": pad_token_id, "batch_size": batch_size}
+        forget = {**needs, Role.RETAIN: Needs()}
+        retain = {**dict.fromkeys(Role, Needs()), Role.RETAIN: needs[Role.RETAIN]}
+        return TaughtReference(
+            # A teacher has no adapter of ours to switch off.
+            build_reference(
+                teacher.requires_grad_(False), forget, sets, **others, kind="auto" if kind == "adapter_off" else kind
+            ),
+            build_reference(model, retain, sets, **others, kind=kind, retain_rows=retain_rows),
+        )
     base = extract_model_from_parallel(model)
     has_adapter = hasattr(base, "disable_adapter")
     check_kind(kind, needs[Role.FORGET] | needs[Role.RETAIN], has_adapter=has_adapter)
@@ -190,7 +219,8 @@ def build_reference(
     if kind == "adapter_off":
         return LiveReference(model, needs, kind, context=base.disable_adapter)
     if kind == "frozen_copy":
-        return LiveReference(base if is_ours else deepcopy(base).requires_grad_(False), needs, kind)
+        trains = any(p.requires_grad for p in base.parameters())
+        return LiveReference(deepcopy(base).requires_grad_(False) if trains else base, needs, kind)
     live = LiveReference(model, needs, kind)
     return CachedReference(live, sets, pad_token_id, kind, batch_size, retain_rows)
 

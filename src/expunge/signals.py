@@ -58,7 +58,7 @@ def gather_signals(
                 hidden = start[role].hidden_ND
                 assert hidden is not None
                 found[role]["divergence_N"] = token_divergence(
-                    hidden_ND[own], head, hidden, reference.head, target_N[own], divergence
+                    hidden_ND[own], head, hidden, reference.head_for(role), target_N[own], divergence
                 )
         return found
 

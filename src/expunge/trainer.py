@@ -82,7 +82,7 @@ class UnlearnTrainer(Trainer):
         refusals: answers to draw from for objectives that prefer a refusal (DPO).
         processing_class: the tokenizer.
         peft_config: train a LoRA adapter instead of the weights.
-        teacher: the model that references are asked of, in place of the starting model.
+        teacher: the model that references are asked of, in place of the starting model, but for the retain rows.
         evaluate: called with the model when `args.eval_strategy` says so; its numbers are logged as `eval_*`.
 
     Raises:
@@ -157,12 +157,12 @@ class UnlearnTrainer(Trainer):
         needs = self._needs(Role.FORGET) | self._needs(Role.RETAIN)
         if needs.reference:
             self.reference = build_reference(
-                model if teacher is None else teacher.to(args.device),
+                model,
                 {role: self._needs(role) for role in Role},
                 self.sets,
                 pad_token_id=tokenizer.pad_token_id,
                 kind=args.reference,
-                is_ours=teacher is not None,
+                teacher=None if teacher is None else teacher.to(args.device),
                 batch_size=args.per_device_train_batch_size * 2,
                 retain_rows=self._get_train_sampler().retain_rows(self._epochs()),
             )

@@ -58,7 +58,7 @@ def test_uld_is_the_negative_log_likelihood(
 def test_the_distilled_one_is_a_divergence_to_its_teacher(
     signals_of: SignalsOf, logits_NV: Tensor, direction: str
 ) -> None:
-    """The same as the retain term KL, of the same direction, whose reference is then the teacher."""
+    """The same as the retain term KL, of the same direction, but for whom the reference is asked of."""
     ours = ULDDistilled.model_validate({"direction": direction, "temperature": 1.0})
     theirs = KL.model_validate({"direction": direction})
     assert ours.needs == theirs.needs

@@ -66,8 +66,9 @@ class ULD(Objective):
 class ULDDistilled(ULD):
     """ULD, then the model itself is trained towards the difference's distribution: one ordinary checkpoint.
 
-    A divergence to the difference, as `direction` says, on forget rows, paraphrases, wrong answers and, times
-    `keep`, on retain rows. The recipe's `train` is for this part; `learning_rate` and `epochs` are the assistant's.
+    A divergence to the difference, as `direction` says, on forget rows, paraphrases and wrong answers and, times
+    `keep`, one to the model as it was on retain rows, where the difference has lost a little already.
+    The recipe's `train` is for this part; `learning_rate` and `epochs` are the assistant's.
     A student is smoother than its teacher: a `temperature` under 1 sharpens what it learns of the forget side, and
     `alpha` is larger than ULD's. With `teacher`, a checkpoint that ULD saved, no assistant is trained, and only an
     `alpha` or `tau` that is given takes the place of the checkpoint's.
