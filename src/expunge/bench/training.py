@@ -136,7 +136,7 @@ def _ours(method: str, model: Any, sets: Sets, batch: dict[str, Tensor]) -> Step
 
     terms: tuple[Objective, Objective]
     if method == "uld":
-        model = _assistant(model)
+        model = assistant(model)
         terms = ULD(), Uniform(weight=5.0)
     else:
         forget, _, kept = method.partition("+")
@@ -157,7 +157,7 @@ def _ours(method: str, model: Any, sets: Sets, batch: dict[str, Tensor]) -> Step
     return step
 
 
-def _assistant(model: Any) -> Any:
+def assistant(model: Any) -> Any:
     from peft import LoraConfig, get_peft_model
 
     from expunge.assistant import first_layers, layer_count, linear_names
