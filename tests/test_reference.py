@@ -155,7 +155,7 @@ def test_a_teacher_speaks_of_the_forget_rows_and_the_start_of_the_others(
     trainer = UnlearnTrainer(
         model,
         UnlearnConfig(output_dir=str(tmp_path), per_device_train_batch_size=2, save_strategy="no", reference=kind),
-        objective=objectives.ULDDistilled(),
+        objective=objectives.ULDDistilled(match="forward"),
         retain=KL,
         forget_dataset=tiny_rows[0],
         retain_dataset=tiny_rows[1],

@@ -63,7 +63,7 @@ def retain_term(method: Method) -> Objective | None:
     """The retain objective: the method's own where it brings one, else the recipe's."""
     match method.forget:
         case ULDDistilled() as own:
-            return KL(direction=own.direction, weight=own.keep)
+            return KL(weight=own.keep)
         case ULD() as own:
             return Uniform(weight=own.beta)
     return method.retain

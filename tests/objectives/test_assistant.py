@@ -54,15 +54,25 @@ def test_uld_is_the_negative_log_likelihood(
     assert_equals_definition(ULD(), literal)
 
 
-@pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_the_distilled_one_is_a_divergence_to_its_teacher(
-    signals_of: SignalsOf, logits_NV: Tensor, direction: str
-) -> None:
+@pytest.mark.parametrize("match", ["forward", "reverse"])
+def test_the_distilled_one_is_a_divergence_to_its_teacher(signals_of: SignalsOf, logits_NV: Tensor, match: str) -> None:
     """The same as the retain term KL, of the same direction, but for whom the reference is asked of."""
-    ours = ULDDistilled.model_validate({"direction": direction, "temperature": 1.0})
-    theirs = KL.model_validate({"direction": direction})
+    ours = ULDDistilled.model_validate({"match": match})
+    theirs = KL.model_validate({"direction": match})
     assert ours.needs == theirs.needs
     assert torch.equal(ours.loss(signals_of(ours, logits_NV)), theirs.loss(signals_of(theirs, logits_NV)))
+
+
+def test_the_distilled_one_regresses_on_its_teachers_log_probabilities() -> None:
+    """Huber's loss: half the square under one nat, linear beyond; nothing pulls where the two agree."""
+    logp_N = torch.tensor([-1.0, -1.5, -4.0, -0.1], dtype=torch.float64, requires_grad=True)
+    teacher_N = torch.tensor([-1.0, -1.0, -1.0, -6.1], dtype=torch.float64)
+    signals = Signals(vocab_size=9, sequence_N=torch.zeros(4), sequences=1, logp_N=logp_N, reference_logp_N=teacher_N)
+    loss_N = ULDDistilled().loss(signals)
+    torch.testing.assert_close(loss_N, torch.tensor([0, 0.125, 2.5, 5.5], dtype=torch.float64), rtol=0, atol=1e-12)
+    loss_N.sum().backward()
+    expected_N = torch.tensor([0, -0.5, -1, 1], dtype=torch.float64)
+    torch.testing.assert_close(logp_N.grad, expected_N, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("offset", "plain"), [(OffsetGA(), GA()), (OffsetDPO(), DPO()), (OffsetNPO(), NPO())])

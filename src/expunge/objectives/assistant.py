@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import huber_loss
 
 from expunge.objectives.base import Divergence, Needs, Objective, Removal, Signals
 from expunge.objectives.likelihood import GA
@@ -64,14 +65,17 @@ class ULD(Objective):
 
 
 class ULDDistilled(ULD):
-    """ULD, then the model itself is trained towards the difference's distribution: one ordinary checkpoint.
+    """ULD, then the model itself is trained towards the difference: one ordinary checkpoint.
 
-    A divergence to the difference, as `direction` says, on forget rows, paraphrases and wrong answers and, times
-    `keep`, one to the model as it was on retain rows, where the difference has lost a little already.
-    The recipe's `train` is for this part; `learning_rate` and `epochs` are the assistant's.
-    A student is smoother than its teacher: a `temperature` under 1 sharpens what it learns of the forget side, and
-    `alpha` is larger than ULD's. With `teacher`, a checkpoint that ULD saved, no assistant is trained, and only an
-    `alpha` or `tau` that is given takes the place of the checkpoint's.
+    On forget rows, paraphrases and wrong answers, by `match`:
+
+    - `logp`: Huber's loss of log p_y − log q_y, with q_y what the difference gives the answer's token. The other tokens
+      keep the model's own proportions, as Unilogit lets them, whose aim for p_y is 1/V. One number a token, no logits.
+    - `forward`, `reverse`: KL(q ‖ p), KL(p ‖ q) of whole distributions, q at a `temperature`; slower, and harder to fit.
+
+    On retain rows, `keep` times KL to the model as it was: the difference has lost a little there already. The
+    recipe's `train` is for this part; `learning_rate` and `epochs` are the assistant's. With `teacher`, a checkpoint
+    that ULD saved, no assistant is trained, and only an `alpha` or `tau` that is given takes the place of its own.
     Use when the weights themselves must be clean, or any engine must serve the model.
     Source: ours; the teacher is of Ji et al. 2024, arXiv 2406.08607, self-distillation as in Vasilev et al. 2025,
     arXiv 2505.06027.
@@ -80,17 +84,20 @@ class ULDDistilled(ULD):
     removal: ClassVar[Removal] = "weights"
 
     name: Literal["uld_distilled"] = "uld_distilled"
-    direction: Literal["forward", "reverse"] = "forward"
-    alpha: float = Field(default=1.0, gt=0)
-    keep: float = Field(default=1.0, ge=0)
-    temperature: float = Field(default=0.7, gt=0)
+    match: Literal["logp", "forward", "reverse"] = "logp"
+    keep: float = Field(default=3.0, ge=0)
+    temperature: float = Field(default=1.0, gt=0)
     teacher: str | None = None
 
     @property
     def needs(self) -> Needs:
-        return Needs(divergence=Divergence(self.direction, temperature=self.temperature))
+        if self.match == "logp":
+            return Needs(logp=True, reference_logp=True)
+        return Needs(divergence=Divergence(self.match, temperature=self.temperature))
 
     def loss(self, s: Signals) -> Tensor:
+        if self.match == "logp":
+            return huber_loss(s.logp_N, s.reference_logp_N.to(s.logp_N), reduction="none")
         return s.divergence_N
 
 
