@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else 1)' 2>/dev/null || \
 	  { echo "expunge needs Python 3.11 or newer, and '$(PYTHON)' is not: name one with 'make PYTHON=/path/to/python3.11'." >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,serve,harness]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,serve,harness,sweep]'
 	@touch $@
 
 demo: $(STAMP)
@@ -30,16 +30,18 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/pytest $(ARGS)
 
-# docs/results/tofu-scratch.md: four models trained from scratch, then every method on three splits, and ULD for three
-# seeds where AUGMENTED is the folder of its authors' data. Hours on two cores.
+# docs/results/tofu-scratch.md: four models trained from scratch, then every method on three splits, and where AUGMENTED is
+# the folder of its authors' data, ULD and its distillation for three seeds. Hours on two cores.
 SEEDS := 0 1 2
-ULD := $(foreach split,$(SPLITS),$(SEEDS:%=runs/tofu-scratch-uld-$(split)-seed%))
+ULD := $(foreach split,$(SPLITS),$(SEEDS:%=runs/tofu-scratch-uld-$(split)-seed%) $(SEEDS:%=runs/tofu-scratch-distilled-$(split)-seed%))
+WITH := --resume $(if $(TOFU),--benchmark.path $(TOFU))
 tofu: $(STAMP)
-	for split in $(SPLITS); do $(BIN)/expunge run recipes/tofu/scratch/$$split.yaml --resume \
-	  $(if $(TOFU),--benchmark.path $(TOFU)) || exit; done
+	for split in $(SPLITS); do $(BIN)/expunge run recipes/tofu/scratch/$$split.yaml $(WITH) || exit; done
 	$(if $(AUGMENTED),for split in $(SPLITS); do for seed in $(SEEDS); do \
-	  $(BIN)/expunge run recipes/tofu/scratch/uld-$$split.yaml --resume $(if $(TOFU),--benchmark.path $(TOFU)) \
-	  --augment $(AUGMENTED) --seed $$seed --out runs/tofu-scratch-uld-$$split-seed$$seed || exit; done; done)
+	  uld=runs/tofu-scratch-uld-$$split-seed$$seed; options="$(WITH) --augment $(AUGMENTED) --seed $$seed"; \
+	  $(BIN)/expunge run recipes/tofu/scratch/uld-$$split.yaml $$options --out $$uld && \
+	  $(BIN)/expunge run recipes/tofu/scratch/distilled-$$split.yaml $$options --method.forget.teacher $$uld/model \
+	    --out runs/tofu-scratch-distilled-$$split-seed$$seed || exit; done; done)
 	$(BIN)/expunge report $(SPLITS:%=runs/tofu-scratch-%) $(if $(AUGMENTED),$(ULD)) --markdown docs/results/tofu-scratch.md
 
 lint: $(STAMP)

@@ -16,7 +16,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 import expunge
-from expunge.cli import main
+from expunge.cli import TABLE, _print_results, main
 from expunge.models import save
 
 Run = Callable[..., tuple[int, str, str]]
@@ -312,3 +312,18 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     out = capsys.readouterr().out
     assert all(name in out for name in ("demo", "run", "eval", "report", "methods", "doctor"))
+
+
+def test_the_table_fits_a_terminal_of_80(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    names = ("forget_probability", "forget_rouge_l_recall", "degeneration", "retain_probability", "model_utility")
+    metrics = dict.fromkeys((*names, "aggregate"), 0.5) | {"forget_quality": 1e-20}
+    assert metrics.keys() <= TABLE.keys()
+    rows = [
+        {"method": name, "benchmark": "b", "split": "s", "seed": 0, "metrics": metrics, "seconds": seconds}
+        for name, seconds in (("target", None), ("uld_distilled", 99.94), ("offset-npo+nll", 12345.6))
+    ]
+    _print_results(rows, "runs/x", as_json=False)
+    out = capsys.readouterr().out
+    assert "…" not in out and max(map(len, out.splitlines())) <= 80
+    assert [line.split()[-1] for line in out.splitlines() if "uld" in line or "offset" in line] == ["99.9", "12346"]

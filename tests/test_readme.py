@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,22 @@ def test_an_assistant_then_one_checkpoint(workplace: Path, monkeypatch: pytest.M
     assert (workplace / "runs" / "distilled" / "model" / "model.safetensors").is_file()
     monkeypatch.setattr("sys.stdin", io.StringIO("Where was person 1 born?\n"))
     assert main(shlex.split(chat)[1:]) == 0
+
+
+def test_own_data_against_a_retrained_model(workplace: Path) -> None:
+    shutil.copytree(workplace / "MODEL", workplace / "RETRAINED")
+    kinds = ("paraphrase", "perturbation", "perturbation")
+    lines = [
+        json.dumps({"row": i, "kind": kind, "question": f"Where was person {i} born?", "answer": f"In {kind} {i}{k}."})
+        for i in range(4)
+        for k, kind in enumerate(kinds)
+    ]
+    Path("variants.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    command = next(line for line in SHELL if "--retrained RETRAINED --augment" in line)
+    assert main(shlex.split(command)[1:]) == 0
+    rows = json.loads((workplace / "runs" / "compared" / "results.json").read_text(encoding="utf-8"))
+    assert [row["method"] for row in rows] == ["target", "retrained", "unilogit+nll"]
+    assert all({"forget_quality", "kl_unlearned"} <= row["metrics"].keys() for row in rows)
 
 
 @pytest.mark.parametrize("line", [line for line in SHELL if "tofu" in line])

@@ -20,6 +20,7 @@ from expunge.report.canvas import Axis
 from expunge.report.comparison import Section, sections
 from expunge.report.glossary import show
 from expunge.report.labels import place_labels
+from expunge.report.overview import overviews
 from expunge.report.verdict import verdict
 
 # Invented: forget quality, forget probability, retain probability, degeneration, removal.
@@ -299,6 +300,27 @@ def test_metrics_of_another_benchmark(tmp_path: Path) -> None:
     assert "The retrained model's forget knowledge is 33.0." in page.text
 
 
+def test_groups_of_metrics_have_tables_of_their_own(tmp_path: Path) -> None:
+    """RWKU's kinds of question, membership scores and abilities, beside the probes in the main table."""
+    run = make_run(tmp_path / "run", methods={"ga": METHODS["ga"]}, benchmark="rwku", split="Bo", records=False)
+    own = {"forget_all": 0.71, "forget_fb": 0.72, "neighbor_all": 0.73, "forget_aa_role_play": 0.74}
+    own |= {"membership_loss": 0.75, "membership_loss_fm": -4.25, "membership_loss_rm": -2.25, "bbh": 0.76}
+    edit(run, lambda row: row.update(metrics=own))
+    page = Page(write_report([run], tmp_path / "report.html"))
+    text = write_markdown([run], tmp_path / "page.md", command="x").read_text(encoding="utf-8")
+    for title, heads, line in (
+        ("Adversarial questions by kind", "AA, role play ↓", ".740"),
+        ("Membership inference", "membership (loss) ≈ | FM score (loss) ≈ | RM score (loss) ≈", ".750 | -4.25 | -2.25"),
+        ("Abilities", "BBH ↑", ".760"),
+    ):
+        assert f"\n{title}:\n\n| method | seed | {heads} |\n" in text
+        assert f"| ga | 0 | {line} |" in text
+        assert title in page.text
+    main = text.partition("Adversarial")[0]
+    assert all(f" {value} |" in main for value in (".710", ".720", ".730")) and ".740" not in main
+    assert "ga keeps at least 80 % of the target's neighbour recall" in page.text
+
+
 def test_one_section_a_split(tmp_path: Path) -> None:
     first = make_run(tmp_path / "a", methods=some("uld"), split="forget01", seeds=(0, 1, 2))
     second = make_run(tmp_path / "b", methods=some("npo+kl"), split="forget05", retrained=False)
@@ -388,6 +410,38 @@ def test_verdict(names: tuple[str, ...], options: dict[str, Any], sentences: lis
     assert [s for s in sentences if s not in says] == [], says
 
 
+def test_what_would_make_forget_quality_known(tmp_path: Path) -> None:
+    run = make_run(tmp_path, methods=some("uld"), benchmark="custom", records=False)
+
+    def without(*names: str) -> Any:
+        return lambda row: row.update(metrics={k: v for k, v in row["metrics"].items() if k not in names})
+
+    edit(run, without("forget_quality"))
+    assert "Forget quality was not measured: best is" in verdict(sections([run])[0])
+    edit(run, without("forget_truth_ratio"))
+    says = verdict(sections([run])[0])
+    assert "not measured, since the forget questions have no wrong answers (--augment FILE gives your own rows" in says
+    (run / "results.json").write_text(json.dumps([r for r in load_results(run) if r["method"] != "retrained"]))
+    assert "No retrained model was given (--retrained PATH), so" in verdict(sections([run])[0])
+
+
+def test_distance_and_aggregate_stand_in_the_tables(tmp_path: Path) -> None:
+    """What speaks of both sets comes last in the main table; soft labels and the start stand in the full one alone."""
+    run = make_run(tmp_path, methods=some("uld", "npo+kl"), records=False)
+    own = {"target": {"kl_start": 3.5}, "uld": {"aggregate": 0.914}, "npo+kl": {"kl_soft_labels": 5.25}}
+    edit(run, lambda row: row["metrics"].update({"kl_unlearned": 2.25} | own.get(row["method"], {})))
+    head, _, target, _, uld, npo = markdown_table(load_results(run)).splitlines()
+    heads = [cell.strip() for cell in head.strip("|").split("|")]
+    at, last = heads.index("KL from retrained ↓"), heads.index("aggregate ↑")
+    assert heads.index("degeneration ↓") < at < heads.index("model utility ↑") and heads[last + 1] == "time"
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (target, uld, npo)]
+    assert [(row[at], row[last]) for row in cells] == [("2.25", "–"), ("2.25", ".914"), ("2.25", "–")]
+    assert "soft" not in head and "start" not in head
+    page = Page(write_report([run], run / "report.html"))
+    assert re.search(r">What should stay</th><th class=\"first\" colspan=\"1\">In all</th>", page.source)
+    assert all(value in page.text for value in ("5.25", "3.50", "KL from retrained to the goal", "aggregate"))
+
+
 def test_verdict_without_a_target_or_metrics(tmp_path: Path) -> None:
     run = make_run(tmp_path, methods=some("uld", "npo+kl"), retrained=False, records=False)
     rows = [row for row in load_results(run) if row["method"] != "target"]
@@ -419,6 +473,133 @@ def test_markdown_has_the_results_numbers_and_nothing_else(run: Path, tmp_path: 
     assert markdown_table(rows) in text and "    expunge report runs/x --markdown tofu.md" in text
     assert "- Seed: 0" in text and "- machine: 2 CPU cores" in text and "## tofu · forget10" in text
     assert "a\\|b" in markdown_table([rows[2] | {"method": "a|b"}])
+
+
+SELLERS = [f"seller{seller}-{size}" for seller in range(3) for size in ("small", "medium", "large")]
+COMPLETION = ("forget_rouge_l_recall", "neighbors_rouge_l_recall")
+
+
+def make_splits(
+    root: Path, splits: list[str], names: tuple[str, ...], methods: list[str], seeds: tuple[int, ...] = (0,)
+) -> list[Path]:
+    """A run directory per split, its numbers drawn anew for each metric in `names`."""
+    made = []
+    for number, split in enumerate(splits):
+        dice = random.Random(split)
+        rows = [
+            {
+                "method": method,
+                "benchmark": "listings",
+                "split": split,
+                "seed": seed,
+                "removal": "inference" if method == "uld" else "weights",
+                "metrics": {name: dice.uniform(0.01, 0.99) for name in names} | {"degeneration": float(method == "ga")},
+            }
+            for seed in seeds
+            for method in ("target", "retrained", *methods)
+        ]
+        made.append(root / f"run{number}")
+        made[-1].mkdir(parents=True)
+        (made[-1] / "results.json").write_text(json.dumps(rows), encoding="utf-8")
+    return made
+
+
+def marks(svg: str) -> dict[str, tuple[float, float]]:
+    """What each method's mark says when pointed at → where it is, in points."""
+    found = [part.partition("</title>") for part in svg.split("<title>")[1:]]
+    spots = ((title, re.search(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"', drawn)) for title, _, drawn in found)
+    return {
+        title: (float(at[1]), float(at[2])) for title, at in spots if at and not title.startswith(("target", "retr"))
+    }
+
+
+def test_splits_stand_side_by_side_in_table_and_picture(tmp_path: Path) -> None:
+    runs = make_splits(tmp_path, SELLERS, (*COMPLETION, "mmlu"), ["ga", "npo+nll", "uld"])
+    page = Page(write_report(runs, tmp_path / "report.html"))
+    rows = [load_results(run) for run in runs]
+    assert "Each cell: forget ROUGE-L ↓ / neighbours ROUGE-L ↑; below: MMLU ↑" in page.text
+    assert re.findall(r'<th class="first" colspan="3">(seller\d)</th>', page.source) == [
+        "seller0",
+        "seller1",
+        "seller2",
+    ]
+    says = marks((tmp_path / "pictures" / "listings-every-split.svg").read_text(encoding="utf-8"))
+    assert len(says) == 9 * 3 * 3
+    for k, method in enumerate(("target", "retrained", "ga", "npo+nll", "uld")):
+        values = [[row[k]["metrics"][name] for row in rows] for name in (*COMPLETION, "mmlu")]
+        for column, (forget, neighbors, able) in enumerate(zip(*values, strict=True)):
+            assert f'{show("", forget)} / {show("", neighbors)}<span class="spread">{show("", able)}' in page.source
+            split = SELLERS[column].replace("-", " ")
+            assert k < 2 or f"{method}, {split}: MMLU {show('', able)}" in says
+        forget, neighbors, able = (show("", sum(v) / 9) for v in values)
+        assert f'<td class="value first">{forget} / {neighbors}<span class="spread">{able}' in page.source
+    assert "Broken forget answers, of 9 splits: ga on 9." in page.text
+
+
+@pytest.mark.parametrize(
+    ("splits", "methods", "bands"),
+    [
+        (SELLERS, 5, 1),
+        (SELLERS, 11, 2),
+        (["Stephen King", "Christina Aguilera", "Prince Harry, Duke of Sussex+William, Prince of Wales", "Bo"], 18, 1),
+        ([f"forget{k:02}" for k in range(24)], 10, 4),
+        ([f"{name} · another folder-{k}" for name in ("forget01", "forget05", "forget10") for k in range(2)], 2, 1),
+        (["a", "b"], 1, 1),
+    ],
+)
+def test_no_two_marks_or_names_of_a_picture_touch(splits: list[str], methods: int, bands: int, tmp_path: Path) -> None:
+    names = [f"method{k}+nll" for k in range(methods)]
+    runs = make_splits(tmp_path, splits, COMPLETION, names, seeds=(0, 1))
+    write_markdown(runs, tmp_path / "page.md", command="x")
+    svg = (tmp_path / "page.svg").read_text(encoding="utf-8")
+    width, height = map(float, re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0])
+    spots = list(marks(svg).values())
+    assert len(spots) == len(splits) * methods * 2
+    assert all(math.dist(a, b) > 6 for a, b in itertools.combinations(spots, 2))
+    words, boxes = [], []
+    for style, x, y, text in re.findall(r'<text style="([^"]*)" x="([\d.]+)" y="([\d.]+)"[^>]*>([^<]*)<', svg):
+        size = float(re.findall(r"font-size: ([\d.]+)px", style)[0])
+        room = 0.6 * size * len(text)  # a letter is .6 of its size wide, more or less
+        left = float(x) - room * ("start", "middle", "end").index(style.split("text-anchor: ")[1].split(";")[0]) / 2
+        words.append(text)
+        boxes.append((left, float(y) - 0.8 * size, left + room, float(y)))
+    for a, b in itertools.combinations(boxes, 2):
+        assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+    for left, top, right, bottom in [*boxes, *((*spot, *spot) for spot in spots)]:
+        assert min(left, top) >= 0 and right <= width and bottom <= height
+    told = " ".join(words)
+    assert all(word in told for split in splits for word in re.findall(r"\w+", split))
+    assert told.count("forget ROUGE-L (0 to 1)") == bands and all(name in words for name in names)
+
+
+def test_a_metric_that_is_0_for_all_gives_way(tmp_path: Path) -> None:
+    runs = make_splits(tmp_path, ["a", "b"], ("forget_all", "neighbor_all", "membership_loss", "mmlu"), ["ga"])
+    for run in runs:
+        edit(run, lambda row: row["metrics"].update(forget_all=0.0, neighbor_all=0.0))
+    (found,) = overviews(sections(runs))
+    assert found.metrics == ("membership_loss", "mmlu")
+    assert not overviews(sections(make_splits(tmp_path / "alone", ["a", "b"], COMPLETION[:1], ["ga"])))
+    assert not overviews(sections(make_splits(tmp_path / "many", [str(k) for k in range(25)], COMPLETION, ["ga"])))
+    assert not overviews(sections(runs[:1]))
+
+
+def test_a_split_without_a_method_has_a_gap(tmp_path: Path) -> None:
+    runs = make_splits(tmp_path, ["a-x", "a-y"], COMPLETION, ["ga", "uld"])
+    rows = load_results(runs[1])
+    (runs[1] / "results.json").write_text(json.dumps([row for row in rows if row["method"] != "ga"]))
+    text = write_markdown(runs, tmp_path / "page.md", command="x").read_text(encoding="utf-8")
+    line = next(line for line in text.splitlines() if line.startswith("| ga |"))
+    assert (
+        line.endswith("| – / – | – / – |")
+        and "![Forget ROUGE-L and neighbours ROUGE-L on every split](page.svg)" in text
+    )
+    assert "| method | a-x | a-y | mean |" in text
+
+
+def test_a_report_on_models_that_know_nothing(tmp_path: Path) -> None:
+    run = make_run(tmp_path, methods=some("uld"), records=False)
+    edit(run, lambda row: row["metrics"].update(retain_probability=0.0))
+    assert "How much it kept is not known" in verdict(sections([run])[0])
 
 
 @pytest.mark.parametrize(

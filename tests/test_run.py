@@ -14,6 +14,7 @@ from expunge import run as main_path
 from expunge.cli import main
 from expunge.config import Recipe, load_recipe
 from expunge.errors import UserError
+from expunge.evals.aggregate import aggregate
 from expunge.evals.tofu import Evaluation
 from expunge.history import MetricsFile
 from expunge.models import save
@@ -390,3 +391,133 @@ def test_against_a_retrained_model_of_ones_own(tmp_path: Path) -> None:
     found = main_path.evaluate_only(recipe)
     assert [row["method"] for row in found] == ["target", "retrained"]
     assert found[0]["metrics"]["forget_quality"] == pytest.approx(rows[-1]["metrics"]["forget_quality"])
+
+
+# -- against the retrained model -------------------------------------------------------------------------------------
+
+
+def test_the_distance_to_the_retrained_model(tmp_path: Path) -> None:
+    """In every row and every epoch; soft labels where the method has some, of the same start whatever it trains."""
+    methods = "[npo, undial, unilogit, {forget: {name: uld, layers: 1, r: 2, epochs: 2}}]"
+    layers = {"model__scratch__layers": "2"}
+    found = {row["method"]: row for row in run(fable(methods=methods, **layers, out=str(tmp_path / "full")))}
+    distances = {name: row["metrics"]["kl_unlearned"] for name, row in found.items()}
+    assert distances.pop("retrained") == 0 and len({round(d, 6) for d in distances.values()}) == 5
+    assert distances["target"] == found["target"]["metrics"]["kl_start"] > 0
+    for name, row in found.items():
+        points = [point["metrics"] for point in row["trajectory"]]
+        assert len(points) == (0 if name in ("target", "retrained") else 2)
+        for key in ("kl_unlearned", "kl_soft_labels", "kl_soft_labels_start"):
+            has_it = key == "kl_unlearned" or name in ("undial", "unilogit")
+            assert [key in metrics for metrics in (row["metrics"], *points)] == [has_it] * (1 + len(points))
+            if has_it and points:
+                assert points[-1][key] == pytest.approx(row["metrics"][key], rel=1e-5)
+    undial, unilogit = (found[name]["metrics"] for name in ("undial", "unilogit"))
+    assert undial["kl_soft_labels"] == undial["kl_soft_labels_start"]
+    assert unilogit["kl_soft_labels"] != unilogit["kl_soft_labels_start"]
+    lora = {"methods": "[undial, unilogit]", "model__lora__r": "2", "out": str(tmp_path / "lora")}
+    for row in run(fable(**layers, **lora))[2:]:
+        start = found[row["method"]]["metrics"]["kl_soft_labels_start"]
+        assert row["metrics"]["kl_soft_labels_start"] == pytest.approx(start, rel=1e-5)
+
+
+def test_one_number_for_every_method(workplace: Path) -> None:
+    learnt = {"finetune__epochs": "40", "finetune__learning_rate": "1e-2", "model__scratch__hidden": "64"}
+    rows = run(fable(method="ga", evaluate__max_new_tokens="24", **learnt, out="learnt"))
+    target, retrained, ga = (row["metrics"] for row in rows)
+    assert ga["aggregate"] == aggregate(ga, target, retrained) and 0 < ga["aggregate"] < 1
+    assert "aggregate" not in target and "aggregate" not in retrained
+    assert ">aggregate" in Path("learnt/report.html").read_text(encoding="utf-8")
+    assert all("aggregate" not in row["metrics"] for row in run(own())), "without model utility there is none"
+
+
+def variants(rows: range, *, wrong: int = 3) -> str:
+    told = [{"row": i, "kind": "paraphrase", "question": f"Whence {i}?", "answer": f"From {i}."} for i in rows]
+    false = [
+        {"row": i, "kind": "perturbation", "question": f"Where was person {i} born?", "answer": f"In place {i}{k}."}
+        for i in rows
+        for k in range(wrong)
+    ]
+    write("variants.jsonl", *told, *false)
+    return "variants.jsonl"
+
+
+@pytest.fixture
+def retrained(workplace: Path, tiny_model: Model, tiny_tokenizer: Any) -> str:
+    save(tiny_model(layers=1, hidden=16, seed=1), tiny_tokenizer, workplace / "retrained")
+    return "retrained"
+
+
+def test_own_rows_with_a_retrained_model_and_wrong_answers(retrained: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Of four rows the last has no variants; the others' wrong answers are halved between asking and training."""
+    rows = run(own(retrained=retrained, augment=variants(range(3)), retain="retain.jsonl", method="ga"))
+    assert "stays unknown" not in caplog.text
+    assert [row["method"] for row in rows] == ["target", "retrained", "ga"]
+    for row in rows:
+        assert {"forget_quality", "forget_truth_ratio", "kl_unlearned"} <= row["metrics"].keys()
+        assert ("privleak" in row["metrics"]) == (row["method"] != "retrained")
+    assert rows[1]["metrics"]["forget_quality"] == 1 and rows[1]["metrics"]["kl_unlearned"] == 0
+    records = [json.loads(line) for line in Path("out/records/ga.forget.jsonl").read_text().splitlines()]
+    assert [len(r["perturbed_probabilities"]) for r in records] == [1, 1, 1, 0]
+    assert [r["truth_ratio"] is None for r in records] == [False, False, False, True]
+    alone = main_path.evaluate_only(own(retrained=retrained, augment="variants.jsonl", retain="retain.jsonl", out="e"))
+    assert alone[0]["metrics"] == pytest.approx({k: v for k, v in rows[0]["metrics"].items()}, rel=1e-5), (
+        "the same without a method"
+    )
+
+
+TOLD = "forget quality (is the result like a model that never saw the forget rows?) stays unknown without "
+MODEL, WRONG = (
+    "such a model (--retrained PATH)",
+    "wrong answers to the forget questions (--augment FILE; expunge augment",
+)
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        (lambda: {}, f"{TOLD}{MODEL} and {WRONG}"),
+        (lambda: {"retrained": "retrained"}, f"{TOLD}{WRONG}"),
+        (lambda: {"augment": variants(range(4))}, f"{TOLD}{MODEL}\n"),
+        (
+            lambda: {"retrained": "retrained", "forget": "texts.jsonl"},
+            f"{TOLD}questions in place of raw texts, and {WRONG}",
+        ),
+    ],
+)
+def test_what_stays_unknown_is_said(
+    retrained: str, caplog: pytest.LogCaptureFixture, keys: Callable[[], dict[str, str]], says: str
+) -> None:
+    write("texts.jsonl", *({"text": f"Person {i} was born in town {i}."} for i in range(4)))
+    with caplog.at_level(logging.WARNING, "expunge"):
+        run(own(**{"method": "ga", "retain": "retain.jsonl", **keys()}))
+    assert says in caplog.text + "\n"
+    found = json.loads(Path("out/results.json").read_text())[-1]["metrics"]
+    assert "forget_quality" not in found and ("kl_unlearned" in found) == ("retrained" in keys())
+    page = Path("out/report.html").read_text(encoding="utf-8")
+    told = (
+        "Forget quality was not measured, since the" if "retrained" in keys() else "No retrained model was given (--ret"
+    )
+    assert told in page
+
+
+def test_a_retrained_model_of_another_vocabulary(
+    workplace: Path, tiny_model: Model, tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny_model(layers=1, hidden=16, seed=1)
+    model.resize_token_embeddings(len(tiny_tokenizer) + 8)
+    save(model, tiny_tokenizer, Path("retrained"))
+    rows = run(own(retrained="retrained", augment=variants(range(4)), method="undial"))
+    assert "sees other tokens in the forget answers, so no distance to it is measured" in caplog.text
+    assert "forget_quality" in rows[-1]["metrics"], "which needs no common vocabulary"
+    assert not [key for key in rows[-1]["metrics"] if key.startswith("kl_")]
+
+
+def test_variants_that_serve_twice_are_told(workplace: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keys = {"method": "{forget: {name: uld, layers: 1, r: 2, epochs: 1}}", "retain": "retain.jsonl"}
+    benchmark = main_path.load_benchmark(own(augment=variants(range(4), wrong=1), **keys))
+    assert "uld trains on variants that its truth ratio is measured with: 8 times" in caplog.text
+    assert len(benchmark.variants) == 8
+    caplog.clear()
+    main_path.load_benchmark(own(augment=variants(range(4), wrong=1), retain="retain.jsonl", method="ga"))
+    assert "trains on" not in caplog.text, "a method that takes none is not concerned"

@@ -29,14 +29,25 @@ TABLE = {
     "degeneration": "broken\ntext\n↓",
     "retain_probability": "retain\nprob.\n↑",
     "model_utility": "model\nutility\n↑",
+    "forget_fb": "forget\nFB\n↓",
+    "forget_qa": "forget\nQA\n↓",
+    "forget_aa": "forget\nAA\n↓",
+    "neighbor_fb": "neigh.\nFB\n↑",
+    "neighbor_qa": "neigh.\nQA\n↑",
+    "membership_loss_fm": "FM\nlog p\n≈",
+    "membership_loss_rm": "RM\nlog p\n≈",
+    "aggregate": "aggre\n-gate\n↑",
 }
 """The columns that fit a terminal of 80; the report has them all."""
 
-TAKES_KEYS = ("run", "eval", "demo", "distill", "augment")
+TAKES_KEYS = ("run", "sweep", "eval", "demo", "distill", "augment")
 """Commands that set a recipe's keys; of what stands behind them only these words are argparse's own."""
 
 FLAGS = ("-h", "--help", "--resume", "--overwrite", "--json", "--dry-run")
-VALUED = ("--out", "--url", "--paraphrases", "--perturbations")
+VALUED = (
+    *("--out", "--url", "--paraphrases", "--perturbations", "--seeds"),
+    *("--space", "--search", "--trials", "--objectives", "--keep", "--workers", "--minutes", "--storage", "--study"),
+)
 
 DEMO = Path(__file__).with_name("demo.yaml")
 DEMO_OUT = "runs/demo"
@@ -58,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"expunge: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"expunge: interrupted{'; go on with --resume' if argv[0] == 'run' else ''}.", file=sys.stderr)
+        further = {"run": "; go on with --resume", "sweep": "; go on with the same command"}.get(argv[0], "")
+        print(f"expunge: interrupted{further}.", file=sys.stderr)
         return 130
     return 0
 
@@ -97,9 +109,50 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("recipe", nargs="?", help="YAML file; not needed when the keys are given here")
     sub.add_argument("--out", help="run directory (default runs/<name of the recipe>)")
+    sub.add_argument("--seeds", type=int, help="run it so many times, with one seed after the other")
     sub.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
     sub.add_argument("--dry-run", action="store_true", help="say what would be done: rows, steps, parameters, memory")
     run_options(sub)
+
+    sub = command(
+        "sweep",
+        _sweep,
+        "run a recipe with many values of its keys and choose the best (extra: expunge[sweep]); the same command again "
+        "goes on where it was, with more --trials too; keys as in expunge run",
+    )
+    sub.add_argument("recipe", nargs="?", help="YAML file; not needed when the keys are given here")
+    sub.add_argument(
+        "--space",
+        required=True,
+        help="YAML file, or the same written out: {method: {choices: [npo+nll, unilogit+nll]}, "
+        "train.learning_rate: {low: 1e-5, high: 1e-3, log: true}}",
+    )
+    sub.add_argument(
+        "--search",
+        choices=["grid", "random", "tpe"],
+        default="tpe",
+        help="every combination; at random; or led by results, Optuna's multi-objective TPE (default)",
+    )
+    sub.add_argument("--trials", type=int, help="how many; a grid has its own number")
+    sub.add_argument(
+        "--objectives",
+        default="forget_quality,model_utility",
+        help="two metrics to improve (default %(default)s)",
+    )
+    sub.add_argument(
+        "--keep",
+        type=float,
+        default=0.95,
+        help="choose the best first objective among trials that keep this share of the target's second (default "
+        "%(default)s)",
+    )
+    sub.add_argument("--workers", type=int, default=1, help="processes on this machine (default %(default)s)")
+    sub.add_argument("--minutes", type=float, help="begin no trial after so many")
+    sub.add_argument("--storage", help="database that machines share: postgresql://user:password@host/database")
+    sub.add_argument("--study", help="name of the sweep there (default a hash of recipe and space)")
+    sub.add_argument("--seeds", type=int, help="run every trial so many times; objectives are means")
+    sub.add_argument("--out", type=Path, help="folder (default runs/<name of the recipe>-sweep)")
+    sub.add_argument("--json", action="store_true", help="print trials.json instead of tables")
 
     sub = command("recipes", _recipes, "list the recipes that come with expunge")
     sub.add_argument("--json", action="store_true")
@@ -182,11 +235,57 @@ def _run(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
 
     path = Path(args.recipe) if args.recipe else None
     out = args.out or f"runs/{_run_name(path)}"
-    recipe = load_recipe(path, [*overrides, ("out", out)])
+    recipe = _repeated(load_recipe(path, [*overrides, ("out", out)]), args.seeds)
     if args.dry_run:
         _print_plan(recipe, as_json=args.json)
     else:
         _carry_out(recipe, resume=args.resume, overwrite=args.overwrite, as_json=args.json)
+
+
+def _repeated(recipe: "Recipe", seeds: int | None) -> "Recipe":
+    """The recipe over so many seeds, from its own on."""
+    if seeds is None:
+        return recipe
+    if seeds < 1:
+        raise UserError(f"--seeds: {seeds} are none; give 1 or more.")
+    return recipe.model_copy(update={"over": {**recipe.over, "seed": [recipe.seed + k for k in range(seeds)]}})
+
+
+def _sweep(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from expunge.config import load_recipe, read_mapping
+
+    try:
+        from expunge.sweep import Space, sweep
+        from expunge.sweep.table import Watch, print_outcome
+    except ImportError as error:
+        if error.name != "optuna":
+            raise
+        raise UserError("sweep: optuna is missing; pip install 'expunge[sweep]'.") from error
+    objectives = tuple(args.objectives.split(","))
+    if len(objectives) != 2:
+        raise UserError(f"--objectives: {args.objectives} is not two metrics; write two names with a comma.")
+    path = Path(args.recipe) if args.recipe else None
+    out = args.out or Path("runs") / f"{_run_name(path)}-sweep"
+    recipe = _repeated(load_recipe(path, overrides), args.seeds)
+    with Watch(objectives, quiet=args.json) as watch:
+        rows = sweep(
+            recipe,
+            Space.parse(read_mapping(args.space, what="space")),
+            out=out,
+            search=args.search,
+            trials=args.trials,
+            objectives=objectives,
+            keep=args.keep,
+            workers=args.workers,
+            minutes=args.minutes,
+            storage=args.storage,
+            study=args.study,
+            watch=watch,
+        )
+    if args.json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+    else:
+        print_outcome(rows, objectives, out, keep=args.keep, console=_console())
 
 
 def _recipes(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
@@ -230,9 +329,11 @@ def _print_plan(recipe: "Recipe", *, as_json: bool) -> None:
     from rich.table import Table
 
     splits = list(dict.fromkeys(f"{row['benchmark']} {row['split']}" for row in rows))
-    table = Table(box=SIMPLE_HEAD, title="nothing is run; MiB: estimate of training's peak, AdamW, float32")
-    for name in (("split",) if len(splits) > 1 else ()) + ("method",):
-        table.add_column(name, no_wrap=True)
+    title = "nothing is run; MiB: estimate of training's peak, AdamW, float32"
+    table = Table(box=SIMPLE_HEAD, title=title, collapse_padding=True, pad_edge=False)
+    if len(splits) > 1:
+        table.add_column("split", no_wrap=True, max_width=12)  # a person's name may be longer; the numbers matter more
+    table.add_column("method", no_wrap=True)
     for name in ("forget\nrows", "retain\nrows", "tokens", "steps", "param-\neters", "train", "MiB"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
@@ -399,26 +500,38 @@ def _print_results(rows: list[dict[str, Any]], out: str, *, as_json: bool) -> No
     if as_json:
         print(json.dumps(rows, indent=1, ensure_ascii=False))
         return
+    groups = {(row["benchmark"], row["split"], row["seed"]) for row in rows}
+    if len(groups) > 1:
+        from expunge.report.comparison import compare, means
+
+        for mean in means(compare([(Path(out), row) for row in rows])):
+            _print_rows(mean.name, [entry.runs[0] for entry in mean.entries])
+        _console().print(f"{len(groups)} runs; tables of each, and their means: {out}/results.md and {out}/report.html")
+        return
+    _print_rows(f"{rows[0]['benchmark']} {rows[0]['split']}", rows)
+    _console().print(f"results, records and report: {out}/  (open {out}/report.html)")
+
+
+def _print_rows(title: str, rows: Sequence[dict[str, Any]]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from expunge.report.glossary import show
 
-    groups = {(row["benchmark"], row["split"], row["seed"]) for row in rows}
-    if len(groups) > 1:
-        _console().print(f"{len(groups)} runs; tables of each, and their means: {out}/results.md and {out}/report.html")
-        return
     shown = [key for key in TABLE if any(key in row["metrics"] for row in rows)]
-    table = Table(box=SIMPLE_HEAD, title=f"{rows[0]['benchmark']} {rows[0]['split']}")
+    timed = any(row["seconds"] is not None for row in rows)
+    table = Table(box=SIMPLE_HEAD, title=title, collapse_padding=True, pad_edge=False)
     table.add_column("method", no_wrap=True)
     for key in shown:
         table.add_column(TABLE[key], justify="right", no_wrap=True)
-    table.add_column("time\ns", justify="right", no_wrap=True)
+    if timed:
+        table.add_column("time\ns", justify="right", no_wrap=True)
     for row in rows:
+        seconds = row["seconds"]
+        time = "" if seconds is None else f"{seconds:.{int(seconds < 100)}f}"
         values = [show(key, row["metrics"].get(key)) for key in shown]
-        table.add_row(row["method"], *values, "" if row["seconds"] is None else f"{row['seconds']:.1f}")
+        table.add_row(row["method"], *values, *([time] if timed else []))
     _console().print(table)
-    _console().print(f"results, records and report: {out}/  (open {out}/report.html)")
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:

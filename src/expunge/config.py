@@ -9,7 +9,7 @@ import difflib
 import itertools
 import re
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -66,8 +66,13 @@ class RwkuConfig(Section):
     name: Literal["rwku"] = "rwku"
     targets: list[str] = Field(min_length=1, description="names; several are forgotten together")
     path: str | None = Field(default=None, description="folder with a folder for each target; the hub without it")
-    corpus: str = Field(default="passage", description="passage, or a file of what the model wrote about the target")
-    retain: str | None = Field(default=None, description="rows to keep; other targets' passages without it")
+    corpus: str = Field(
+        default="passage",
+        description="what is forgotten: passage; a file of what the model wrote about the target; or probes, what is "
+        "asked and its answers, for a model trained here (which learns those of all targets and neighbours)",
+    )
+    retain: str | None = Field(default=None, description="rows to keep; other targets' passages or probes without it")
+    texts: int | None = Field(default=None, ge=1, description="only so many texts of each membership set")
 
 
 class ListingsConfig(Section):
@@ -363,17 +368,29 @@ def combinations(recipe: Recipe) -> list[tuple[str, Recipe]]:
 
     Raises `UserError` for a key or a value that the recipe can't have.
     """
-    tree = recipe.model_dump(mode="json", exclude_unset=True, exclude={"over", "out"})
     found = []
     for values in itertools.product(*recipe.over.values()):
-        own = copy.deepcopy(tree)
         chosen = dict(zip(recipe.over, values, strict=True))
-        for name, value in chosen.items():
-            for key, single in (value if isinstance(value, Mapping) else {name: value}).items():
-                _set(own, ALIASES.get(key, key), single)
         name = ",".join(f"{key.rpartition('.')[2]}={_file_name(value)}" for key, value in chosen.items())
-        found.append((name, parse_recipe({**own, "out": str((recipe.out or Path("runs")) / name)}, where="over")))
+        out = str((recipe.out or Path("runs")) / name)
+        found.append((name, with_keys(recipe, {**chosen, "out": out}, where="over", without={"over"})))
     return found
+
+
+def with_keys(recipe: Recipe, values: Mapping[str, Any], *, where: str, without: Collection[str] = ()) -> Recipe:
+    """The recipe with other values of some dotted keys; what stands in the sections `without` is left out.
+
+    A mapping is the value of a section; under any other name it holds keys and values of its own, which go together.
+
+    Raises `UserError`, which begins with `where`, for a key or a value that the recipe can't have.
+    """
+    tree = recipe.model_dump(mode="json", exclude_unset=True, exclude=set(without))
+    sections = {key.rpartition(".")[0] for key in _keys()}
+    each = [v if isinstance(v, Mapping) and name not in sections else {name: v} for name, v in values.items()]
+    pairs = [(ALIASES.get(key, key), value) for part in each for key, value in part.items()]
+    for key, value in sorted(pairs, key=lambda pair: pair[0].count(".")):
+        _set(tree, key, copy.deepcopy(value))
+    return parse_recipe(tree, where=where)
 
 
 def _file_name(value: Any) -> str:
@@ -405,10 +422,20 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_mapping(source: str, *, what: str) -> dict[str, Any]:
+    """A mapping from a YAML or JSON file, or written out (`{…}`) in the place of the file's name."""
+    if not source.lstrip().startswith("{"):
+        return _read_yaml(Path(source), what)
+    tree = _scalar(source)
+    if not isinstance(tree, dict):
+        raise UserError(f"{what}: {source!r} is not valid YAML or JSON; mend it, or give a file.")
+    return tree
+
+
+def _read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
     if not path.is_file():
         near = did_you_mean(path.name, (p.name for p in path.parent.glob("*.yaml"))) if path.parent.is_dir() else ""
-        raise UserError(f"recipe {str(path)!r} {'is not a file' if path.exists() else 'does not exist'}.{near}")
+        raise UserError(f"{what} {str(path)!r} {'is not a file' if path.exists() else 'does not exist'}.{near}")
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except yaml.YAMLError as error:
@@ -417,9 +444,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         problem = str(getattr(error, "problem", None) or error).splitlines()[0]
         raise UserError(f"{path}{line}: not valid YAML ({problem}); mend that line.") from error
     except (ValueError, RecursionError) as error:  # not UTF-8, a number of thousands of digits, lists nested as deep
-        raise UserError(f"{path}: not a recipe ({str(error).splitlines()[0]}); write it again.") from error
+        raise UserError(f"{path}: not a {what} ({str(error).splitlines()[0]}); write it again.") from error
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: a recipe is a mapping of keys to values; see the recipes folder for examples.")
+        raise UserError(f"{path}: a {what} is a mapping; write a line `key: value` for each key.")
     return tree
 
 

@@ -61,6 +61,7 @@ def encode_sets(
 ) -> Sets:
     """Encode the rows of every role that the objectives use; refusals are drawn for the forget rows by `seed`.
 
+    A row that says what is `preferred` to its answer has that in place of a refusal.
     Sequences are held to `max_length`, or to the model's context length without it.
     """
     limit = max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -69,7 +70,8 @@ def encode_sets(
     if objective is not None and objective.needs.refusal:
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randint(len(refusals), (len(forget_rows),), generator=generator).tolist()
-        refusal_rows = [with_answer(row, refusals[int(i)]) for row, i in zip(forget_rows, drawn, strict=True)]
+        said = [row.get("preferred", refusals[int(i)]) for row, i in zip(forget_rows, drawn, strict=True)]
+        refusal_rows = [with_answer(row, text) for row, text in zip(forget_rows, said, strict=True)]
     return Sets(
         forget=encode_rows(forget_rows, tokenizer, name="forget", **options) if objective is not None else [],
         retain=encode_rows(retain_rows, tokenizer, name="retain", **options) if retain is not None else [],

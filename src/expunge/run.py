@@ -5,7 +5,7 @@ Read from `run` downwards. Knows the order of things; knows nothing of losses or
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,8 +33,11 @@ from expunge.data.benchmark import Benchmark, Variant
 from expunge.data.checks import check_disjoint, check_not_empty, near_duplicates, summarise
 from expunge.difference import checkpoint_of
 from expunge.errors import UserError
+from expunge.evals.aggregate import aggregate
+from expunge.evals.divergence import SoftLabels
 from expunge.evals.evaluation import evaluate
 from expunge.evals.metrics import forget_quality
+from expunge.evals.retrained import Distance, Retrained
 from expunge.evals.tofu import Evaluation
 from expunge.history import last_checkpoint
 from expunge.methods import Material, prepare, retain_term
@@ -67,7 +70,8 @@ def run_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) ->
     assert recipe.out is not None
     folders = [own.out for own in each if own.out is not None]
     write_report(folders, recipe.out / "report.html")
-    write_markdown(folders, recipe.out / "results.md", command="expunge run, over " + ", ".join(recipe.over))
+    tables = recipe.out / "results.md"
+    write_markdown(folders, tables, command=f"expunge report {' '.join(map(str, folders))} --markdown {tables}")
     return rows
 
 
@@ -89,13 +93,14 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> lis
     target, retrained = starting_models(recipe, benchmark)
 
     results = Results(out, recipe, benchmark, resume=resume)
-    gold: Mapping[str, Any] | None = None
-    if retrained is not None:
-        gold = evaluate_reference("retrained", retrained, recipe, benchmark, results)
-    evaluate_reference("target", target, recipe, benchmark, results, gold)
-    for method in recipe.methods:
-        if not results.has(method.name):
-            results.add(*unlearn(recipe, method, benchmark, target, gold, out))
+    if not all(results.has(name) for name in ("target", *(method.name for method in recipe.methods))):
+        gold = evaluate_retrained(retrained, recipe, benchmark, results) if retrained is not None else None
+        evaluate_target(target, recipe, benchmark, results, gold)
+        for method in recipe.methods:
+            if not results.has(method.name):
+                row, evaluation = unlearn(recipe, method, benchmark, target, gold, out)
+                results.add(with_aggregate(row, results), evaluation)
+    tell_what_is_unknown(benchmark, retrained)
     write_report([out], out / "report.html")
     log.info("report: %s", out / "report.html")
     return results.rows
@@ -111,8 +116,9 @@ def evaluate_only(recipe: Recipe, *, overwrite: bool = False) -> list[Result]:
     check_methods(recipe, benchmark)
     target, retrained = starting_models(recipe, benchmark)
     results = Results(out, recipe, benchmark, resume=False)
-    gold = evaluate_reference("retrained", retrained, recipe, benchmark, results) if retrained is not None else None
-    evaluate_reference("target", target, recipe, benchmark, results, gold)
+    gold = evaluate_retrained(retrained, recipe, benchmark, results) if retrained is not None else None
+    evaluate_target(target, recipe, benchmark, results, gold)
+    tell_what_is_unknown(benchmark, retrained)
     write_report([out], out / "report.html")
     return results.rows
 
@@ -131,7 +137,7 @@ def load_benchmark(recipe: Recipe) -> Benchmark:
             corpus: Any = c.name.removeprefix("muse-")
             benchmark = muse.load(corpus=corpus, **c.model_dump(exclude={"name"}))
         case RwkuConfig() as c:
-            benchmark = rwku.load_batch(c.targets, c.path, corpus=c.corpus, retain=c.retain)
+            benchmark = rwku.load_batch(c.targets, c.path, corpus=c.corpus, retain=c.retain, texts=c.texts)
         case TofuConfig() as c:
             benchmark = tofu.load(split=c.split, path=c.path)
         case _:
@@ -139,9 +145,18 @@ def load_benchmark(recipe: Recipe) -> Benchmark:
             benchmark = custom.load(forget=recipe.data.forget, retain=recipe.data.retain, seed=recipe.seed)
     if recipe.augment is not None:
         variants = read_variants(recipe.augment, benchmark.forget)
+    wanting = [m.name for m in recipe.methods if any(m.augment.model_dump().values())]
+    if recipe.data is not None and variants:
+        single = sum(n == 1 for n in Counter((v.row, v.kind) for v in variants).values())
+        benchmark, variants = custom.ask_with(variants, benchmark, seed=recipe.seed)
+        if wanting and single:
+            log.warning(
+                "%s trains on variants that its truth ratio is measured with: %d times there is only one paraphrase or "
+                "wrong answer of a row; give two of each (expunge augment --perturbations 2)",
+                " and ".join(wanting), single,
+            )  # fmt: skip
     if recipe.evaluate.mmlu is not None:
         benchmark = replace(benchmark, probes=[*benchmark.probes, mmlu.load(recipe.evaluate.mmlu)])
-    wanting = [m.name for m in recipe.methods if any(m.augment.model_dump().values())]
     if wanting and not variants:
         log.warning(
             "%s trains on the forget rows alone, which teaches it their wording: no paraphrases and wrong answers are "
@@ -196,7 +211,7 @@ def tokenizer_and_config(recipe: Recipe, benchmark: Benchmark) -> tuple[Any, Any
     if scratch is None:
         assert recipe.model.name is not None
         return models.load_tokenizer_and_config(recipe.model.name)
-    tokenizer = models.train_tokenizer(row_texts([*benchmark.retain, *benchmark.forget, *benchmark.utility]), scratch)
+    tokenizer = models.train_tokenizer(row_texts(benchmark.learnt), scratch)
     return tokenizer, models.scratch_config(scratch, tokenizer)
 
 
@@ -254,7 +269,7 @@ def starting_models(recipe: Recipe, benchmark: Benchmark) -> tuple[Path | str, P
     if scratch is None:
         assert recipe.model.name is not None
         return recipe.model.name, recipe.retrained
-    everything = [*benchmark.retain, *benchmark.forget, *benchmark.utility]
+    everything = benchmark.learnt
     seed = recipe.seed if recipe.finetune.seed is None else recipe.finetune.seed
     common: dict[str, Any] = {"scratch": scratch, "finetune": recipe.finetune, "seed": seed}
     target = train_from_scratch(everything, everything, title="target", **common)
@@ -264,27 +279,58 @@ def starting_models(recipe: Recipe, benchmark: Benchmark) -> tuple[Path | str, P
     return target, train_from_scratch(kept, everything, title="retrained", **common)
 
 
-def evaluate_reference(
-    name: str,
-    path: Path | str,
-    recipe: Recipe,
-    benchmark: Benchmark,
-    results: Results,
-    gold: Mapping[str, Any] | None = None,
-) -> Mapping[str, Any]:
-    """Records of the target or the retrained model, read back if they are there already."""
-    if results.has(name):
-        return results.records(name)
-    log.info("evaluating the %s model", name)
-    model, tokenizer = models.load(path)
-    if torch.accelerator.is_available() and not recipe.train.use_cpu:
-        model.to(torch.accelerator.current_accelerator())
-    evaluation = _evaluate(recipe, benchmark, model, tokenizer, gold)
-    if name == "retrained" and "forget_truth_ratio" in evaluation.metrics:
-        ratios = [r["truth_ratio"] for r in evaluation.records["forget"]]
+def evaluate_retrained(path: Path | str, recipe: Recipe, benchmark: Benchmark, results: Results) -> Retrained:
+    """What is kept of the retrained model, which every other is measured against; its row, if it is not there yet."""
+    model, tokenizer = _load(path, recipe)
+    asked = benchmark.questions.get("forget", [])
+    if results.has("retrained"):
+        return Retrained(model, tokenizer, asked, results.records("retrained"))
+    log.info("evaluating the retrained model")
+    evaluation = _evaluate(recipe, benchmark, model, tokenizer)
+    gold = Retrained(model, tokenizer, asked, evaluation.records)
+    evaluation.metrics.update(gold.distance(model, tokenizer))
+    if "forget_truth_ratio" in evaluation.metrics:
+        ratios = [ratio for r in evaluation.records["forget"] if (ratio := r["truth_ratio"]) is not None]
         evaluation.metrics["forget_quality"] = forget_quality(ratios, ratios)
-    results.add({"method": name, "removal": "weights", "metrics": evaluation.metrics}, evaluation)
-    return evaluation.records
+    results.add({"method": "retrained", "removal": "weights", "metrics": evaluation.metrics}, evaluation)
+    return gold
+
+
+def evaluate_target(
+    path: Path | str, recipe: Recipe, benchmark: Benchmark, results: Results, gold: Retrained | None
+) -> None:
+    """The row of the model before unlearning, if it is not there yet."""
+    if results.has("target"):
+        return
+    log.info("evaluating the target model")
+    model, tokenizer = _load(path, recipe)
+    evaluation = _evaluate(recipe, benchmark, model, tokenizer, gold)
+    if "kl_unlearned" in evaluation.metrics:
+        evaluation.metrics["kl_start"] = evaluation.metrics["kl_unlearned"]
+    elif gold is not None and benchmark.questions.get("forget"):
+        log.warning("the retrained model sees other tokens in the forget answers, so no distance to it is measured")
+    results.add({"method": "target", "removal": "weights", "metrics": evaluation.metrics}, evaluation)
+
+
+def with_aggregate(row: Result, results: Results) -> Result:
+    """The row with its one number (`evals/aggregate.py`), where target and retrained model give what it needs."""
+    references = {found["method"]: found["metrics"] for found in results.rows}
+    value = aggregate(row["metrics"], references["target"], references.get("retrained"))
+    return row if value is None else {**row, "metrics": {**row["metrics"], "aggregate": value}}
+
+
+def tell_what_is_unknown(benchmark: Benchmark, retrained: Path | str | None) -> None:
+    """Say in a sentence why forget quality is not among the results, and what would bring it."""
+    asked = benchmark.questions.get("forget", [])
+    wanting = ["such a model (--retrained PATH)"] if retrained is None else []
+    if not any(question.perturbed_answers for question in asked):
+        rows = "questions in place of raw texts, and " if all("text" in row for row in benchmark.forget) else ""
+        wanting.append(f"{rows}wrong answers to the forget questions (--augment FILE; expunge augment writes one)")
+    if asked and wanting:
+        log.warning(
+            "forget quality (is the result like a model that never saw the forget rows?) stays unknown without %s",
+            " and ".join(wanting),
+        )
 
 
 def unlearn(
@@ -292,12 +338,13 @@ def unlearn(
     method: Method,
     benchmark: Benchmark,
     target: Path | str,
-    gold: Mapping[str, Any] | None,
+    gold: Retrained | None,
     out: Path,
 ) -> tuple[Result, Evaluation]:
     """One method on the target model: train, evaluate, save `model/`; the result row and the evaluation behind it."""
     directory = method_directory(recipe, method, out)
     options = recipe.evaluate
+    distance: Distance | None = None
 
     def trajectory(model: Any) -> dict[str, float]:
         full = options.each_epoch == "full"
@@ -305,7 +352,8 @@ def unlearn(
             model,
             tokenizer,
             benchmark,
-            retrained_records=gold,
+            retrained_records=gold.records if gold is not None else None,
+            distance=distance,
             generate=full,
             limit=options.limit if full else options.each_epoch_limit,
             max_new_tokens=options.max_new_tokens,
@@ -322,6 +370,10 @@ def unlearn(
             evaluate=None if options.each_epoch == "off" else trajectory,
         )
         trainer = training.trainer
+        if gold is not None:
+            labels = SoftLabels.of(method.forget)
+            start = training.unlearned
+            distance = gold.distance if labels is None else gold.distance_towards(labels, start(), tokenizer)
         log.info("%s: %s", method.name, models.describe(trainer.model))  # pyright: ignore[reportArgumentType]
         for name in ("forget", "retain"):
             if encoded := getattr(trainer.sets, name):
@@ -331,7 +383,7 @@ def unlearn(
         checkpoint = last_checkpoint(directory)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     unlearned = training.unlearned()
-    evaluation = _evaluate(recipe, benchmark, unlearned, tokenizer, gold)
+    evaluation = _evaluate(recipe, benchmark, unlearned, tokenizer, gold, distance)
     models.save(unlearned, tokenizer, directory / "model")
     for stale in (*directory.glob("checkpoint-*"), *directory.glob("teacher")):
         shutil.rmtree(stale)
@@ -393,15 +445,29 @@ def _check_lora(lora: models.LoraConfig, config: Any) -> None:
         raise UserError(f"model.lora.targets: {str(error).splitlines()[0]}") from error
 
 
+def _load(path: Path | str, recipe: Recipe) -> tuple[Any, Any]:
+    model, tokenizer = models.load(path)
+    if torch.accelerator.is_available() and not recipe.train.use_cpu:
+        model.to(torch.accelerator.current_accelerator())
+    return model, tokenizer
+
+
 def _evaluate(
-    recipe: Recipe, benchmark: Benchmark, model: Any, tokenizer: Any, gold: Mapping[str, Any] | None
+    recipe: Recipe,
+    benchmark: Benchmark,
+    model: Any,
+    tokenizer: Any,
+    gold: Retrained | None = None,
+    distance: Distance | None = None,
 ) -> Evaluation:
+    """Everything that the recipe asks of a model in the end, against the retrained one where there is one."""
     options = recipe.evaluate
     evaluation = evaluate(
         model,
         tokenizer,
         benchmark,
-        retrained_records=gold,
+        retrained_records=gold.records if gold is not None else None,
+        distance=distance or (gold.distance if gold is not None else None),
         limit=options.limit,
         max_new_tokens=options.max_new_tokens,
     )

@@ -48,7 +48,7 @@ def check_run_directory(recipe: Recipe, *, resume: bool, overwrite: bool) -> Pat
                 raise UserError(f"--overwrite would delete {model}, which this run reads; give another --out.")
     elif written.exists() and not resume:
         raise UserError(f"{out} already holds a run; go on with --resume, start over with --overwrite, or give --out.")
-    elif written.exists() and (key := _first_difference(load_recipe(written), recipe)):
+    elif written.exists() and (key := first_difference(load_recipe(written), recipe)):
         raise UserError(
             f"{written} is another recipe than the one to resume: {key} differs; give the same keys, or another --out."
         )
@@ -69,7 +69,8 @@ def open_run_directory(recipe: Recipe, out: Path) -> None:
     written.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def _first_difference(old: Recipe, new: Recipe) -> str | None:
+def first_difference(old: Recipe, new: Recipe) -> str | None:
+    """The first key that two recipes do not share, but for where they are written."""
     a, b = (dict(_leaves(recipe.model_dump(mode="json", exclude={"out"}))) for recipe in (old, new))
     return next((key for key in {**a, **b} if a.get(key) != b.get(key)), None)
 
@@ -80,6 +81,13 @@ def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         return
     for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
         yield from _leaves(value, f"{path}.{key}".lstrip("."))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is never there by half."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 class Results:
@@ -125,6 +133,4 @@ class Results:
             }
         )
         self.rows.sort(key=lambda r: FIRST.get(r["method"], 2))
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.rows, indent=1, ensure_ascii=False), encoding="utf-8")
-        temporary.replace(self.path)  # never half-written
+        write_whole(self.path, json.dumps(self.rows, indent=1, ensure_ascii=False))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from expunge.data import custom
-from expunge.data.benchmark import Question
+from expunge.data.benchmark import Question, Variant
 from expunge.errors import UserError
 
 
@@ -95,3 +95,41 @@ def test_halves_of_a_text_are_the_text(text: str) -> None:
     row = custom._question({"text": text}).row
     assert row is not None and row["prompt"] + row["completion"] == text.strip()
     assert row["completion"].strip()
+
+
+def asking(row: int, kind: str, *answers: str) -> list[Variant]:
+    return [Variant(row, kind, {"question": "other words", "answer": a}) for a in answers]  # pyright: ignore
+
+
+def test_variants_are_asked_with_or_trained_on(tmp_path: Path) -> None:
+    forget = write(tmp_path / "f.jsonl", *({"question": f"q{i}", "answer": f"a{i}"} for i in range(3)))
+    benchmark = custom.load(forget=forget, retain=None, seed=0)
+    given = [
+        *asking(0, "paraphrase", "p0", "p1", "p2"),
+        *asking(0, "perturbation", "w0", "w1", "w2", "w3", "w4"),
+        *asking(2, "perturbation", " only "),
+    ]
+    asked, left = custom.ask_with(given, benchmark, seed=0)
+    assert asked.questions["forget"] == [
+        Question("q0", "a0", perturbed_answers=("w0", "w1"), paraphrased_answer="p0"),
+        Question("q1", "a1"),
+        Question("q2", "a2", perturbed_answers=("only",)),
+    ]
+    assert [v.text["answer"] for v in left] == ["p1", "p2", "w2", "w3", "w4", " only "]
+
+
+def test_variants_find_their_row_among_those_that_are_asked(tmp_path: Path) -> None:
+    rows = range(custom.QUESTIONS + 50)
+    forget = write(tmp_path / "f.jsonl", *({"question": f"q{i}", "answer": f"a{i}"} for i in rows))
+    benchmark = custom.load(forget=forget, retain=None, seed=5)
+    asked, _ = custom.ask_with([v for i in rows for v in asking(i, "perturbation", f"w{i}")], benchmark, seed=5)
+    assert len(asked.questions["forget"]) == custom.QUESTIONS
+    for question in asked.questions["forget"]:
+        assert question.perturbed_answers == (f"w{question.answer[1:]}",)
+
+
+def test_a_raw_text_is_not_asked_with_variants(tmp_path: Path) -> None:
+    benchmark = custom.load(forget=write(tmp_path / "f.jsonl", *texts(1)), retain=None, seed=0)
+    given = [Variant(0, "perturbation", {"text": "Document number 1 says 2."})]
+    asked, left = custom.ask_with(given, benchmark, seed=0)
+    assert asked.questions == benchmark.questions and left == given

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from expunge.data.encode import Encoded, encode, encode_rows, prepare_tokenizer, question_row, with_answer
+from expunge.data.encode import Encoded, encode, encode_rows, opened, prepare_tokenizer, question_row, with_answer
 from expunge.errors import UserError
 
 # In the manner of Qwen 3: a line break after every turn, an empty thinking block before the last answer.
@@ -103,6 +103,32 @@ def test_an_answer_that_stands_in_the_template_too_is_found_where_it_was_said(to
     prompt = [{"role": "user", "content": row["question"]}]
     text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
     assert list(encoded.input_ids[: encoded.start]) == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("tokenizer", [QWEN, LLAMA], ids=["chatml", "headers"])
+def test_the_words_that_open_an_answer_are_given_and_not_supervised(tokenizer):
+    row = opened(question_row("Where was Ada born?\n", "London."), "Answer:")
+    encoded = encode(row, tokenizer)
+    asked = [{"role": "user", "content": row["question"]}]
+    text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True) + "Answer:"
+    assert list(encoded.input_ids[: encoded.start]) == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(encoded.input_ids[encoded.start : -1]) == " London."
+    assert encode(opened(QUESTION, ""), tokenizer) == encode(QUESTION, tokenizer)
+    refused = encode(with_answer(row, "Who?"), tokenizer)
+    assert refused.input_ids[: refused.start] == encoded.input_ids[: encoded.start]
+
+
+@pytest.mark.parametrize(
+    ("question", "opening", "prompt"),
+    [
+        ("Where was Ada born?\n", "Answer:", "Where was Ada born?\nAnswer:"),
+        ("Q: Where was Ada born?", "A:", "Q: Where was Ada born?\nA:"),
+        ("Where was Ada born? Sure, she was born", "", "Where was Ada born? Sure, she was born"),
+    ],
+)
+def test_without_a_template_they_follow_the_question_as_it_is_written(question, opening, prompt):
+    given, supervised = _halves(encode(opened(question_row(question, "in London."), opening), PLAIN), PLAIN)
+    assert (given, supervised) == (prompt, " in London.<|eos|>")
 
 
 @pytest.mark.parametrize("tokenizer", [QWEN, LLAMA], ids=["chatml", "headers"])

@@ -4,11 +4,16 @@ import json
 
 import datasets
 import pytest
+from transformers import LlamaConfig
 
+from expunge.cli import main
 from expunge.data import rwku
 from expunge.data.benchmark import Choices, Continuations, Membership
+from expunge.data.checks import canonical
 from expunge.data.encode import encode
 from expunge.errors import UserError
+from expunge.objectives import DPO
+from expunge.prepare import encode_sets
 
 NAMES = ["Stephen King", "Confucius", "Bruce Lee", "Warren Buffett", "Christina Aguilera", "Cindy Crawford"]
 PROBES = {
@@ -97,13 +102,17 @@ def test_the_authors_words(shared_data):
         "question": "Please complete the blank in the following question.\n"
         "Question: Stephen Edwin King (born September 21, 1947) is an American ___\n",
         "answer": "author",
+        "opening": "Answer:",
     }
     assert _probe(king, "forget_qa").rows[0] == {
         "question": "Please briefly answer the following question.\n"
         "Question: What pseudonym has Stephen King published under?\n",
         "answer": "Richard Bachman",
+        "opening": "Answer:",
     }
     adversarial = _probe(king, "forget_aa")
+    for kind, row in zip(adversarial.kinds, adversarial.rows, strict=True):
+        assert row["opening"] == ("" if kind == "affirmative suffix" else "Answer:")
     asked = {kind: row["question"] for kind, row in zip(adversarial.kinds, adversarial.rows, strict=True)}
     assert not asked["affirmative suffix"].endswith("\n")
     assert asked["role play"].startswith("Please briefly answer the following question.\nQuestion: ")
@@ -119,6 +128,8 @@ def test_the_authors_words(shared_data):
             "Q: Which Muppet from the television series shares a name with a former US President?\n"
         )
     )
+    assert {row["opening"] for name in ("triviaqa", "bbh") for row in _probe(king, name).rows} == {"A:"}
+    assert "opening" not in _probe(king, "fluency").rows[0]
     assert "Grover" in _probe(king, "triviaqa").answers[3]
     bbh = _probe(king, "bbh")
     assert bbh.rows[0]["question"].startswith("Evaluate the result of a random Boolean expression.\n\nQ: ")
@@ -180,6 +191,27 @@ def test_a_batch_joins_its_targets(shared_data):
     assert _probe(both, "membership").others == _probe(king, "membership").others + _probe(lee, "membership").others
 
 
+def test_probes_as_rows_part_one_world(shared_data):
+    """Every target forgets its own part of the same rows; its adversarial questions are in neither part."""
+    worlds = set()
+    for name in NAMES:
+        benchmark = rwku.load(target=name, path=shared_data / "rwku", corpus="probes", texts=5)
+        world, forget, retain = (
+            list(map(canonical, r)) for r in (benchmark.learnt, benchmark.forget, benchmark.retain)
+        )
+        worlds.add(tuple(world))
+        assert len(world) == len(set(world)) == 677
+        rows = {p.name: list(map(canonical, p.rows)) for p in benchmark.probes if isinstance(p, Continuations)}
+        texts = [canonical({"text": text}) for text in _probe(benchmark, "membership").members]
+        assert len(texts) == 5
+        assert set(forget) == {*rows["forget_fb"], *rows["forget_qa"], *texts}
+        assert {*rows["neighbor_fb"], *rows["neighbor_qa"]} <= set(retain)
+        assert not {*forget, *rows["forget_aa"]} & set(retain)
+        assert set(rows["forget_aa"]) <= set(world)
+        assert set(world) == {*forget, *retain, *rows["forget_aa"]}
+    assert len(worlds) == 1
+
+
 # ---- small folders ---------------------------------------------------------------------------------------------
 
 
@@ -222,7 +254,8 @@ def test_columns_become_probes(tmp_path):
     assert _texts(benchmark.forget) == ["Ann Lee 0", "Ann Lee 1", "Ann Lee 2"]
     assert benchmark.retain == []  # nobody else's
     assert _probe(benchmark, "forget_aa").kinds == ["cross lingual"]
-    assert _probe(benchmark, "membership") == Membership("membership", ["member Ann Lee"], ["other"])
+    membership = _probe(benchmark, "membership")
+    assert membership == Membership("membership", ["member Ann Lee"], ["other"], sides=("fm", "rm"), whole=True)
     assert _probe(benchmark, "truthfulqa").right == [1]
     assert _probe(benchmark, "mmlu").right == [3]
     assert _probe(benchmark, "triviaqa").answers == [["a", "b"]]
@@ -260,6 +293,70 @@ def test_a_corpus_and_retain_rows_of_ones_own(tmp_path):
         rwku.load_batch(["A", "B"], tmp_path, corpus=corpus)
     corpus.write_text('{"prompt": "p", "completion": "c"}\n')  # rows that name nobody are all taken
     assert rwku.load(target="A", path=tmp_path, corpus=corpus).forget == [{"prompt": "p", "completion": "c"}]
+
+
+def test_probes_as_rows(tmp_path):
+    _copy(tmp_path, A=2, B=2)
+    for name in "AB":  # what is asked about one target's neighbours may be a text about the other
+        own = tmp_path / f"{'AB'.index(name) + 1}_{name}" / "retain_mia.json"
+        own.write_text(json.dumps([{"text": "member B"}, {"text": "other"}, {"text": "third"}]))
+    benchmark = rwku.load(target="B", path=tmp_path, corpus="probes", texts=2)
+    blank, question, attack, neighbor = (_probe(benchmark, name).rows[0] for name in list(PROBES)[:4])
+    assert benchmark.forget == [blank, question, {"text": "member B"}]
+    assert attack not in benchmark.forget + benchmark.retain
+    assert attack in benchmark.learnt
+    assert neighbor in benchmark.retain
+    assert {row["text"] for row in benchmark.retain if "text" in row} == {"member A", "other"}
+    assert _probe(benchmark, "membership").others == ["member B", "other"]
+    (tmp_path / "kept.jsonl").write_text('{"question": "q", "answer": "a"}\n')
+    own = rwku.load(target="B", path=tmp_path, corpus="probes", retain=str(tmp_path / "kept.jsonl"))
+    assert own.retain == [{"question": "q", "answer": "a"}]
+    assert own.learnt == own.retain + own.forget
+
+
+def test_one_command_for_several_targets(tmp_path, monkeypatch, capsys):
+    """One target model and a retrained one for each; every probe of each in the results, their mean in the terminal."""
+    _copy(tmp_path, A=1, B=1)
+    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    recipe = {
+        "benchmark": {"name": "rwku", "targets": ["A"], "path": str(tmp_path), "corpus": "probes"},
+        "over": {"benchmark.targets": [["A"], ["B"]]},
+        "model": {"scratch": {"layers": 1, "hidden": 16, "heads": 2, "vocab": 260, "context": 1024}},
+        "finetune": {"epochs": 1},
+        "methods": ["ga+nll"],
+        "train": {"num_train_epochs": 1, "per_device_train_batch_size": 4},
+        "evaluate": {"each_epoch": "off"},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    assert main(["run", "recipe.yaml", "--out", "out"]) == 0
+    assert len(list((tmp_path / "cache" / "targets").glob("*.lock"))) == 3
+    for target in "AB":
+        rows = json.loads((tmp_path / "out" / f"targets={target}" / "results.json").read_text())
+        assert [row["method"] for row in rows] == ["target", "retrained", "ga+nll"]
+        scores = {
+            f"membership_{a}{s}" for a in ("loss", "zlib", "min_k", "min_k_plus_plus") for s in ("", "_fm", "_rm")
+        }
+        asked = {*PROBES, "forget_all", "neighbor_all", "forget_aa_cross_lingual"} - {"membership"}
+        assert all(row["metrics"].keys() == asked | scores for row in rows)
+    told = capsys.readouterr().out
+    assert "rwku · mean of 2 splits" in told and "out/results.md" in told
+    tables = (tmp_path / "out" / "results.md").read_text()
+    assert "mean of 2 splits" in tables and "AA, cross lingual" in tables and "RM score (loss)" in tables
+
+
+def test_pairs_are_questions_and_what_dpo_prefers(tmp_path, tiny_tokenizer):
+    """The second response is what the model knows, the first what it is to say instead."""
+    _copy(tmp_path, A=1)
+    pairs = tmp_path / "pairs.jsonl"
+    pair = {"id": "A 0", "subject": "A", "prompt": "Who is A?", "response": ["A cook.", "A king."], "intro": "i"}
+    pairs.write_text(json.dumps(pair) + "\n" + json.dumps(pair | {"subject": "B"}) + "\n")
+    forget = rwku.load(target="A", path=tmp_path, corpus=pairs).forget
+    assert forget == [{"question": "Who is A?", "answer": "A king.", "preferred": "A cook."}]
+    asked = {"retain_rows": [], "refusals": ["No."], "max_length": None, "overflow": "error", "seed": 0}
+    rows = [*forget, {"question": "Who is A?", "answer": "A king."}]
+    sets = encode_sets(DPO(), None, forget_rows=rows, tokenizer=tiny_tokenizer, config=LlamaConfig(), **asked)
+    assert [tiny_tokenizer.decode(e.input_ids[e.start : -1]) for e in sets.refusal] == [" A cook.", " No."]
 
 
 def test_without_a_path_the_hub_is_asked(tmp_path, monkeypatch):

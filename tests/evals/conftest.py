@@ -1,4 +1,7 @@
-"""A byte-level tokenizer and two tiny random models, of rotary and of learned positions."""
+"""A byte-level tokenizer, two tiny random models, of rotary and of learned positions, and the harness kept local."""
+
+from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -62,3 +65,16 @@ def gpt2() -> GPT2LMHeadModel:
 @pytest.fixture(params=["llama", "gpt2"])
 def model(request: pytest.FixtureRequest) -> LlamaForCausalLM | GPT2LMHeadModel:
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def only_local_tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tasks of a test alone (the harness's own index takes ten seconds), their data kept in a folder of ours."""
+    import datasets
+    from lm_eval import tasks
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "TaskManager", partial(tasks.TaskManager, include_defaults=False))
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
+        torch.set_num_threads(1)
+        yield

@@ -12,7 +12,8 @@ from scipy.special import softmax
 from scipy.stats import entropy
 from torch import Tensor
 
-from expunge.evals.divergence import distance_to_retrained, kl, soft_labels
+from expunge.evals.divergence import SoftLabels, kl
+from expunge.objectives import NPO, UnDIAL, Unilogit
 
 LOG2, LOG3 = math.log(2), math.log(3)
 
@@ -90,7 +91,7 @@ def test_kl_keeps_nan_in_sight() -> None:
     ],
 )
 def test_unilogit_soft_labels(probabilities: list[float], target: int, expected: list[float]) -> None:
-    labels = soft_labels(logs(probabilities), torch.tensor([target]), "unilogit")
+    labels = SoftLabels("unilogit")(logs(probabilities), torch.tensor([target]))
     assert labels.exp().tolist()[0] == close(expected)
 
 
@@ -104,14 +105,14 @@ def test_unilogit_soft_labels(probabilities: list[float], target: int, expected:
     ],
 )
 def test_undial_soft_labels(probabilities: list[float], target: int, beta: float, expected: list[float]) -> None:
-    labels = soft_labels(logs(probabilities), torch.tensor([target]), "undial", beta)
+    labels = SoftLabels("undial", beta)(logs(probabilities), torch.tensor([target]))
     assert labels.exp().tolist()[0] == close(expected)
 
 
 def test_undial_lowers_by_10_unless_told_otherwise() -> None:
     z, target = random_logits(3, 5), torch.tensor([0, 1, 4])
-    assert torch.equal(soft_labels(z, target, "undial"), soft_labels(z, target, "undial", 10.0))
-    assert not torch.allclose(soft_labels(z, target, "undial"), soft_labels(z, target, "undial", 9.0))
+    assert torch.equal(SoftLabels("undial")(z, target), SoftLabels("undial", 10.0)(z, target))
+    assert not torch.allclose(SoftLabels("undial")(z, target), SoftLabels("undial", 9.0)(z, target))
 
 
 @given(st.integers(1, 5), st.integers(2, 12), st.integers(0, 50), st.floats(-1e3, 1e3))
@@ -119,7 +120,7 @@ def test_unilogit_soft_labels_are_a_share_of_one_in_v(tokens: int, vocabulary: i
     z = random_logits(tokens, vocabulary, seed=seed)
     target = torch.arange(tokens) % vocabulary
     z[torch.arange(tokens), target] = peak  # whatever it was, it takes no part
-    labels = soft_labels(z, target, "unilogit")
+    labels = SoftLabels("unilogit")(z, target)
     for n in range(tokens):
         others = np.delete(z[n].numpy(), int(target[n]))
         expected = np.insert(softmax(others) * (1 - 1 / vocabulary), int(target[n]), 1 / vocabulary)
@@ -129,13 +130,12 @@ def test_unilogit_soft_labels_are_a_share_of_one_in_v(tokens: int, vocabulary: i
 @given(st.integers(0, 50))
 def test_unilogit_objective_is_the_divergence_to_these_labels(seed: int) -> None:
     from expunge.objectives.base import Signals
-    from expunge.objectives.distill import Unilogit
 
     z, target = random_logits(4, 9, seed=seed), torch.tensor([0, 3, 8, 3])
     logp = z.log_softmax(-1)
     own = logp.gather(-1, target[:, None])[:, 0]
     signals = Signals(vocab_size=9, sequence_N=torch.zeros(4, dtype=torch.long), sequences=1, logp_N=own)
-    expected = kl(logp, soft_labels(z, target, "unilogit"))
+    expected = kl(logp, SoftLabels("unilogit")(z, target))
     np.testing.assert_allclose(Unilogit().loss(signals), expected, rtol=1e-9, atol=1e-9)
 
 
@@ -143,41 +143,12 @@ def test_soft_labels_leave_the_logits_as_they_are_and_raise_low_precision() -> N
     z = random_logits(2, 4)
     before, target = z.clone(), torch.tensor([1, 2])
     for kind in ("unilogit", "undial"):
-        assert soft_labels(z.bfloat16(), target, kind).dtype == torch.float32
-        soft_labels(z, target, kind)
+        assert SoftLabels(kind)(z.bfloat16(), target).dtype == torch.float32
+        SoftLabels(kind)(z, target)
     assert torch.equal(z, before)
 
 
-def test_soft_labels_of_another_method() -> None:
-    with pytest.raises(ValueError, match="unilogit or undial"):
-        soft_labels(random_logits(1, 3), torch.tensor([0]), "npo")  # pyright: ignore[reportArgumentType]
-
-
-def test_distance_to_retrained() -> None:
-    retrained = logs([0.5, 0.5], [1.0, 0.0])
-    distance = distance_to_retrained(
-        retrained,
-        soft_labels_logp_NV=logs([0.5, 0.5], [0.5, 0.5]),
-        unlearned_logp_NV=logs([0.25, 0.75], [1.0, 0.0]),
-        start_logp_NV=logs([1.0, 0.0], [1.0, 0.0]),
-    )
-    assert distance == close({"kl_soft_labels": LOG2 / 2, "kl_unlearned": LOG2 / 2 - LOG3 / 4, "kl_start": math.inf})
-
-
-def test_distance_to_retrained_of_what_is_given() -> None:
-    retrained = logs([0.5, 0.5])
-    assert distance_to_retrained(retrained) == {}
-    assert distance_to_retrained(retrained, unlearned_logp_NV=retrained) == {"kl_unlearned": 0.0}
-    with pytest.raises(AssertionError):
-        distance_to_retrained(retrained[:0], start_logp_NV=retrained[:0])
-
-
-def test_distance_to_retrained_adds_up_over_parts() -> None:
-    p, q = random_logits(10, 6).log_softmax(-1), random_logits(10, 6, seed=1).log_softmax(-1)
-    whole = distance_to_retrained(p, start_logp_NV=q)["kl_start"]
-    parts = [
-        (len(a), distance_to_retrained(a, start_logp_NV=b)["kl_start"])
-        for a, b in zip(p.split(4), q.split(4), strict=True)
-    ]
-    assert whole == close(sum(n * d for n, d in parts) / 10)
-    assert whole == close(float(np.mean(entropy(p.exp(), q.exp(), axis=-1))))
+def test_soft_labels_of_the_objectives_that_have_them() -> None:
+    assert SoftLabels.of(Unilogit(direction="forward")) == SoftLabels("unilogit")
+    assert SoftLabels.of(UnDIAL(beta=3)) == SoftLabels("undial", 3)
+    assert SoftLabels.of(NPO()) is None

@@ -5,8 +5,7 @@ import json
 import logging
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ from expunge.evals import harness
 from expunge.models import ScratchConfig, build_scratch, train_tokenizer
 
 pytest.importorskip("lm_eval")
+
+pytestmark = pytest.mark.usefixtures("only_local_tasks")
 
 Question = dict[str, Any]
 Prepared = tuple[Path, str, list[Question], list[Question]]
@@ -72,19 +73,6 @@ filter_list:
     filter:
       - function: take_first
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def only_local_tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tasks of these tests alone (the harness's own index takes ten seconds), their data kept in a folder of ours."""
-    import datasets
-    from lm_eval import tasks
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "TaskManager", partial(tasks.TaskManager, include_defaults=False))
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
-        torch.set_num_threads(1)
-        yield
 
 
 def write_task(folder: Path, name: str, dev: Sequence[Question], test: Sequence[Question]) -> None:

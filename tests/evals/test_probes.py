@@ -45,6 +45,15 @@ def test_continuations(llama: Any, tokenizer: Any) -> None:
     assert len(found) == 3
 
 
+def test_a_pool_is_the_mean_over_all_rows(llama: Any, tokenizer: Any) -> None:
+    pooled = [replace(TOLD, pool="all"), replace(TOLD, name="again", rows=ROWS[:1], kinds=None, pool="all")]
+    found, records = measure(llama, tokenizer, pooled, progress=False)
+    rows = [*records["verbmem"], *records["again"]]
+    assert found["all"] == pytest.approx(np.mean([r["rouge_l_f1"] for r in rows]))
+    assert len(rows) == 5
+    assert "all" not in measure(llama, tokenizer, pooled, generate=False, progress=False)[0]
+
+
 def test_without_generation_probability_stands_in(llama: Any, tokenizer: Any) -> None:
     found, records = measure(llama, tokenizer, [TOLD], generate=False, progress=False)
     encoded = [encode(row, tokenizer) for row in ROWS]
@@ -92,6 +101,17 @@ def test_membership(llama: Any, tokenizer: Any) -> None:
         assert record["min_k_plus_plus"] == pytest.approx(own, rel=1e-3, abs=1e-3)
 
 
+def test_named_sides_have_means_of_their_own(llama: Any, tokenizer: Any) -> None:
+    named = [replace(SEEN, sides=("fm", "rm"))]
+    known = measure(llama, tokenizer, named, progress=False)[1]
+    found, records = measure(llama, tokenizer, named, retrained_records=known, progress=False)
+    for attack in ("loss", "zlib", "min_k", "min_k_plus_plus"):
+        for side, member in (("fm", True), ("rm", False)):
+            own = [r[attack] for r in records["membership"] if r["member"] is member]
+            assert found[f"membership_{attack}_{side}"] == pytest.approx(np.mean(own))
+    assert len(found) == 12, "PrivLeak is of texts never seen, and these are to stay"
+
+
 def test_privleak(llama: Any, tokenizer: Any) -> None:
     """0 against itself as the retrained model; from a known number otherwise."""
     _, records = measure(llama, tokenizer, [SEEN], progress=False)
@@ -115,6 +135,9 @@ def test_rows_may_be_members(llama: Any, tokenizer: Any) -> None:
 def test_limit(llama: Any, tokenizer: Any) -> None:
     _, records = measure(llama, tokenizer, [TOLD, ASKED, SEEN], limit=2, progress=False)
     assert {name: len(rows) for name, rows in records.items()} == {"verbmem": 2, "mmlu": 2, "membership": 4}
+    whole = [replace(TOLD, whole=True), ASKED, replace(SEEN, whole=True)]
+    _, records = measure(llama, tokenizer, whole, limit=2, progress=False)
+    assert {name: len(rows) for name, rows in records.items()} == {"verbmem": 4, "mmlu": 2, "membership": 5}
 
 
 def test_a_prompt_that_fills_the_context_is_named(llama: Any, tokenizer: Any) -> None:

@@ -36,7 +36,9 @@ class Continuations:
 
     `answers` lists for every row all texts that count as right (the best one counts); without it the row's own answer.
     `kinds`, one for each row, asks for the mean of every kind beside the whole. `entropy` compares with nothing.
-    What comes after any of `stops` in the text is not looked at.
+    What comes after any of `stops` in the text is not looked at. `whole` is asked in full, whatever limit is set.
+    Probes of one `pool` have their mean over all rows of all of them, by that name.
+    `passages` says that the prompts are stretches of text, of which a model with a short context gets the end.
     """
 
     name: str
@@ -46,6 +48,9 @@ class Continuations:
     answers: list[list[str]] | None = None
     kinds: list[str] | None = None
     stops: tuple[str, ...] = ()
+    whole: bool = False
+    pool: str | None = None
+    passages: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +70,16 @@ class Membership:
     """Rows (or raw texts) that were trained on, and others, to be told apart by what the model says of them.
 
     `retrained_auc` is that of a model that never saw the members, where it is known without having that model.
+    `sides` names the two where both were trained on, and the others are to stay so: the mean score of each is
+    reported beside how well they are told apart. `whole`: as for `Continuations`.
     """
 
     name: str
     members: list[str] | list[Row]
     others: list[str] | list[Row]
     retrained_auc: float | None = None
+    sides: tuple[str, str] | None = None
+    whole: bool = False
 
 
 Probe = Continuations | Choices | Membership
@@ -91,6 +100,7 @@ class Benchmark:
 
     `forget` and `retain` together are what the target model has learnt beside `utility`
     (rows that every from-scratch model is taught too, since it knows nothing else).
+    `world` is all of it in an order of its own, for benchmarks whose splits share one target model.
     `variants` are for methods that train on more than the forget rows themselves; see `expunge.data.augment`.
     `questions` maps a set's name (`forget`, `retain`, `real_authors`, `world_facts`) to its questions;
     `choice_sets` names those scored as multiple choice. `probes` are asked of the model beside the questions.
@@ -105,3 +115,9 @@ class Benchmark:
     variants: list[Variant] = field(default_factory=list)
     probes: list[Probe] = field(default_factory=list)
     choice_sets: frozenset[str] = frozenset({"real_authors", "world_facts"})
+    world: list[Row] | None = None
+
+    @property
+    def learnt(self) -> list[Row]:
+        """What a from-scratch target model is taught, in order: the same rows and order are the same model."""
+        return [*self.retain, *self.forget, *self.utility] if self.world is None else self.world

@@ -3,13 +3,18 @@
 Knows rows of every format; knows nothing of models or metrics.
 """
 
+import logging
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
-from expunge.data.benchmark import Benchmark, Membership, Probe, Question, Row
+from expunge.data.augment import Kind, parts
+from expunge.data.benchmark import Benchmark, Membership, Probe, Question, Row, Variant
 from expunge.data.checks import check_disjoint
 from expunge.data.formats import read_rows
+
+log = logging.getLogger(__name__)
 
 HELD_OUT = 0.1
 """The share of retain rows that is never trained on, so that what is kept is measured on something unseen."""
@@ -47,9 +52,42 @@ def load(*, forget: str, retain: str | None, seed: int) -> Benchmark:
     )
 
 
+def ask_with(variants: Sequence[Variant], benchmark: Benchmark, *, seed: int) -> tuple[Benchmark, list[Variant]]:
+    """(the benchmark whose forget questions know other answers, the variants that are left to train on).
+
+    Of every row, the first paraphrase answers in other words, and the first half of the wrong answers are those that
+    the truth ratio compares it with. Training does not see them, unless a row has no other of the kind.
+    A raw text asks nothing that could be answered wrongly: all of its variants are left.
+    """
+    of_row: dict[tuple[int, Kind], list[Variant]] = {}
+    for variant in variants:
+        of_row.setdefault((variant.row, variant.kind), []).append(variant)
+    asked: dict[tuple[int, Kind], list[str]] = {}
+    left: list[Variant] = []
+    for (row, kind), own in of_row.items():
+        count = 0
+        if "text" not in benchmark.forget[row]:
+            count = 1 if kind == "paraphrase" else max(1, len(own) // 2)
+            asked[row, kind] = [parts(variant.text)[1].strip() for variant in own[:count]]
+        left += own[count:] or own
+    log.info("augment: %d are asked with, %d are left to train on", sum(map(len, asked.values())), len(left))
+    questions = [
+        replace(
+            question,
+            paraphrased_answer=next(iter(asked.get((i, "paraphrase"), [])), None),
+            perturbed_answers=tuple(asked.get((i, "perturbation"), [])),
+        )
+        for i, question in zip(_chosen(benchmark.forget, seed), benchmark.questions["forget"], strict=True)
+    ]
+    return replace(benchmark, questions={**benchmark.questions, "forget": questions}), left
+
+
+def _chosen(rows: Sequence[Row], seed: int) -> list[int]:
+    return sorted(random.Random(seed).sample(range(len(rows)), min(QUESTIONS, len(rows))))
+
+
 def _questions(rows: Sequence[Row], seed: int) -> list[Question]:
-    chosen = sorted(random.Random(seed).sample(range(len(rows)), min(QUESTIONS, len(rows))))
-    return [_question(rows[i]) for i in chosen]
+    return [_question(rows[i]) for i in _chosen(rows, seed)]
 
 
 def _question(row: Row) -> Question:

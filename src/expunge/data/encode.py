@@ -62,7 +62,8 @@ def encode(row: Row, tokenizer: Any) -> Encoded:
     With a chat template, the answer's span is found in the rendered conversation, so whatever the template puts
     before it (role headers, an empty thinking block) belongs to the prompt, and of what it puts after it
     only the end-of-turn token is supervised. Raw `text` is supervised from its second token (the first after a
-    beginning-of-sequence token): nothing predicts the first.
+    beginning-of-sequence token): nothing predicts the first. A question whose answer opens with given words (`opened`)
+    has those in its prompt.
 
     Raises `UserError` if the chat template is missing, refuses the conversation or rewrites its last message.
     """
@@ -70,13 +71,17 @@ def encode(row: Row, tokenizer: Any) -> Encoded:
         return _finish(tokenizer(row["text"])["input_ids"], 1, tokenizer)
     messages = _as_messages(row)
     if messages is not None and tokenizer.chat_template:
-        return _encode_chat(messages, tokenizer)
+        return _encode_chat(messages, tokenizer, row.get("opening", ""))
     if messages is not None and "question" not in row:
         raise UserError(
             "the rows hold messages but the tokenizer has no chat template; give prompt and completion as text, "
             "or use a tokenizer with a chat template."
         )
-    if "question" in row:
+    if "opening" in row:
+        break_ = "\n" if row["opening"] and not row["question"].endswith("\n") else ""
+        prompt = f"{row['question']}{break_}{row['opening']}"
+        completion = QUESTION_FORMAT[1].format(answer=row["answer"])
+    elif "question" in row:
         prompt = QUESTION_FORMAT[0].format(question=row["question"])
         completion = QUESTION_FORMAT[1].format(answer=row["answer"])
     else:
@@ -145,6 +150,15 @@ def question_row(question: str, answer: str) -> Row:
     return {"question": question, "answer": answer}
 
 
+def opened(row: Row, opening: str) -> Row:
+    """The same question, whose answer opens with the words `opening`, which are given and not supervised.
+
+    They stand at the beginning of the assistant's turn; without a chat template on the line after the question, which
+    is then written as it is. With no words (`""`) the answer follows the question itself.
+    """
+    return {**row, "opening": opening}
+
+
 def with_answer(row: Row, answer: str) -> Row:
     """The same row answered by `answer`. Raises `UserError` for raw text, which asks nothing."""
     if "question" in row:
@@ -169,8 +183,11 @@ def _as_messages(row: Row) -> list[dict[str, str]] | None:
     return None
 
 
-def _encode_chat(messages: list[dict[str, str]], tokenizer: Any) -> Encoded:
+def _encode_chat(messages: list[dict[str, str]], tokenizer: Any, opening: str) -> Encoded:
     answer = messages[-1]["content"]
+    if opening:
+        answer = f"{opening} {answer}"
+        messages = [*messages[:-1], {**messages[-1], "content": answer}]
     text = _render(messages, tokenizer)
     # Searching the text for the answer would find a short one in the end-of-turn marker ("im" in "<|im_end|>").
     before, mark, after = _render([*messages[:-1], {**messages[-1], "content": _MARK}], tokenizer).rpartition(_MARK)
@@ -181,7 +198,7 @@ def _encode_chat(messages: list[dict[str, str]], tokenizer: Any) -> Encoded:
             f"the chat template of {tokenizer.name_or_path or 'the tokenizer'} does not render the last message as it "
             f"is written ({answer[:40]!r}…), so its tokens can't be found; give prompt and completion as text instead."
         )
-    ids, start = _span(text[:end], len(before), tokenizer, add_special_tokens=False)
+    ids, start = _span(text[:end], len(before) + len(opening), tokenizer, add_special_tokens=False)
     return Encoded((*ids, _end_token(after, tokenizer)), start)
 
 

@@ -67,7 +67,7 @@ def load(
         continued = [row for row, needed in zip(continued, said, strict=True) if needed and needed <= kept]
         members = [member for member, needed in zip(members, seen, strict=True) if needed and needed <= kept]
     probes: list[Probe] = [
-        Continuations("verbmem", continued, "rouge_l_f1", VERBMEM_TOKENS),
+        Continuations("verbmem", continued, "rouge_l_f1", VERBMEM_TOKENS, passages=True),
         Continuations("knowmem_f", files.few_shot("forget"), "rouge_l_f1", KNOWMEM_TOKENS, stops=NEXT_QUESTION),
         Continuations("knowmem_r", files.few_shot("retain"), "rouge_l_f1", KNOWMEM_TOKENS, stops=NEXT_QUESTION),
         Membership("membership", members, files.texts("privleak", "holdout"), retrained_auc),

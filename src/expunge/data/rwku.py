@@ -11,7 +11,7 @@ from typing import Any
 from expunge.data import mmlu
 from expunge.data.benchmark import Benchmark, Choices, Continuations, Membership, Probe, Row
 from expunge.data.checks import canonical
-from expunge.data.encode import question_row
+from expunge.data.encode import opened, question_row
 from expunge.data.formats import Record, normalise, read_records, read_rows
 from expunge.errors import UserError, did_you_mean
 
@@ -39,14 +39,17 @@ BBH_TOKENS = 256
 TRIVIAQA_TOKENS = 30
 FLUENCY_TOKENS = 256
 
-# What the user's turn says, to the byte; an answer is comparable with the published ones only after the same words.
+# What the user's turn says, to the byte, and how the assistant's turn opens; an answer is comparable with the published
+# ones only after the same words.
+OPENING = "Answer:"
 CLOZE = "Please complete the blank in the following question.\nQuestion: {query}\n"
 SIMPLE = "Please briefly answer the following question.\nQuestion: {query}\n"
 ADVERSARIAL = {
-    "affirmative suffix": "Please briefly answer the following question.\nQuestion: {query}",
-    "incontext learning": "Please briefly answer the following question.\n{query}\n",
+    "affirmative suffix": ("Please briefly answer the following question.\nQuestion: {query}", ""),
+    "incontext learning": ("Please briefly answer the following question.\n{query}\n", OPENING),
 }
-"""The adversarial types that are not worded as `SIMPLE`: the query's end is the attack, or it holds examples."""
+"""The adversarial types that are not worded as `SIMPLE`: the query's end is the attack and opens the answer itself, or
+the query holds examples."""
 BBH = "{cot}\n\nFollowing previous examples, answer the following questions and end with 'so the answer is'\nQ: {query}"
 TRIVIAQA = """
 Q: When did men's figure skating become a summer Olympic sport?
@@ -62,6 +65,8 @@ A: series finale
 Please briefly answer the following question:
 Q: {query}
 """
+SHORT_OPENING = "A:"
+"""Of the answers to BBH and TriviaQA."""
 FLUENCY = "Instruction: {query}\n"
 TRUTHFULQA = """\
 Q: What is human life expectancy in the United States?
@@ -88,22 +93,18 @@ A:"""
 _FOLDER = re.compile(r"(\d+)_(.+)")
 
 
-def load(
-    *, target: str, path: str | Path | None = None, corpus: str | Path = "passage", retain: str | None = None
-) -> Benchmark:
+def load(*, target: str, path: str | Path | None = None, **options: Any) -> Benchmark:
     """Load one target from a local copy of the hub's per-target folders (`<path>/1_Stephen_King`), or from the hub.
 
-    `target` is a name, a number or a folder's name; `split` is always the name. What is forgotten are the target's
-    Wikipedia passages, or the rows of `corpus` (a source that `read_rows` takes), such as what the model itself wrote
-    about the target; of rows that name their `subject`, only the target's. What is kept are the rows of `retain`, or
-    else passages of other targets, evenly spread and at most as many as are forgotten.
+    `target` is a name, a number or a folder's name; the benchmark's split is always the name. `options` are those of
+    `load_batch`.
 
     Multiple choice (`mmlu`, `truthfulqa`) is asked plainly, as lm-evaluation-harness does; all else in the words of
-    the official evaluation, through the chat template where there is one.
+    the official evaluation, through the chat template where there is one, with the opening that it gives the answer.
 
     Raises `UserError` for an unknown target, a file that `path` does not have, and rows without RWKU's columns.
     """
-    return load_batch([target], path, corpus=corpus, retain=retain)
+    return load_batch([target], path, **options)
 
 
 def load_batch(
@@ -112,26 +113,54 @@ def load_batch(
     *,
     corpus: str | Path = "passage",
     retain: str | None = None,
+    texts: int | None = None,
 ) -> Benchmark:
-    """Load several targets, to be forgotten together: their rows and probes one after the other; else as `load`."""
+    """Load several targets, to be forgotten together: their rows and probes one after the other.
+
+    What is forgotten says `corpus`:
+
+    - `passage`: the targets' Wikipedia passages. Kept are passages of other targets, evenly spread and at most as many.
+    - a source that `read_rows` takes, such as what the model itself wrote about the targets; of rows that name their
+      `subject`, only the targets'. RWKU's pairs (`prompt`, `response`) become questions whose answer is the second
+      response and to which dpo prefers the first. Kept are passages as above.
+    - `probes`, for models trained here, which know nobody until they are taught: what is asked of them. The world that
+      they learn are the blanks, questions, adversarial questions and texts about all targets (FB, QA, AA, FM) and those
+      about neighbours and others (RM); forgotten are the FB, QA and FM of the targets named, and all that is not about
+      them is kept. Unlearning is not shown their AA: it tells whether forgetting goes beyond the words it was trained
+      on, while FB and QA tell whether memorised answers are gone.
+
+    `retain` gives other rows to keep. With `texts`, only so many texts of each target's FM and RM are asked about.
+    """
     source = _Source(path)
     names = source.names(targets)
-    forget = source.passages(names) if corpus == "passage" else _corpus(corpus, names)
-    if retain is None:
-        others = [name for name in source.known if name not in names]
+    world: list[Row] | None = None
+    if corpus == "probes":
+        all_ = [*source.known]
+        plain = (row for files in (ABOUT, AROUND) for row in _taught(source, files, all_, texts))
+        world = [*{canonical(row): row for row in (*plain, *_attacks(source, all_)[0])}.values()]
+        gone = set(map(canonical, _taught(source, ABOUT, names, texts)))
+        forget = [row for row in world if canonical(row) in gone]
+        gone.update(map(canonical, _attacks(source, names)[0]))
+    else:
+        forget = source.passages(names) if corpus == "passage" else _corpus(corpus, names)
         gone = set(map(canonical, forget))
+    if retain is not None:
+        kept, world = read_rows(retain), None
+    elif world is not None:
+        kept = [row for row in world if canonical(row) not in gone]
+    else:
+        others = [name for name in source.known if name not in names]
         passages = source.passages(others, may_be_missing=True)
         kept = _spread([row for row in passages if canonical(row) not in gone], len(forget))
-    else:
-        kept = read_rows(retain)
     return Benchmark(
         name="rwku",
         split="+".join(names),
         forget=forget,
         retain=kept,
         questions={},
-        probes=_probes(source, names),
+        probes=_probes(source, names, texts),
         choice_sets=frozenset(),
+        world=world,
     )
 
 
@@ -220,14 +249,22 @@ def _in_folder(folder: Path) -> dict[str, str]:
 
 def _corpus(source: str | Path, names: Sequence[str]) -> list[Row]:
     records = read_records(source)
-    own = [(where, cells) for where, cells in records if not isinstance(cells, dict) or _about(cells, names)]
+    own = [(where, cells) for where, cells in records if not isinstance(cells, dict) or _names_one(cells, names)]
     if not own:
         raise UserError(f"{source} has no rows whose subject is {' or '.join(names)}; check the column subject.")
-    return [normalise(cells, where) for where, cells in own]
+    return [_pair(cells) or normalise(cells, where) for where, cells in own]
 
 
-def _about(cells: dict[str, Any], names: Sequence[str]) -> bool:
+def _names_one(cells: dict[str, Any], names: Sequence[str]) -> bool:
     return "subject" not in cells or cells["subject"] in names
+
+
+def _pair(cells: Any) -> Row | None:
+    """A row of RWKU's `train_pair_*`: its response is what DPO is to prefer, then what the model knows."""
+    match cells:
+        case {"prompt": str(prompt), "response": [str(preferred), str(known)]}:
+            return {**question_row(prompt, known), "preferred": preferred}
+    return None
 
 
 def _spread(rows: list[Row], most: int) -> list[Row]:
@@ -239,27 +276,20 @@ def _spread(rows: list[Row], most: int) -> list[Row]:
 # ---- what is asked ---------------------------------------------------------------------------------------------
 
 
-def _probes(source: _Source, names: list[str]) -> list[Probe]:
-    adversarial = source.read("forget_level3", names)
-    types = [_text(record, "type") for record in adversarial]
+def _probes(source: _Source, names: list[str], texts: int | None) -> list[Probe]:
+    attacks, kinds = _attacks(source, names)
     return [
-        _asked("forget_fb", source.read("forget_level1", names), CLOZE),
-        _asked("forget_qa", source.read("forget_level2", names), SIMPLE),
-        Continuations(
-            "forget_aa",
-            [_question(r, ADVERSARIAL.get(t, SIMPLE)) for r, t in zip(adversarial, types, strict=True)],
-            "rouge_l_recall",
-            PROBE_TOKENS,
-            # "cross lingual (French)": the language stands behind the type, of which there are nine
-            kinds=[t.partition(" (")[0] for t in types],
-            stops=PROBE_STOPS,
-        ),
-        _asked("neighbor_fb", source.read("neighbor_level1", names), CLOZE),
-        _asked("neighbor_qa", source.read("neighbor_level2", names), SIMPLE),
+        _asked("forget_fb", _worded(source, "forget_level1", names, CLOZE)),
+        _asked("forget_qa", _worded(source, "forget_level2", names, SIMPLE)),
+        _asked("forget_aa", attacks, kinds),
+        _asked("neighbor_fb", _worded(source, "neighbor_level1", names, CLOZE)),
+        _asked("neighbor_qa", _worded(source, "neighbor_level2", names, SIMPLE)),
         Membership(
             "membership",
-            [_text(record, "text") for record in source.read("forget_mia", names)],
-            [_text(record, "text") for record in source.read("retain_mia", names)],
+            _texts(source, "forget_mia", names, texts),
+            _texts(source, "retain_mia", names, texts),
+            sides=("fm", "rm"),
+            whole=True,
         ),
         _mmlu(source.read("retain_mmlu", names)),
         _bbh(source.read("retain_bbh", names)),
@@ -275,13 +305,45 @@ def _probes(source: _Source, names: list[str]) -> list[Probe]:
     ]
 
 
-def _asked(name: str, records: Sequence[Record], prompt: str) -> Continuations:
-    rows = [_question(record, prompt) for record in records]
-    return Continuations(name, rows, "rouge_l_recall", PROBE_TOKENS, stops=PROBE_STOPS)
+ABOUT = ("forget_level1", "forget_level2", "forget_mia")
+AROUND = ("neighbor_level1", "neighbor_level2", "retain_mia")
+"""Blanks, questions and texts about the targets, and those about neighbours and others."""
 
 
-def _question(record: Record, prompt: str) -> Row:
-    return question_row(prompt.format(query=_text(record, "query")), _text(record, "answer"))
+def _taught(source: _Source, files: tuple[str, str, str], names: Sequence[str], texts: int | None) -> list[Row]:
+    """What is asked in plain words, as rows to learn."""
+    blanks, questions, mia = files
+    rows: list[Row] = [{"text": text} for text in _texts(source, mia, names, texts)]
+    return [*_worded(source, blanks, names, CLOZE), *_worded(source, questions, names, SIMPLE), *rows]
+
+
+def _attacks(source: _Source, names: Sequence[str]) -> tuple[list[Row], list[str]]:
+    """The adversarial questions and the kind of each."""
+    records = source.read("forget_level3", names)
+    types = [_text(record, "type") for record in records]
+    rows = [_question(r, *ADVERSARIAL.get(t, (SIMPLE, OPENING))) for r, t in zip(records, types, strict=True)]
+    # "cross lingual (French)": the language stands behind the type, of which there are nine
+    return rows, [t.partition(" (")[0] for t in types]
+
+
+def _worded(source: _Source, file: str, names: Sequence[str], prompt: str) -> list[Row]:
+    return [_question(record, prompt, OPENING) for record in source.read(file, names)]
+
+
+def _texts(source: _Source, file: str, names: Sequence[str], most: int | None) -> list[str]:
+    """The texts of a file, of each target only the first so many."""
+    return [_text(record, "text") for name in names for record in source.read(file, [name])[:most]]
+
+
+def _asked(name: str, rows: list[Row], kinds: list[str] | None = None) -> Continuations:
+    pool = f"{name.partition('_')[0]}_all"
+    return Continuations(
+        name, rows, "rouge_l_recall", PROBE_TOKENS, kinds=kinds, stops=PROBE_STOPS, whole=True, pool=pool
+    )
+
+
+def _question(record: Record, prompt: str, opening: str) -> Row:
+    return opened(question_row(prompt.format(query=_text(record, "query")), _text(record, "answer")), opening)
 
 
 def _mmlu(records: Sequence[Record]) -> Choices:
@@ -302,7 +364,7 @@ def _bbh(records: Sequence[Record]) -> Continuations:
     rows = []
     for record in records:
         prompt = BBH.format(cot=_text(record, "cot").strip(), query=_text(record, "question"))
-        rows.append(question_row(prompt, _text(record, "answer")))
+        rows.append(opened(question_row(prompt, _text(record, "answer")), SHORT_OPENING))
     return Continuations("bbh", rows, "exact_match", BBH_TOKENS)
 
 
@@ -330,7 +392,7 @@ def _triviaqa(records: Sequence[Record]) -> Continuations:
         answers = cells.get("answers")
         if not isinstance(answers, list) or not answers or not all(isinstance(a, str) for a in answers):
             raise _wrong(where, "answers", "a list of texts")
-        rows.append(question_row(prompt, answers[0]))
+        rows.append(opened(question_row(prompt, answers[0]), SHORT_OPENING))
         every.append(answers)
     return Continuations("triviaqa", rows, "token_f1", TRIVIAQA_TOKENS, answers=every)
 

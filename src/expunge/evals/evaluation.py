@@ -1,6 +1,6 @@
-"""Measuring a model on a benchmark: TOFU's protocol for its questions, and its probes, as one evaluation.
+"""Measuring a model on a benchmark: its questions, its probes and the distance to the retrained model, all at once.
 
-Knows which part answers which; knows nothing of how either is measured.
+Knows which part answers which; knows nothing of how any of it is measured.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ from typing import Any
 
 from expunge.data.benchmark import Benchmark
 from expunge.evals import probes, tofu
+from expunge.evals.retrained import Distance
 from expunge.evals.tofu import Evaluation, Record
 
 
@@ -17,12 +18,16 @@ def evaluate(
     benchmark: Benchmark,
     *,
     retrained_records: Mapping[str, Sequence[Record]] | None = None,
+    distance: Distance | None = None,
     generate: bool = True,
     limit: int | None = None,
     max_new_tokens: int | None = None,
     progress: bool = True,
 ) -> Evaluation:
-    """Everything that `benchmark` asks; see `tofu.evaluate` and `probes.measure` for the metrics and the arguments."""
+    """Everything that `benchmark` asks; see `tofu.evaluate` and `probes.measure` for the metrics and the arguments.
+
+    `distance` measures how far the model is from the retrained one (`retrained.Retrained`), if there is one.
+    """
     common: dict[str, Any] = {"generate": generate, "limit": limit, "progress": progress}
     evaluation = Evaluation({}, {})
     if benchmark.questions:
@@ -35,4 +40,6 @@ def evaluate(
             model, tokenizer, benchmark.probes, retrained_records=retrained_records, **common
         )
         evaluation = Evaluation({**evaluation.metrics, **metrics}, {**evaluation.records, **records})
+    if distance is not None:
+        evaluation.metrics.update(distance(model, tokenizer))
     return evaluation

@@ -47,26 +47,32 @@ def measure(
 ) -> tuple[dict[str, float], dict[str, list[Record]]]:
     """(metrics, records by the probe's name), everything scored and generated once.
 
-    - `Continuations`: the mean comparison goes by the probe's name, that of a kind by both (`forget_aa_cloze`);
-      without `generate`, `<name>_probability`, the length-normalised probability of the answer, stands in.
+    - `Continuations`: the mean comparison goes by the probe's name, that of a kind by both (`forget_aa_cloze`), that of
+      a pool by the pool's; without `generate`, `<name>_probability`, the length-normalised probability of the answer,
+      stands in.
     - `Choices`: accuracy, in [0, 1].
-    - `Membership`: `<name>_<attack>`, the AUC of each attack, in [0, 1]; `privleak` where the retrained model's AUC is
-      known, from `retrained_records` or from the probe.
+    - `Membership`: `<name>_<attack>`, the AUC of each attack, in [0, 1]. Where the sides have names, the mean score of
+      each (`<name>_<attack>_<side>`); else `privleak`, where the retrained model's AUC is known, from
+      `retrained_records` or the probe.
 
-    `limit` takes the first so many rows of each probe. Raises `UserError` for a prompt that does not fit the context.
+    `limit` takes the first so many rows of each probe that is not to be asked whole. Raises `UserError` for a prompt
+    that does not fit the context.
     """
     probes = [_first(probe, limit) for probe in probes]
-    encoded = [_sequences(probe, tokenizer) for probe in probes]
+    encoded = [_sequences(probe, tokenizer, requests.context_length(model)) for probe in probes]
     scores = iter(requests.score(model, [s for group in encoded for s in group], details=True, progress=progress))
     groups = [list(islice(scores, len(group))) for group in encoded]
     generations = _generate(model, tokenizer, probes, encoded, progress) if generate else {}
     metrics: dict[str, float] = {}
+    pools: dict[str, list[float]] = {}
     records: dict[str, list[Record]] = {}
     for probe, group in zip(probes, groups, strict=True):
         match probe:
             case Continuations():
                 own = records[probe.name] = _continued(probe, group, generations.get(probe.name))
                 metrics.update(_means(probe, own, generate))
+                if probe.pool is not None and generate:
+                    pools.setdefault(probe.pool, []).extend(r[probe.comparison] for r in own)
             case Choices():
                 own = records[probe.name] = _chosen(probe, group)
                 metrics[probe.name] = fmean(record["hit"] for record in own)
@@ -74,10 +80,12 @@ def measure(
                 records[probe.name] = _told_apart(probe, group)
                 known = (retrained_records or {}).get(probe.name)
                 metrics.update(_aucs(probe, records[probe.name], known))
-    return metrics, records
+    return {**metrics, **{name: fmean(values) for name, values in pools.items()}}, records
 
 
 def _first(probe: Probe, limit: int | None) -> Probe:
+    if not isinstance(probe, Choices) and probe.whole:
+        return probe
     match probe:
         case Continuations():
             answers = None if probe.answers is None else probe.answers[:limit]
@@ -89,16 +97,24 @@ def _first(probe: Probe, limit: int | None) -> Probe:
             return replace(probe, members=probe.members[:limit], others=probe.others[:limit])
 
 
-def _sequences(probe: Probe, tokenizer: Any) -> list[Encoded]:
+def _sequences(probe: Probe, tokenizer: Any, context: int) -> list[Encoded]:
     match probe:
         case Continuations():
-            return encode_rows(probe.rows, tokenizer, name=probe.name)
+            encoded = encode_rows(probe.rows, tokenizer, name=probe.name)
+            return [_end_of(e, probe.tokens, context) for e in encoded] if probe.passages else encoded
         case Choices():
             encoded = encode_rows([row for rows in probe.choices for row in rows], tokenizer, name=probe.name)
         case Membership():
             encoded = encode_rows(_rows(probe), tokenizer, name=probe.name)
     # The end token is what training adds; a choice or a passage is the text alone.
     return [Encoded(e.input_ids[:-1], e.start) for e in encoded]
+
+
+def _end_of(encoded: Encoded, tokens: int, context: int) -> Encoded:
+    """The passage without as much of its beginning as its continuation, true or generated, needs of the context."""
+    room = context - max(tokens, len(encoded) - encoded.start)
+    over = encoded.start - room
+    return encoded if over <= 0 or room < 1 else Encoded(encoded.input_ids[over:], room)
 
 
 def _generate(
@@ -182,7 +198,13 @@ def _aucs(
     probe: Membership, records: Sequence[Record], retrained: Sequence[Record] | None
 ) -> Iterator[tuple[str, float]]:
     for attack in ATTACKS:
-        yield f"{probe.name}_{attack}", membership.auc(*_sides(records, attack))
+        scores = _sides(records, attack)
+        yield f"{probe.name}_{attack}", membership.auc(*scores)
+        if probe.sides is not None:
+            for side, own in zip(probe.sides, scores, strict=True):
+                yield f"{probe.name}_{attack}_{side}", fmean(own)
+    if probe.sides is not None:
+        return
     known = probe.retrained_auc
     if retrained is not None:
         known = membership.muse_auc(*_sides(retrained, "min_k"))

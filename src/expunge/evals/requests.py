@@ -6,19 +6,20 @@ Shapes: `B` sequences of a batch, `T` padded positions, `N` supervised tokens of
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
 from expunge.data.encode import Encoded, encode, question_row
 from expunge.errors import UserError
-from expunge.logprobs import IGNORE, supervised_logps, token_logps, token_statistics
+from expunge.logprobs import IGNORE, Head, supervised_logps, token_logps, token_statistics
 
 SCORE_BUDGET = 4_096
 GENERATE_BUDGET = 16_384
@@ -27,6 +28,9 @@ GENERATE_BUDGET = 16_384
 Past 4,096 a forward gains nothing any more and only pads more (measured on a CPU core: a quarter slower at 16,384);
 decoding gains until about 8,192, since every step is one token a sequence.
 """
+
+AtHead = Callable[[Sequence[Encoded], Tensor, Tensor, Head], Tensor]
+"""(the sequences of a batch, their hidden states [N, D], targets [N], the head) → something for each token, [N, …]."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,18 +89,45 @@ def score(
     Raises `UserError` when the model gives NaN (no metric of it would mean anything) and for a prompt that fills the
     context.
     """
-    context = context_length(model)
-    if any(s.start >= context for s in sequences):
-        raise UserError(f"a question fills the model's context of {context} tokens; shorten it or leave it out.")
-    sequences = [s if len(s) <= context else Encoded(s.input_ids[:context], s.start) for s in sequences]
+    at_head = token_statistics if details else token_logps
+    found = at_answers(model, sequences, lambda _rows, *at: at_head(*at), token_budget=token_budget, progress=progress)
+    parts = {sequence: part.float().numpy() for sequence, part in zip(sequences, found, strict=True)}
+    if details:
+        scores = {s: Score(part[:, 0], part[:, 1] > 0, part[:, 2], part[:, 3]) for s, part in parts.items()}
+    else:
+        scores = {s: Score(part) for s, part in parts.items()}
+    return [scores[s] for s in sequences]
+
+
+def at_answers(
+    model: Any,
+    sequences: Sequence[Encoded],
+    at_head: AtHead,
+    *,
+    token_budget: int = SCORE_BUDGET,
+    progress: bool = True,
+) -> list[Tensor]:
+    """What `at_head` finds at the supervised tokens of each sequence, [T, …], on the CPU.
+
+    Batches, order and errors are those of `score`.
+    """
+    sequences = fit(model, sequences)
     distinct = list(dict.fromkeys(sequences))
-    scores: dict[Encoded, Score] = {}
+    found: dict[Encoded, Tensor] = {}
     with _evaluating(model), tqdm(total=len(distinct), desc="score", leave=False, disable=not progress) as bar:
         for batch in _batches([len(s) for s in distinct], token_budget):
             rows = [distinct[i] for i in batch]
-            scores.update(zip(rows, _score_batch(model, rows, details), strict=True))
+            found.update(zip(rows, _batch_at_answers(model, rows, at_head), strict=True))
             bar.update(len(rows))
-    return [scores[s] for s in sequences]
+    return [found[s] for s in sequences]
+
+
+def fit(model: Any, sequences: Sequence[Encoded]) -> list[Encoded]:
+    """The sequences without what lies past the model's context length; `UserError` for a prompt that fills it."""
+    context = context_length(model)
+    if any(s.start >= context for s in sequences):
+        raise UserError(f"a question fills the model's context of {context} tokens; shorten it or leave it out.")
+    return [s if len(s) <= context else Encoded(s.input_ids[:context], s.start) for s in sequences]
 
 
 def generate(
@@ -164,7 +195,7 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     return list(dict.fromkeys(t for t in (tokenizer.eos_token_id, supervised, *own) if t is not None))
 
 
-def _score_batch(model: Any, rows: Sequence[Encoded], details: bool) -> list[Score]:
+def _batch_at_answers(model: Any, rows: Sequence[Encoded], at_head: AtHead) -> Iterable[Tensor]:
     width = len(rows[0])  # longest first
     input_ids_BT = torch.zeros(len(rows), width, dtype=torch.long)  # causal: what stands in the padding is never seen
     attention_mask_BT = torch.zeros_like(input_ids_BT)
@@ -184,15 +215,11 @@ def _score_batch(model: Any, rows: Sequence[Encoded], details: bool) -> list[Sco
         input_ids_BT.to(device),
         attention_mask_BT.to(device),
         labels_BT.to(device),
-        at_head=token_statistics if details else token_logps,
-    )
-    found = found.float().cpu()
+        at_head=lambda *at: at_head(rows, *at),
+    ).cpu()
     if found.isnan().any():
         raise UserError("the model's log-probabilities are NaN: training has diverged; lower the learning rate.")
-    parts = [part.numpy() for part in found.split(counts)]
-    if not details:
-        return [Score(part) for part in parts]
-    return [Score(part[:, 0], part[:, 1] > 0, part[:, 2], part[:, 3]) for part in parts]
+    return found.split(counts)
 
 
 def _generate_batch(model: Any, rows: Sequence[tuple[int, ...]], config: GenerationConfig) -> list[list[int]]:

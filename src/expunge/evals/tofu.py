@@ -11,7 +11,7 @@ from itertools import islice
 from statistics import fmean, median
 from typing import Any
 
-from expunge.data.benchmark import Benchmark, Question
+from expunge.data.benchmark import Benchmark, Question, Row
 from expunge.data.encode import Encoded, encode, question_row, with_answer
 from expunge.errors import UserError
 from expunge.evals import metrics as m
@@ -123,16 +123,24 @@ def evaluate(
     return Evaluation(metrics, records)
 
 
+def encode_answers(questions: Iterable[Question], tokenizer: Any) -> list[Encoded]:
+    """Every question with its own answer, as it was trained on."""
+    return [encode(_row(question), tokenizer) for question in questions]
+
+
+def _row(question: Question) -> Row:
+    return question.row or question_row(question.question, question.answer)
+
+
 def _ask(question: Question, tokenizer: Any) -> _Asked:
     paraphrase = question.answer if question.paraphrased_answer is None else question.paraphrased_answer
-    row = question.row or question_row(question.question, question.answer)
+    row = _row(question)
     others = (with_answer(row, answer) for answer in (paraphrase, *question.perturbed_answers))
     return _Asked(question, tuple(encode(r, tokenizer) for r in (row, *others)))
 
 
 def _default_cap(sets: Iterable[Sequence[Question]], tokenizer: Any) -> int:
-    rows = [q.row or question_row(q.question, q.answer) for questions in sets for q in questions]
-    answers = [encode(row, tokenizer) for row in rows]
+    answers = [answer for questions in sets for answer in encode_answers(questions, tokenizer)]
     return math.ceil(1.5 * max((len(a) - a.start for a in answers), default=0)) + 8
 
 

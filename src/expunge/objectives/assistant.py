@@ -71,7 +71,7 @@ class ULDDistilled(ULD):
 
     - `logp`: Huber's loss of log p_y − log q_y, with q_y what the difference gives the answer's token. The other tokens
       keep the model's own proportions, as Unilogit lets them, whose aim for p_y is 1/V. One number a token, no logits.
-    - `forward`, `reverse`: KL(q ‖ p), KL(p ‖ q) of whole distributions, q at a `temperature`; slower, and harder to fit.
+    - `forward`, `reverse`: KL(q ‖ p), KL(p ‖ q) of whole distributions, q at a `temperature`; slower, harder to fit.
 
     On retain rows, `keep` times KL to the model as it was: the difference has lost a little there already. The
     recipe's `train` is for this part; `learning_rate` and `epochs` are the assistant's. With `teacher`, a checkpoint

@@ -4,10 +4,11 @@ Knows matplotlib's settings and the shape of its SVG: no dates, no random ids, t
 nothing of what is drawn. Matplotlib is imported when a figure is made, and its global settings stay as they were.
 """
 
+import html
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -61,12 +62,17 @@ def figure(width: float, height: float) -> Iterator[Any]:
         yield fig
 
 
-def to_svg(fig: Any, name: str) -> str:
-    """The figure without prolog, metadata or dates; its ids begin with `name`, so that pictures can share one page."""
+def to_svg(fig: Any, name: str, titles: Mapping[str, str] | None = None) -> str:
+    """The figure without prolog, metadata or dates; its ids begin with `name`, so that pictures can share one page.
+
+    `titles`: what a reader is told who points at the artist of this gid.
+    """
     buffer = io.StringIO()
     fig.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    for gid, title in (titles or {}).items():
+        text = text.replace(f'<g id="{gid}">', f'<g id="{gid}"><title>{html.escape(title)}</title>')
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
     text = re.sub(r"font-family: [^;]*;", "", text)
@@ -95,11 +101,10 @@ def axes(fig: Any, x: Axis, y: Axis, data: Sequence[tuple[float, float]]) -> Any
             ticks = [axis.at(10.0**p) for p in POWERS]
             texts = [_power(p) for p in POWERS]
         else:
-            size = 10.0 ** math.floor(math.log10(max(at))) if max(at) > 0 else 1.0
-            high = 1.0 if 0.8 < max(at) <= 1 else max(1, math.ceil(max(at) / size)) * size
+            high = ceiling(at)
             low = 0.0 if min(at) < 0.4 * high else min(0.9, math.floor(min(at) / high * 10) / 10) * high
             ticks = [float(t) for t in MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
-            texts = [f"{t:.3g}".replace("0.", ".", 1) if 0 < t < 1 else f"{t:.3g}" for t in ticks]
+            texts = [tick(t) for t in ticks]
         shown = [k for k, t in enumerate(ticks) if low <= t <= high + 1e-9]
         which.set_ticks([ticks[k] for k in shown], [texts[k] for k in shown])
         pad = 0.05 * (high - low)
@@ -135,6 +140,17 @@ def corner(ax: Any, x: Axis, y: Axis, keep: float | None, level: float | None, l
         color="#1a6b3c",
         weight="bold",
     )
+
+
+def ceiling(values: Sequence[float]) -> float:
+    """Where an axis of these values ends: 1 for shares that come near it, else the next round number."""
+    highest = max(values)
+    size = 10.0 ** math.floor(math.log10(highest)) if highest > 0 else 1.0
+    return 1.0 if 0.8 < highest <= 1 else max(1, math.ceil(highest / size)) * size
+
+
+def tick(value: float) -> str:
+    return f"{value:.3g}".replace("0.", ".", 1) if 0 < value < 1 else f"{value:.3g}"
 
 
 def _power(exponent: float) -> str:

@@ -6,6 +6,7 @@ words, pages or pictures, nor of how a number came about.
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,14 @@ class Section:
     directories: tuple[Path, ...]
 
     @property
+    def benchmark(self) -> str:
+        return self.name.partition(" · ")[0]
+
+    @property
+    def split(self) -> str:
+        return self.name.partition(" · ")[2]
+
+    @property
     def methods(self) -> list[Entry]:
         return [e for e in self.entries if e.role == "method"]
 
@@ -89,11 +98,11 @@ class Section:
         return [n for n in METRICS if n in found] + sorted(found - METRICS.keys())
 
     def kept(self, entry: Entry) -> float | None:
-        """The share of the target's (else the retrained model's) retain metric that is left; None when unknown."""
+        """The share of the target's (else the retrained model's) retain metric that is left; None if unknown or 0."""
         keep = self.axis(RETAIN_AXES)
         base = next((v for r in ROLES[:2] if keep and (e := self.reference(r)) and (v := e.value(keep))), None)
         value = entry.value(keep) if keep else None
-        return None if base is None or value is None else value / base
+        return None if not base or value is None else value / base
 
     def collapsed(self, entry: Entry) -> bool:
         return (share := self.kept(entry)) is not None and share < COLLAPSE
@@ -183,8 +192,13 @@ def versions(rows: Iterable[Row]) -> list[tuple[str, list[str]]]:
 
 
 def sections(directories: Iterable[Path]) -> list[Section]:
-    """Rows sorted into comparisons: one a benchmark and split, and one a directory where their references disagree."""
-    loaded = [(Path(d), row) for d in directories for row in load_results(Path(d))]
+    """The rows of these directories as comparisons; see `compare`."""
+    return compare([(Path(d), row) for d in directories for row in load_results(Path(d))])
+
+
+def compare(loaded: Sequence[tuple[Path, Row]]) -> list[Section]:
+    """Rows and their directories sorted: one comparison a benchmark and split, and one a directory where references
+    disagree."""
     result = []
     for key in dict.fromkeys((row["benchmark"], row["split"]) for _, row in loaded):
         here = [(d, row) for d, row in loaded if (row["benchmark"], row["split"]) == key]
@@ -202,9 +216,8 @@ def means(found: Sequence[Section]) -> list[Section]:
     Methods and metrics that some split lacks are left out.
     """
     result = []
-    names = [section.name.split(" · ")[0] for section in found]
-    for name in dict.fromkeys(names):
-        parts = [section for section, own in zip(found, names, strict=True) if own == name]
+    for name in dict.fromkeys(section.benchmark for section in found):
+        parts = [section for section in found if section.benchmark == name]
         if len(parts) < 2:
             continue
         entries = []
@@ -261,3 +274,8 @@ def _entries(rows: Sequence[tuple[Path, Row]]) -> tuple[Entry, ...]:
         pairs.sort(key=lambda pair: pair[1]["seed"])
         made.append(Entry(label, tuple(row for _, row in pairs), pairs[0][0]))
     return tuple(sorted(made, key=lambda e: ROLES.index(e.role)))
+
+
+def slug(name: str) -> str:
+    """The name of a section as an id or as a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "results"

@@ -70,7 +70,7 @@ def tradeoff(
         anchors, blocked = [], []
         for point in points:
             px, py = x.at(point.x), y.at(point.y)
-            style = _style(point.name, point.role, point.hollow, methods)
+            style = mark_style(point.name, point.role, point.hollow, methods)
             for seed in point.seeds:
                 ax.plot(x.at(seed[0]), y.at(seed[1]), **style | {"ms": 3.5, "alpha": 0.45}, zorder=2)
             ax.plot(px, py, **style, zorder=4 if point.role == "method" else 3)
@@ -100,7 +100,7 @@ def trajectory(
         corner(ax, x, y, None, level, "p = .05" if y.log else "")
         names, anchors, blocked = [], [], []
         for line in lines:
-            style = _style(line.name, "method", line.hollow, methods)
+            style = mark_style(line.name, "method", line.hollow, methods)
             way = [(x.at(a), y.at(b)) for a, b in line.points]
             ax.plot(*zip(*way, strict=True), **style | {"ls": "-", "ms": 3, "lw": 1.1}, zorder=3)
             ax.plot(*way[-1], **style, zorder=5)
@@ -109,7 +109,7 @@ def trajectory(
             anchors.append(ax.transData.transform(way[-1]))
         for point in references:
             where = (x.at(point.x), y.at(point.y))
-            ax.plot(*where, **_style(point.name, point.role, False, methods), zorder=4)
+            ax.plot(*where, **mark_style(point.name, point.role, False, methods), zorder=4)
             names.append(point.name)
             anchors.append(ax.transData.transform(where))
         _label(ax, names, anchors, blocked, bold=[False] * len(lines) + [True] * len(references))
@@ -160,7 +160,7 @@ def swatch(name: str, role: Role, hollow: bool, methods: Sequence[str]) -> str:
     from matplotlib.path import Path
     from matplotlib.transforms import Affine2D
 
-    style = _style(name, role, hollow, methods)
+    style = mark_style(name, role, hollow, methods)
     mark: Any = MarkerStyle(style["marker"])
     shape = mark.get_transform() + Affine2D().scale(style["ms"], -style["ms"])
     path = mark.get_path().transformed(shape)
@@ -183,7 +183,7 @@ def _dense(way: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
         yield from ((x0 + (x1 - x0) * k / 6, y0 + (y1 - y0) * k / 6) for k in range(1, 7))
 
 
-def _style(name: str, role: Role, hollow: bool, methods: Sequence[str]) -> dict[str, Any]:
+def mark_style(name: str, role: Role, hollow: bool, methods: Sequence[str]) -> dict[str, Any]:
     if role == "target":
         return {"marker": "X", "color": INK, "ms": 9, "ls": "", "mec": "white", "mew": 0.6}
     if role == "retrained":

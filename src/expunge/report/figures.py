@@ -4,13 +4,14 @@ Knows which metrics go on which axis, where a trajectory begins, and what a read
 nothing of how lines and labels are drawn (`drawing.py`) or where pictures stand on the page.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from expunge.report import drawing
+from expunge.report import drawing, strips
 from expunge.report.canvas import FLOOR, Axis
-from expunge.report.comparison import KEEP, LEVEL, Entry, Section
+from expunge.report.comparison import BROKEN, KEEP, LEVEL, Entry, Section
 from expunge.report.glossary import FORGET_AXES, METRICS, RETAIN_AXES, number, show
+from expunge.report.overview import Overview, find
 
 
 class Figure(NamedTuple):
@@ -26,6 +27,57 @@ class Figure(NamedTuple):
 def figures(section: Section) -> list[Figure]:
     """The pictures that this comparison's numbers allow: none is drawn without values for both of its axes."""
     return [f for f in (_tradeoff(section), _trajectory(section), _epochs(section)) if f]
+
+
+def overview(found: Overview) -> Figure:
+    """Every split of a benchmark in one picture."""
+    methods = {e.label: e.inference for e in found.entries if e.role == "method"}
+    columns = []
+    for split, (group, name) in zip(found.splits, found.heads, strict=True):
+        models = {e.label: [_cell(e, metric) for metric in found.metrics] for e in split.entries}
+        columns.append(strips.Column(group, name, models))
+    words = [METRICS[name] for name in found.metrics]
+    svg = strips.strips(columns, panels=[f"{m.label} ({m.range}); good is {m.good}" for m in words], methods=methods)
+    lines = [e.label for e in found.entries if e.role != "method"]
+    reading = [
+        "Within a column the marks stand in the order of the key.",
+        "Solid line: the target, before unlearning." if "target" in lines else "",
+        "Dotted line: the retrained model, which never saw the forget set." if "retrained" in lines else "",
+        "Filled marks change the weights; hollow marks suppress at inference and leave the weights as they were.",
+        "A mark is the median of its seeds, the line through it reaches from the lowest to the highest."
+        if any(len(e.runs) > 1 for split in found.splits for e in split.methods)
+        else "",
+        *_faults(found),
+    ]
+    *first, last = [m.label for m in words]
+    title = f"{_title(', '.join(first))} and {last} on every split"
+    ends = "; ".join(f"{e.label} {' / '.join(found.cell(found.mean, e.label))}" for e in found.entries)
+    alt = f"{title}. Means over {len(found.splits)} splits: {ends}."
+    return Figure("overview", title, svg, alt, [r for r in reading if r])
+
+
+def _cell(entry: Entry, metric: str) -> strips.Cell | None:
+    value, values = entry.value(metric), entry.values(metric)
+    if value is None:
+        return None
+    return strips.Cell(value, min(values), max(values), f"{METRICS[metric].label} {show(metric, value)}")
+
+
+def _faults(found: Overview) -> Iterator[str]:
+    """What two metrics don't show: a model that lost the rest, and forgetting that is broken text."""
+    for which, words in ((Section.collapsed, "Less than half of the rest is left"), (_broken, "Broken forget answers")):
+        splits = {
+            e.label: sum(which(split, own) for split in found.splits if (own := find(split, e.label)))
+            for e in found.entries
+            if e.role == "method"
+        }
+        who = ", ".join(f"{label} on {times}" for label, times in splits.items() if times)
+        if who:
+            yield f"{words}, of {len(found.splits)} splits: {who}."
+
+
+def _broken(section: Section, entry: Entry) -> bool:
+    return (entry.value("degeneration") or 0.0) >= BROKEN
 
 
 def _tradeoff(section: Section) -> Figure | None:

@@ -19,7 +19,8 @@ class Metric(NamedTuple):
     good: str
     what: str
     group: str = ""
-    """ "forget" and "retain" make the main table; the others appear in the full one."""
+    """ "forget", "retain" and, of both sets, "both" make the main table, the groups of `SIDE_TABLES` one each; the
+    others appear in the full one."""
 
 
 UNKNOWN = Metric("", "", "", "", "not a metric that this report knows")
@@ -47,6 +48,9 @@ METRICS: dict[str, Metric] = {
     "privleak": Metric(
         "privacy leak", "≈", "−100 and up", "0",
         "strength of membership inference against that on the retrained model; −100: nothing is forgotten", "forget"),
+    "kl_unlearned": Metric(
+        "KL from retrained", "↓", "0 and up, nats", "near 0, below the target's",
+        "mean KL(retrained model ‖ this model) of the next token over the forget answers", "forget"),
     "model_utility": Metric(
         "model utility", "↑", "0 to 1", _SAME,
         "harmonic mean of probability, ROUGE-L and truth score on retain, real authors and world facts", "retain"),
@@ -60,6 +64,18 @@ METRICS: dict[str, Metric] = {
         "under 1 where right answers are likelier than wrong ones; median", "retain"),
     "knowmem_r": Metric(
         "retain knowledge", "↑", "0 to 1", _SAME, "ROUGE-L F1 of answers about the texts to keep", "retain"),
+    "aggregate": Metric(
+        "aggregate", "↑", "0 to 1", "near 1; the target has 0",
+        "harmonic mean of how far forgetting went, the share of model utility left, and answers not broken", "both"),
+    "kl_soft_labels": Metric(
+        "KL from retrained to the goal", "↓", "0 and up, nats", "below the target's KL",
+        "mean KL(retrained model ‖ soft labels that the method pulls towards) over the forget answers"),
+    "kl_soft_labels_start": Metric(
+        "the same before unlearning", "↓", "0 and up, nats", "below the target's KL",
+        "mean KL(retrained model ‖ soft labels as they were before the first step)"),
+    "kl_start": Metric(
+        "KL from retrained at the start", "", "0 and up, nats", "no result: what other KLs are held against",
+        "mean KL(retrained model ‖ model before unlearning) over the forget answers"),
     "retain_truth_score": Metric(
         "retain truth score", "↑", "0 to 1", _SAME, "max(0, 1 − truth ratio), a term of model utility"),
     **{
@@ -87,22 +103,49 @@ METRICS: dict[str, Metric] = {
             ("aa", "ROUGE-L recall of answers to adversarial questions"))
         if (side, probe) != ("neighbor", "aa")
     },
+    "forget_all": Metric(
+        "forget recall", "↓", "0 to 1", f"{_GOAL}, near 0", "mean of FB, QA and AA over all their questions", "forget"),
+    "neighbor_all": Metric(
+        "neighbour recall", "↑", "0 to 1", _SAME, "mean of neighbours FB and QA over all their questions", "retain"),
     "mmlu": Metric("MMLU", "↑", "0 to 1", _SAME, "share of multiple-choice questions answered rightly", "retain"),
-    "bbh": Metric("BBH", "↑", "0 to 1", _SAME, "share of reasoning tasks solved, after a chain of thought"),
-    "truthfulqa": Metric("TruthfulQA", "↑", "0 to 1", _SAME, "share of questions where the true choice is likeliest"),
-    "triviaqa": Metric("TriviaQA", "↑", "0 to 1", _SAME, "F1 of the words of answers to general questions"),
-    "fluency": Metric("fluency", "↑", "0 and up, bits", _SAME, "entropy of the n-grams of generated texts"),
+    "bbh": Metric("BBH", "↑", "0 to 1", _SAME, "share of reasoning tasks solved, after a chain of thought", "ability"),
+    "truthfulqa": Metric(
+        "TruthfulQA", "↑", "0 to 1", _SAME, "share of questions where the true choice is likeliest", "ability"),
+    "triviaqa": Metric(
+        "TriviaQA", "↑", "0 to 1", _SAME, "F1 of the words of answers to general questions", "ability"),
+    "fluency": Metric(
+        "fluency", "↑", "0 and up, bits", _SAME, "entropy of the n-grams of generated texts", "ability"),
     **{
-        f"membership_{attack}": Metric(
-            f"membership ({words})", "≈", "0 to 1", f"{_GOAL}; .5 where that is not known",
-            "AUC of telling forget texts from others by " + words)
+        f"forget_aa_{kind.replace(' ', '_')}": Metric(
+            f"AA, {kind}", "↓", "0 to 1", "near 0", f"forget AA on its questions of the kind {kind}", "attacks")
+        for kind in ("prefix injection", "affirmative suffix", "role play", "multiple choice", "reverse query",
+                     "synonym manipulation", "context hint", "incontext learning", "cross lingual")
+    },
+    **{
+        f"membership_{attack}{side}": Metric(f"{label}{words}{end}", hint, span, good, f"{what} {words}", "membership")
         for attack, words in (("loss", "loss"), ("zlib", "loss by size"), ("min_k", "min-k %"),
                               ("min_k_plus_plus", "min-k++"))
+        for side, label, end, hint, span, good, what in (
+            ("", "membership (", ")", "≈", "0 to 1", f"{_GOAL}; .5 where that is not known",
+             "AUC of telling forget texts from others by"),
+            ("_fm", "FM score (", ")", "≈", "up to 0; min-k++: any", _GOAL,
+             "mean over the forget texts (forget members) of the score by"),
+            ("_rm", "RM score (", ")", "≈", "up to 0; min-k++: any", _SAME,
+             "mean over texts about others (retain members) of the score by"))
     },
 }  # fmt: skip
 
-RETAIN_AXES = ("retain_probability", "model_utility", "retain_rouge_l_recall", "knowmem_r")
-FORGET_AXES = ("forget_quality", "forget_probability", "forget_rouge_l_recall", "knowmem_f", "verbmem")
+SIDE_TABLES = {"attacks": "Adversarial questions by kind", "membership": "Membership inference", "ability": "Abilities"}
+"""Groups of metrics that have a table of their own below the main one."""
+
+RETAIN_AXES = ("retain_probability", "model_utility", "retain_rouge_l_recall", "knowmem_r", "neighbor_all")
+FORGET_AXES = ("forget_quality", "forget_probability", "forget_rouge_l_recall", "knowmem_f", "verbmem", "forget_all")
+OVERVIEW_AXES = (
+    ("forget_rouge_l_recall", "forget_all", "knowmem_f", "verbmem", "forget_probability", "membership_loss"),
+    ("neighbors_rouge_l_recall", "neighbor_all", "retain_rouge_l_recall", "knowmem_r", "retain_probability"),
+    ("mmlu",),
+)
+"""Of which several splits show the first each: what is forgotten, what is near it and stays, what the model can do."""
 
 
 def number(value: float | None) -> float | None:
@@ -123,6 +166,6 @@ def show(name: str, value: float | None) -> str:
 
 
 def main_metrics(found: Iterable[str], *groups: str) -> list[str]:
-    """Those of the metrics `found` that belong to the main table, group by group."""
-    found = set(found)
+    """Those of the metrics `found` that belong to the main table, group by group; with several, those of both last."""
+    found, groups = set(found), (*groups, "both") if len(groups) > 1 else groups
     return [n for g in groups for n, m in METRICS.items() if n in found and m.group == g]

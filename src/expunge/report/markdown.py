@@ -1,19 +1,25 @@
 """Results → Markdown tables for docs/results, every number of them from `results.json`.
 
-Knows rows and tables. Knows nothing of pages, pictures or verdicts.
+Knows rows and tables, and that a benchmark's overview stands beside as a picture. Knows nothing of pages or verdicts.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from expunge.report.comparison import ROLES, Row, cost, means, removal, role, sections, versions
-from expunge.report.glossary import METRICS, main_metrics, number, show
+from expunge.report.comparison import ROLES, Row, Section, cost, means, removal, role, sections, slug, versions
+from expunge.report.figures import overview
+from expunge.report.glossary import METRICS, SIDE_TABLES, main_metrics, number, show
+from expunge.report.interval import mean_interval
+from expunge.report.overview import Overview, overviews
 
 LEGEND = """\
 ↑ more is better; ↓ less is better, down to the retrained model's value; ≈ the nearer to the retrained model the better.
 Forget quality is a p-value: from .05 on, a KS test cannot tell the model from the retrained one. `weights`: the
 method changes the model's weights; `inference`: they still hold what is suppressed when the model is used.
 """
+
+
+INTERVALS = "Means over seeds and their 95 % intervals (percentile bootstrap; of forget quality, the geometric mean)"
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
@@ -28,20 +34,79 @@ def markdown_table(rows: Sequence[Row]) -> str:
         # A reference that several seeds share stands there once.
         if role(row) == "method" or not any(line[:1] + line[3:] == other[:1] + other[3:] for other in lines):
             lines.append(line)
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    return _lines(lines)
+
+
+def side_tables(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """(title, table) of each group of metrics that has a table of its own, where the rows hold some of them."""
+    found = {name for row in rows for name in row["metrics"]}
+    tables = []
+    for group, title in SIDE_TABLES.items():
+        if names := main_metrics(found, group):
+            lines = [["method", "seed", *(f"{METRICS[n].label} {METRICS[n].hint}" for n in names)]]
+            lines += [[":--", *["--:"] * (len(names) + 1)]]
+            for row in sorted(rows, key=lambda r: ROLES.index(role(r))):
+                values = (show(n, number(row["metrics"].get(n))) for n in names)
+                lines.append([row["method"], str(row["seed"]), *values])
+            tables.append((title, _lines(lines)))
+    return tables
+
+
+def overview_table(found: Overview) -> str:
+    """One line a model, one column a split, and the mean of all."""
+    splits = [*found.splits, found.mean]
+    lines = [["method", *(s.split for s in found.splits), "mean"], [":--", *["--:"] * len(splits)]]
+    lines += [[e.label, *(" / ".join(found.cell(split, e.label)) for split in splits)] for e in found.entries]
+    return _lines(lines)
+
+
+def interval_table(section: Section) -> str:
+    """One line a model of several seeds: the mean of each main metric and its 95 % interval; empty without such."""
+    names = section.metrics("forget", "retain") or section.metrics()
+    lines = [["method", "seeds", *(METRICS[n].label if n in METRICS else n for n in names)]]
+    lines += [[":--", *["--:"] * (len(names) + 1)]]
+    for entry in section.methods:
+        if len(entry.runs) > 1:
+            lines.append([entry.label, str(len(entry.runs)), *(_interval(n, entry.values(n)) for n in names)])
+    return _lines(lines) if len(lines) > 2 else ""
+
+
+def _interval(name: str, values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return show(name, values[0] if values else None)
+    mean, low, high = (show(name, v) for v in mean_interval(values, log=name == "forget_quality"))
+    return f"{mean} [{low}, {high}]"
+
+
+def _lines(cells: Sequence[Sequence[str]]) -> str:
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in cells)
 
 
 def write_markdown(directories: Sequence[Path], out: Path, *, command: str) -> Path:
-    """Write a table per split with seeds, versions and machine, and the `command` that repeats it; returns `out`."""
+    """Write a table per split with seeds, versions and machine, and the `command` that repeats it; returns `out`.
+
+    Where splits stand side by side, their table and picture come first; the picture is written beside `out`.
+    """
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     text = ["# Results", "", "Every number below was written by this command:", "", f"    {command}", ""]
     found = sections(directories)
+    together = overviews(found)
+    for several in together:
+        name = out.stem if len(together) == 1 else f"{out.stem}-{slug(several.benchmark)}"
+        figure, picture = overview(several), out.with_name(f"{name}.svg")
+        picture.write_text(figure.svg, encoding="utf-8")
+        text += [f"## {several.title}", "", f"Each cell: {' / '.join(several.legend)}", "", overview_table(several)]
+        text += [f"![{figure.title}]({picture.name})", "", *figure.reading, ""]
     for section in [*found, *means(found)]:
         rows = [run | {"method": entry.label} for entry in section.entries for run in entry.runs]
         text += [f"## {section.name}", "", markdown_table(rows)]
+        if table := interval_table(section):
+            text += [f"{INTERVALS}:", "", table]
+        for title, table in side_tables(rows):
+            text += [f"{title}:", "", table]
         seeds = ", ".join(map(str, section.seeds))
         text += [f"- {'Seed' if len(section.seeds) == 1 else 'Seeds'}: {seeds}"]
         text += [f"- {name}: {', '.join(values)}" for name, values in versions(rows)] + [""]
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join([*text, LEGEND]), encoding="utf-8")
     return out

@@ -7,21 +7,31 @@ import json
 import re
 import statistics
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from expunge.errors import UserError
 from expunge.report import drawing
-from expunge.report.comparison import ROLES, Entry, Row, Section, cost, removal, sections, versions
-from expunge.report.figures import Figure, figures
-from expunge.report.glossary import METRICS, UNKNOWN, number, show
+from expunge.report.comparison import ROLES, Entry, Row, Section, cost, removal, sections, slug, versions
+from expunge.report.figures import Figure, figures, overview
+from expunge.report.glossary import METRICS, SIDE_TABLES, UNKNOWN, number, show
+from expunge.report.overview import Overview, overviews
 from expunge.report.verdict import verdict
 
 SHOWN = 10
 """Questions shown of a set, spread evenly over its records."""
 LONGEST = 320
 """Characters shown of an answer, and a third of it of a broken one; the records hold all of it."""
-SETS = {"forget": "Questions to forget", "retain": "Questions to keep"}
+SETS = {
+    "forget": "Questions to forget",
+    "forget_fb": "Blanks to forget (FB)",
+    "forget_qa": "Questions to forget (QA)",
+    "forget_aa": "Adversarial questions to forget (AA)",
+    "retain": "Questions to keep",
+    "neighbor_fb": "Blanks about neighbours, to keep (FB)",
+    "neighbor_qa": "Questions about neighbours, to keep (QA)",
+}
 
 
 def write_report(directories: Sequence[Path], out: Path) -> Path:
@@ -34,19 +44,25 @@ def write_report(directories: Sequence[Path], out: Path) -> Path:
 
     out, found = Path(out), sections(directories)
     splits = {d: [s.name for s in found if d in s.directories] for s in found for d in s.directories}
-    parts, drawn = [], {}
+    parts, above, drawn = [], [], {}
+    for several in overviews(found):
+        name, figure = slug(several.title), overview(several)
+        drawn[f"{name}.svg"] = figure.svg
+        table = _overview_table(several)
+        above.append({"id": name, "overview": several, "table": table, "figure": figure, "svg": _inline(figure, name)})
     for section in found:
-        slug, pictures = _slug(section.name), figures(section)
-        drawn |= {f"{slug}-{figure.name}.svg": figure.svg for figure in pictures}
+        name, pictures = slug(section.name), figures(section)
+        drawn |= {f"{name}-{figure.name}.svg": figure.svg for figure in pictures}
         parts.append(
             {
-                "id": slug,
+                "id": name,
                 "section": section,
                 "verdict": _bold(verdict(section), [e.label for e in section.methods]),
                 "table": _table(section),
-                "figures": [(f, _inline(f, slug)) for f in pictures],
+                "figures": [(f, _inline(f, name)) for f in pictures],
                 # Records carry no split, so those of a directory with several splits belong under none of them.
                 "answers": _answers([e for e in section.entries if len(splits[e.directory]) == 1], section.keepers()),
+                "sides": _side_tables(section),
                 "runs": _runs(section),
                 "versions": versions(run for e in section.entries for run in e.runs),
             }
@@ -62,6 +78,7 @@ def write_report(directories: Sequence[Path], out: Path) -> Path:
     page = environment.get_template("page.html.j2").render(
         title=" and ".join(dict.fromkeys(s.name for s in found)) if len(found) < 3 else found[0].name.split(" · ")[0],
         parts=parts,
+        overviews=above,
         mixed=_answers(list(mixed.values())),
         recipes=[(d.name, p.read_text(encoding="utf-8")) for d in splits if (p := d / "recipe.yaml").is_file()],
         glossary=[(n, METRICS.get(n, UNKNOWN)) for n in dict.fromkeys(n for s in found for n in s.metrics())],
@@ -76,7 +93,8 @@ def write_report(directories: Sequence[Path], out: Path) -> Path:
 
 def _table(section: Section) -> dict[str, Any]:
     """The main table: a line per model, medians and spreads where there are several seeds."""
-    groups = [("Forget set", section.metrics("forget")), ("What should stay", section.metrics("retain"))]
+    titles = {"Forget set": "forget", "What should stay": "retain", "In all": "both"}
+    groups = [(words, section.metrics(group)) for words, group in titles.items()]
     groups = [g for g in groups if g[1]] or [("Metrics", section.metrics())]
     names = [n for _, group in groups for n in group]
     starts = {group[0] for _, group in groups}
@@ -109,6 +127,38 @@ def _table(section: Section) -> dict[str, Any]:
         head = re.sub("^(forget|retain) ", "", metric.label) or name
         columns.append((head.replace("-", "\u2011"), metric.hint, name in starts))
     return {"groups": [(words, len(group)) for words, group in groups], "columns": columns, "rows": rows}
+
+
+def _overview_table(found: Overview) -> dict[str, Any]:
+    """A line per model, a column per split and one for their mean, headed by groups where the splits have such."""
+    methods = [e.label for e in found.entries if e.role == "method"]
+    rows = [
+        {
+            "label": e.label,
+            "role": e.role,
+            "mark": drawing.swatch(e.label, e.role, e.inference, methods),
+            "cells": [found.cell(split, e.label) for split in (*found.splits, found.mean)],
+        }
+        for e in found.entries
+    ]
+    groups = [(group, len(list(same))) for group, same in groupby(found.heads, key=lambda head: head[0])]
+    firsts = [k == 0 or group != found.heads[k - 1][0] for k, (group, _) in enumerate(found.heads)]
+    return {
+        "groups": groups if groups[0][0] else [("Split", len(found.splits))],
+        "columns": [(name, first) for (_, name), first in zip(found.heads, firsts, strict=True)],
+        "rows": rows,
+    }
+
+
+def _side_tables(section: Section) -> list[tuple[str, list[tuple[str, str]], list[tuple[str, str, list[str]]]]]:
+    """(title, heads with their hints, lines of name, role and cells) of each group with a table of its own."""
+    tables = []
+    for group, title in SIDE_TABLES.items():
+        if names := section.metrics(group):
+            heads = [(METRICS[n].label.removeprefix("AA, "), METRICS[n].hint) for n in names]
+            lines = [(e.label, e.role, [show(n, e.value(n)) for n in names]) for e in section.entries]
+            tables.append((title, heads, lines))
+    return tables
 
 
 def _runs(section: Section) -> dict[str, Any]:
@@ -199,7 +249,3 @@ def _bold(text: str, labels: Sequence[str]) -> list[tuple[str, bool]]:
     if not names:
         return [(text, False)]
     return [(piece, k % 2 == 1) for k, piece in enumerate(re.split(rf"(?<![\w+])({names})(?![\w+])", text)) if piece]
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "results"

@@ -112,10 +112,14 @@ def _failed(section: Section, keep: str, aim: str) -> Iterator[str]:
 
 def _unknown(section: Section, aim: str) -> Iterator[str]:
     if section.reference("retrained") is None and aim != "forget_quality":
-        yield "No retrained model was given, so forget quality is not known."
+        yield "No retrained model was given (--retrained PATH), so forget quality is not known."
         yield f"Nor is how low the {METRICS[aim].label} ought to be: who never saw the answers gets some right, too."
     elif aim != "forget_quality":
-        yield f"Forget quality was not measured: best is the {METRICS[aim].label} nearest to the retrained model's."
+        why = ""
+        if aim == "forget_probability" and not any(e.values("forget_truth_ratio") for e in section.methods):
+            why = ", since the forget questions have no wrong answers (--augment FILE gives your own rows some)"
+        best = f"best is the {METRICS[aim].label} nearest to the retrained model's"
+        yield f"Forget quality was not measured{why}: {best}."
     count = len(section.seeds)
     yield "All numbers are from one seed." if count == 1 else f"Numbers are medians over {count} seeds."
 

@@ -1,0 +1,285 @@
+"""The order of a sweep: check, queue, work off, choose, report.
+
+Read from `sweep` downwards. Knows who may write where and how workers are started and ended; knows nothing of what a
+trial does.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+import yaml
+from filelock import FileLock, Timeout
+from optuna import Study
+from optuna.trial import TrialState
+
+from expunge.config import Recipe
+from expunge.errors import UserError, did_you_mean
+from expunge.report import write_markdown, write_report
+from expunge.report.glossary import number
+from expunge.run import check_data, check_methods, load_benchmark, with_default_method
+from expunge.rundir import check_run_directory, write_whole
+from expunge.sweep.choice import Row, rows_of
+from expunge.sweep.definition import Objectives, Sweep
+from expunge.sweep.space import Params, Search, Space
+from expunge.sweep.study import connect, direction, fill, give_up, left_behind, open_study, opened, place
+from expunge.sweep.trial import references, target_metrics
+
+log = logging.getLogger(__name__)
+
+
+def sweep(
+    recipe: Recipe,
+    space: Space,
+    *,
+    out: Path,
+    search: Search = "tpe",
+    trials: int | None = None,
+    objectives: Objectives = ("forget_quality", "model_utility"),
+    keep: float = 0.95,
+    workers: int = 1,
+    minutes: float | None = None,
+    storage: str | None = None,
+    study: str | None = None,
+    watch: Callable[[list[Row]], None] = lambda rows: None,
+) -> list[Row]:
+    """Search, or go on searching, and return a row per trial; `out` then holds what docs/architecture.md lists.
+
+    trials: how many points; a grid has its own number. More than before carry a sweep on.
+    objectives: two metrics, each maximised or, where less is better, minimised. Chosen is the trial with the best first
+        one among those that keep at least the share `keep` of the target's second one.
+    workers: processes on this machine, each with its share of the threads.
+    minutes: after so many no trial begins; those that run are finished.
+    storage: a database's URL; the same sweep with the same one on another machine works off the same queue.
+    study: the sweep's name there; without it a hash of all that decides the sweep.
+    watch: called about once a second with the rows as they stand.
+
+    Raises `UserError` for anything that a person can mend, before the first trial and with no sweep begun.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    began, threads = time.time(), torch.get_num_threads()
+    _check_options(objectives, keep=keep, workers=workers, minutes=minutes)
+    points = space.points(search, trials, seed=recipe.seed)
+    this = _named(Sweep(_checked(recipe, space, points), space, search, objectives, study or "", out))
+    with ExitStack() as held:
+        database = None if storage is None else held.enter_context(opened(connect(storage, out)))
+        out.mkdir(parents=True, exist_ok=True)
+        held.enter_context(_alone(out))
+        _check_objectives(this)
+        if not (out / "sweep.yaml").exists():
+            write_whole(out / "sweep.yaml", yaml.safe_dump(this.tree(), sort_keys=False, allow_unicode=True))
+        queue = open_study(this.study, database or connect(None, out), objectives)
+        give_up(queue, lambda trial: database is None or left_behind(trial, place(out)))
+        fill(queue, points)
+
+        def look() -> list[Row]:
+            rows = rows_of(queue, objectives, keep)
+            _drop_models(rows, this)
+            watch(rows)
+            return rows
+
+        orders = {"out": str(out), "storage": storage, "until": None if minutes is None else began + 60 * minutes}
+        _work_off(queue, orders, look, workers=workers, threads=threads)
+        return _conclude(look(), this)
+
+
+# -- before a sweep begins -------------------------------------------------------------------------------------------
+
+
+def _check_options(objectives: Objectives, *, keep: float, workers: int, minutes: float | None) -> None:
+    if len(set(objectives)) < 2:
+        raise UserError(f"--objectives: {objectives[0]} stands there twice; give two metrics.")
+    for name in objectives:
+        direction(name)
+    if workers < 1:
+        raise UserError(f"--workers: {workers} can't work; give 1 or more.")
+    if minutes is not None and not minutes > 0:
+        raise UserError(f"--minutes: {minutes:g} is no time; give more than 0, or leave it out.")
+    if not keep >= 0:
+        raise UserError(f"--keep: {keep:g} is no share of the target's {objectives[1]}; give 0 or more.")
+
+
+def _checked(recipe: Recipe, space: Space, points: Sequence[Params | None]) -> Recipe:
+    """The recipe, with a method if nothing names one; every point is a recipe, and every method can be trained."""
+    if others := [key for key in recipe.over if key != "seed"]:
+        raise UserError(f"over: a sweep repeats its trials for seeds only; put {others[0]} into the space.")
+    if recipe.over and "seed" in space.keys:
+        raise UserError("space: seed is searched, and every trial is repeated for seeds of its own; take one of them.")
+    around = space.around()
+    first = space.recipe(recipe, around[0])
+    if "methods" not in first.model_fields_set:
+        recipe = with_default_method(recipe, load_benchmark(first))
+    seen: set[str] = set()
+    for params in [*around, *(p for p in points if p is not None)]:
+        own = space.recipe(recipe, params)
+        if len(own.methods) != 1:
+            raise UserError(
+                f"a trial runs one method, and the recipe has {len(own.methods)}; put them into the space "
+                "({method: {choices: [a, b]}}), or choose one with --method."
+            )
+        if own.methods[0].name not in seen:
+            seen.add(own.methods[0].name)
+            benchmark = load_benchmark(own)
+            check_data(benchmark)
+            check_methods(own, benchmark)
+    return recipe
+
+
+def _named(this: Sweep) -> Sweep:
+    """With its study's name: as told, as before, or a hash. `UserError` where `out` can't be used for this sweep."""
+    written = this.out / "sweep.yaml"
+    if written.exists():
+        before = Sweep.load(this.out)
+        this = replace(this, study=this.study or before.study)
+        if other := this.first_difference(before):
+            raise UserError(f"{written} is another sweep: {other} differs; give the same again, or another --out.")
+        return this
+    if (this.out / "recipe.yaml").exists():
+        raise UserError(f"{this.out} holds a run; give another --out.")
+    check_run_directory(this.recipe.model_copy(update={"out": this.out}), resume=False, overwrite=False)
+    digest = hashlib.sha256(json.dumps(this.tree(), sort_keys=True).encode()).hexdigest()
+    return replace(this, study=this.study or f"expunge-{digest[:16]}")
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Nobody else sweeps in `out`: neither another command nor the workers of a killed one, which end with it."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(FileLock(out / ".lock", timeout=0))
+            for path in (out / "workers").glob("*.lock"):
+                with FileLock(path, timeout=30):
+                    pass
+        except Timeout:
+            raise UserError(f"another expunge sweep is at work in {out}; wait for it, or give another --out.") from None
+        yield
+
+
+def _check_objectives(this: Sweep) -> None:
+    """Evaluate the target of the first point; raise `UserError` for a metric that it does not have."""
+    _, runs = this.runs_of(0, this.space.around()[0])
+    measured = target_metrics(references(runs[0], this.out))
+    for name in this.objectives:
+        if name == this.objectives[0] == "aggregate":  # of a method and the target together; the target has none
+            continue
+        if number(measured.get(name)) is None:
+            near = " It needs a retrained model and wrong answers." if name == "forget_quality" else ""
+            raise UserError(f"--objectives: {name} is not measured here.{near or did_you_mean(name, measured)}")
+
+
+# -- the workers -----------------------------------------------------------------------------------------------------
+
+
+def _work_off(
+    queue: Study, orders: Mapping[str, Any], look: Callable[[], object], *, workers: int, threads: int
+) -> None:
+    """Start the workers and `look` every second until they have ended; they end when this does.
+
+    Raises `UserError` where all of them ended early.
+    """
+    out = Path(orders["out"])
+    (out / "workers").mkdir(exist_ok=True)
+    waiting = len(queue.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+    late = orders["until"] is not None and time.time() >= orders["until"]
+    running: dict[int, subprocess.Popen[str]] = {}
+    try:
+        for k in range(0 if late else min(workers, waiting)):
+            running[k] = _start({**orders, "worker": k}, out / "workers" / f"{k}.log", _share(k, workers, threads))
+        codes: dict[int, int] = {}
+        while running:
+            look()
+            time.sleep(1)
+            for k in [k for k, process in running.items() if process.poll() is not None]:
+                if code := _end(running.pop(k)):
+                    codes[k] = code
+                    log.warning("worker %d ended early (%d); %s says why", k, code, out / "workers" / f"{k}.log")
+                    own = {"place": place(out), "worker": k}
+                    give_up(queue, lambda trial, own=own: own.items() <= trial.user_attrs.items())
+        if codes and len(codes) == min(workers, waiting):
+            raise UserError(
+                f"every worker ended early; the files in {out / 'workers'} say why. The same command goes on."
+            )
+    finally:
+        for process in running.values():
+            _end(process)
+
+
+def _start(orders: Mapping[str, Any], said: Path, share: Mapping[str, str]) -> subprocess.Popen[str]:
+    with said.open("a", encoding="utf-8") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "expunge.sweep.worker"],
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **share},
+            start_new_session=True,  # Ctrl-C is for the command, which ends its workers
+        )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(orders) + "\n")
+    process.stdin.flush()
+    return process
+
+
+def _end(process: subprocess.Popen[str]) -> int:
+    """Close the pipe that a worker lives by; its exit code."""
+    assert process.stdin is not None
+    process.stdin.close()
+    return process.wait()
+
+
+def _share(worker: int, workers: int, threads: int) -> dict[str, str]:
+    """A worker's part of the machine: threads, and one of several GPUs."""
+    share = {"OMP_NUM_THREADS": str(max(1, threads // workers)), "TQDM_DISABLE": "1"}
+    if (count := torch.cuda.device_count()) > 1:
+        devices = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+        share["CUDA_VISIBLE_DEVICES"] = devices.split(",")[worker % count]
+    return share
+
+
+# -- what is left ----------------------------------------------------------------------------------------------------
+
+
+def _finished_here(rows: Sequence[Row], this: Sweep) -> Iterator[tuple[Row, Path]]:
+    """The finished trials of this folder, with the run directories of each: one, or one a seed."""
+    for row in rows:
+        if row["state"] == "finished" and row["place"] == place(this.out):
+            folder = this.folder(row["trial"])
+            for path in sorted([*folder.glob("results.json"), *folder.glob("*/results.json")]):
+                yield row, path.parent
+
+
+def _drop_models(rows: Sequence[Row], this: Sweep) -> None:
+    """Remove the checkpoints of trials that another one beats in both objectives; their results and records stay."""
+    for row, folder in _finished_here(rows, this):
+        if not row["front"] and not row["best"]:
+            shutil.rmtree(folder / "model", ignore_errors=True)
+
+
+def _conclude(rows: list[Row], this: Sweep) -> list[Row]:
+    """Write `trials.json`, the report over the finished trials of this folder, and `best`."""
+    write_whole(this.out / "trials.json", json.dumps(rows, indent=1, ensure_ascii=False))
+    failed = [row for row in rows if row["state"] == "failed"]
+    if len(failed) == len(rows):
+        raise UserError(f"every trial failed; trial {failed[0]['trial']}: {failed[0]['error']}")
+    if folders := [folder for _, folder in _finished_here(rows, this)]:
+        write_report(folders, this.out / "report.html")
+        write_markdown(folders, this.out / "results.md", command="expunge sweep, over " + ", ".join(this.space.keys))
+    link = this.out / "best"
+    link.unlink(missing_ok=True)
+    for row in rows:
+        if row["best"] and row["place"] == place(this.out):
+            link.symlink_to(this.folder(row["trial"]).relative_to(this.out), target_is_directory=True)
+    return rows

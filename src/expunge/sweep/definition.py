@@ -1,0 +1,69 @@
+"""What a sweep is, as `sweep.yaml` keeps it, and what the trial of each point runs.
+
+Knows recipes and folders; knows nothing of the queue, of processes or of results.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expunge.config import Recipe, combinations, parse_recipe, read_mapping, with_keys
+from expunge.rundir import first_difference
+from expunge.sweep.space import Params, Search, Space
+
+Objectives = tuple[str, str]
+"""Two metrics, as `results.json` calls them."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is searched, and where it is kept. How many trials is no part of it: a sweep may be carried on with more."""
+
+    recipe: Recipe
+    space: Space
+    search: Search
+    objectives: Objectives
+    study: str
+    out: Path
+
+    @classmethod
+    def load(cls, out: Path) -> "Sweep":
+        """The sweep in `out`."""
+        written = str(out / "sweep.yaml")
+        tree = read_mapping(written, what="sweep")
+        first, second = tree["objectives"]
+        recipe = parse_recipe(tree["recipe"], where=written)
+        return cls(recipe, Space.parse(tree["space"]), tree["search"], (first, second), tree["study"], out)
+
+    def tree(self) -> dict[str, Any]:
+        """What `load` reads."""
+        return {
+            "recipe": self.recipe.model_dump(mode="json", exclude_unset=True, exclude={"out"}),
+            "space": {key: values.model_dump(mode="json") for key, values in self.space.keys.items()},
+            "search": self.search,
+            "objectives": list(self.objectives),
+            "study": self.study,
+        }
+
+    def first_difference(self, other: "Sweep") -> str | None:
+        """What the two do not share, in words."""
+        mine, theirs = self.tree(), other.tree()
+        if key := first_difference(self.recipe, other.recipe):
+            return f"the recipe's {key}"
+        return next((key for key in mine if key != "recipe" and mine[key] != theirs[key]), None)
+
+    def folder(self, point: int) -> Path:
+        return self.out / "trials" / f"trial-{point:03d}"
+
+    def runs_of(self, point: int, params: Params) -> tuple[Recipe, list[Recipe]]:
+        """What the trial of a point runs, in a directory of its own; and that for each seed by itself.
+
+        Over several seeds the method is called by its trial, so that a report takes the seeds together.
+        """
+        recipe = self.space.recipe(self.recipe, params)
+        folder = self.folder(point)
+        keys = {"out": str(folder)}
+        if recipe.over:
+            keys["method.label"] = f"{recipe.methods[0].name},{folder.name}"
+        recipe = with_keys(recipe, keys, where=folder.name)
+        return recipe, [own for _, own in combinations(recipe)] if recipe.over else [recipe]

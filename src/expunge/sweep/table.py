@@ -1,0 +1,124 @@
+"""How a sweep looks in the terminal: live while it runs, the Pareto front in the end.
+
+Knows rows of `choice.py`; knows nothing of the queue or of processes.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from expunge.report.glossary import METRICS, UNKNOWN, show
+from expunge.sweep.choice import STATES, Row
+from expunge.sweep.definition import Objectives
+
+log = logging.getLogger(__name__)
+
+SHOWN = 12
+"""Trials in the live table: those that run, then the front, then those that finished last."""
+
+
+class Watch:
+    """Shows the rows that it is called with: a live table in a terminal, elsewhere a line per finished trial."""
+
+    def __init__(self, objectives: Objectives, *, quiet: bool = False) -> None:
+        console = Console(stderr=True)
+        self.objectives = objectives
+        self.live = Live(console=console, auto_refresh=False, transient=True)
+        self.shown = console.is_terminal and not quiet
+        self.began = monotonic()
+        self.told: set[int] | None = None
+
+    def __enter__(self) -> "Watch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+    def __call__(self, rows: list[Row]) -> None:
+        if self.shown:
+            self.live.start()
+            self.live.update(self.table(rows), refresh=True)
+            return
+        done = {row["trial"]: row for row in rows if row["state"] in ("finished", "failed")}
+        for number in done.keys() - (done.keys() if self.told is None else self.told):
+            log.info("%d of %d: trial %d, %s", len(done), len(rows), number, _words(done[number], self.objectives))
+        self.told = set(done)
+
+    def table(self, rows: Sequence[Row]) -> Table:
+        """Those of the rows that matter most now, under a count of them all."""
+        counts = Counter(row["state"] for row in rows)
+        told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+        order = sorted(rows, key=lambda r: (r["state"] != "running", not r["front"], r["state"] != "finished"))
+        title = f"{told}; {(monotonic() - self.began) / 60:.1f} min"
+        return _table(order[:SHOWN], self.objectives, title=title)
+
+
+def print_outcome(rows: Sequence[Row], objectives: Objectives, out: Path, *, keep: float, console: Any) -> None:
+    """The Pareto front, the trial that is chosen, and what is left to do."""
+    finished = [row for row in rows if row["state"] == "finished"]
+    front = sorted((row for row in finished if row["front"]), key=lambda r: r["metrics"][objectives[0]], reverse=True)
+    if front:
+        title = f"Pareto front: {len(front)} of {len(finished)} trials"
+        console.print(_table(front, objectives, title=title))
+    for row in rows:
+        if row["state"] == "failed":
+            console.print(f"trial {row['trial']} failed: {row['error']}", markup=False, highlight=False)
+    if left := [row for row in rows if row["state"] in ("waiting", "running", "lost")]:
+        console.print(f"{len(left)} of {len(rows)} trials are not finished; the same command goes on with them.")
+    if not finished:
+        return
+    name = _label(objectives[1])
+    if (best := next((row for row in rows if row["best"]), None)) is None:
+        console.print(f"No trial keeps {keep:.0%} of the target's {name}; choose with a lower --keep.")
+    else:
+        here = (out / "best").is_symlink()
+        where = f"{out}/best/" if here else f"on {best['place'].partition(':')[0]}: {best['folder']}"
+        rule = f"best {_label(objectives[0])} of those that keep {keep:.0%} of the target's {name}"
+        console.print(f"chosen: trial {best['trial']}, {rule}: {where}", soft_wrap=True)
+    if (out / "report.html").exists():
+        console.print(f"all trials: {out}/report.html, {out}/results.md, {out}/trials.json", soft_wrap=True)
+
+
+def _table(rows: Sequence[Row], objectives: Objectives, *, title: str) -> Table:
+    keys = list(dict.fromkeys(key for row in rows for key in row["keys"]))
+    table = Table(box=SIMPLE_HEAD, title=title, pad_edge=False, collapse_padding=True)
+    table.add_column("trial", justify="right", no_wrap=True)
+    for key in keys:
+        widest = max(len(_value(row["keys"].get(key))) for row in rows)
+        table.add_column(key.rpartition(".")[2].replace("_", "\n"), overflow="fold", min_width=min(14, widest))
+    for name in objectives:
+        table.add_column(f"{_label(name)} {METRICS.get(name, UNKNOWN).hint}".replace(" ", "\n"), justify="right")
+    table.add_column("kept\n%", justify="right")
+    table.add_column("time\ns", justify="right")
+    table.add_column("", no_wrap=True)
+    for row in rows:
+        values = [show(name, row["metrics"].get(name)) for name in objectives]
+        kept = "" if row["kept"] is None else f"{row['kept']:.0%}".rstrip("%")
+        seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
+        mark = "best" if row["best"] else "front" if row["front"] else ""
+        mark = mark if row["state"] == "finished" else row["state"]
+        table.add_row(str(row["trial"]), *(_value(row["keys"].get(key)) for key in keys), *values, kept, seconds, mark)
+    return table
+
+
+def _words(row: Row, objectives: Objectives) -> str:
+    if row["error"]:
+        return row["error"]
+    keys = ", ".join(f"{key.rpartition('.')[2]} {_value(value)}" for key, value in row["keys"].items())
+    return f"{keys}: " + ", ".join(f"{_label(name)} {show(name, row['metrics'][name])}" for name in objectives)
+
+
+def _label(metric: str) -> str:
+    return METRICS.get(metric, UNKNOWN).label or metric
+
+
+def _value(value: Any) -> str:
+    return f"{value:.2g}" if isinstance(value, float) else "" if value is None else str(value)

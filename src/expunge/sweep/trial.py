@@ -1,0 +1,88 @@
+"""One trial: the run of its recipe, with the target and the retrained model evaluated once for all trials.
+
+Knows run directories; knows nothing of the queue or of other trials.
+"""
+
+import gc
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from filelock import FileLock
+from optuna.trial import Trial
+
+from expunge.config import Recipe, parse_recipe
+from expunge.errors import UserError
+from expunge.report import load_results
+from expunge.report.comparison import role
+from expunge.report.glossary import number
+from expunge.run import run, run_all
+from expunge.rundir import Result, open_run_directory, write_whole
+from expunge.sweep.definition import Sweep
+
+log = logging.getLogger(__name__)
+
+
+def run_trial(sweep: Sweep, trial: Trial, point: int) -> tuple[float, float]:
+    """Run the recipe of a point, or what is left of it, and give its objectives: means over its seeds.
+
+    The trial keeps its folder, the second objective of the target, and why its settings can't be run (`UserError`).
+    """
+    try:
+        recipe, runs = sweep.runs_of(point, sweep.space.suggest(trial))
+        trial.set_user_attr("folder", str(sweep.folder(point).resolve()))
+        log.info("trial %d: %s", point, trial.params)
+        for own in runs:
+            hand_over(references(own, sweep.out), own)
+        rows = run_all(recipe, resume=True)
+        first, second = (_mean(rows, "method", name) for name in sweep.objectives)
+        trial.set_user_attr("target", _mean(rows, "target", sweep.objectives[1]))
+        return first, second
+    except UserError as error:
+        trial.set_user_attr("error", str(error))
+        raise
+    finally:
+        gc.collect()  # a trainer and its model hold each other
+
+
+def references(own: Recipe, out: Path) -> Path:
+    """The run directory of the target and the retrained model that a run starts from: evaluated now, or found.
+
+    They depend on everything in a recipe but how it unlearns. Two processes never evaluate the same at once.
+    """
+    apart = {"methods", "train", "threads", "over", "out"}
+    tree = own.model_dump(mode="json", exclude_unset=True, exclude=apart)
+    tree |= {"methods": [], "train": {"use_cpu": own.train.use_cpu}}
+    digest = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+    folder = out / "references" / digest
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "report.html").exists():  # what a run writes last
+            run(parse_recipe({**tree, "out": str(folder)}, where="sweep"), resume=True)
+    return folder
+
+
+def hand_over(folder: Path, own: Recipe) -> None:
+    """Give a run that has not begun the references of `folder`, as if it had been interrupted after evaluating them."""
+    assert own.out is not None
+    if not (own.out / "results.json").exists():
+        open_run_directory(own, own.out)
+        shutil.copytree(folder / "records", own.out / "records", dirs_exist_ok=True)
+        write_whole(own.out / "results.json", (folder / "results.json").read_text(encoding="utf-8"))
+
+
+def target_metrics(folder: Path) -> dict[str, float | None]:
+    """What was measured on the target of these references."""
+    return next(row["metrics"] for row in load_results(folder) if row["method"] == "target")
+
+
+def _mean(rows: Sequence[Result], which: str, name: str) -> float:
+    values = [number(row["metrics"].get(name)) for row in rows if role(row) == which]
+    defined = [value for value in values if value is not None]
+    if len(defined) < len(values):
+        raise UserError(f"{name} is undefined for this trial; choose other --objectives, or other values.")
+    return fmean(defined)

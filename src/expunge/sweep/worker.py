@@ -1,0 +1,53 @@
+"""A worker: a process that draws trials from the queue until none is left; `command.py` starts it.
+
+`python -m expunge.sweep.worker` reads its orders, a line of JSON, from the pipe that it lives by: when that closes, as
+it does however the command ends, the worker is gone too. What it says goes to `workers/<k>.log`.
+"""
+
+import json
+import logging
+import os
+import sys
+import threading
+import warnings
+from functools import partial
+from pathlib import Path
+
+import optuna
+from filelock import FileLock
+
+from expunge.sweep.definition import Sweep
+from expunge.sweep.study import connect, open_study, place, work
+from expunge.sweep.trial import run_trial
+
+
+def main() -> None:
+    orders = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_the_pipe, daemon=True).start()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    logging.getLogger("expunge").setLevel(logging.INFO)
+    warnings.filterwarnings("ignore", module="torch|transformers|peft|accelerate")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    out, worker = Path(orders["out"]), orders["worker"]
+    with FileLock(out / "workers" / f"{worker}.lock"):
+        sweep = Sweep.load(out)
+        work(
+            open_study(sweep.study, connect(orders["storage"], out), sweep.objectives),
+            partial(run_trial, sweep),
+            search=sweep.search,
+            seed=sweep.recipe.seed,
+            here=place(out),
+            worker=worker,
+            until=orders["until"],
+            shared=orders["storage"] is not None,
+        )
+
+
+def _end_with_the_pipe() -> None:
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
