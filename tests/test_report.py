@@ -533,7 +533,7 @@ def test_splits_stand_side_by_side_in_table_and_picture(tmp_path: Path) -> None:
             assert k < 2 or f"{method}, {split}: MMLU {show('', able)}" in says
         forget, neighbors, able = (show("", sum(v) / 9) for v in values)
         assert f'<td class="value first">{forget} / {neighbors}<span class="spread">{able}' in page.source
-    assert "Broken forget answers, of 9 splits: ga on 9." in page.text
+    assert "Splits, of 9, where a fifth or more of the forget answers is broken text: ga 9." in page.text
 
 
 @pytest.mark.parametrize(

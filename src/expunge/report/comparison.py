@@ -107,6 +107,11 @@ class Section:
     def collapsed(self, entry: Entry) -> bool:
         return (share := self.kept(entry)) is not None and share < COLLAPSE
 
+    def broken(self, entry: Entry) -> bool:
+        """Whether so many of its forget answers are broken text, and more than of the references, that it counts."""
+        usual = max((e.value("degeneration") or 0.0 for e in self.entries if e.role != "method"), default=0.0)
+        return (entry.value("degeneration") or 0.0) >= max(BROKEN, usual + 0.1)
+
     def score(self, entry: Entry) -> float:
         """Higher has forgotten better: forget quality, else nearness to the retrained model, else least remembered."""
         aim = self.axis(FORGET_AXES)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from expunge.report import drawing, strips
 from expunge.report.canvas import FLOOR, Axis
-from expunge.report.comparison import BROKEN, KEEP, LEVEL, Entry, Section
+from expunge.report.comparison import KEEP, LEVEL, Entry, Section
 from expunge.report.glossary import FORGET_AXES, METRICS, RETAIN_AXES, number, show
 from expunge.report.overview import Overview, find
 
@@ -65,19 +65,16 @@ def _cell(entry: Entry, metric: str) -> strips.Cell | None:
 
 def _faults(found: Overview) -> Iterator[str]:
     """What two metrics don't show: a model that lost the rest, and forgetting that is broken text."""
-    for which, words in ((Section.collapsed, "Less than half of the rest is left"), (_broken, "Broken forget answers")):
+    lost, garbled = "less than half of the rest is left", "a fifth or more of the forget answers is broken text"
+    for which, words in ((Section.collapsed, lost), (Section.broken, garbled)):
         splits = {
             e.label: sum(which(split, own) for split in found.splits if (own := find(split, e.label)))
             for e in found.entries
             if e.role == "method"
         }
-        who = ", ".join(f"{label} on {times}" for label, times in splits.items() if times)
+        who = ", ".join(f"{label} {times}" for label, times in splits.items() if times)
         if who:
-            yield f"{words}, of {len(found.splits)} splits: {who}."
-
-
-def _broken(section: Section, entry: Entry) -> bool:
-    return (entry.value("degeneration") or 0.0) >= BROKEN
+            yield f"Splits, of {len(found.splits)}, where {words}: {who}."
 
 
 def _tradeoff(section: Section) -> Figure | None:

@@ -6,7 +6,7 @@ The best method is the one that forgets best among those that keep at least 80 %
 
 from collections.abc import Iterator, Sequence
 
-from expunge.report.comparison import BROKEN, LEVEL, ROLES, Entry, Section
+from expunge.report.comparison import LEVEL, ROLES, Entry, Section
 from expunge.report.glossary import FORGET_AXES, METRICS, RETAIN_AXES, show
 
 
@@ -103,8 +103,7 @@ def _failed(section: Section, keep: str, aim: str) -> Iterator[str]:
             good = _and([f"{show(aim, e.value(aim))} of {e.label}" for e in fooled])
             says += f", so the forget quality of {good} says nothing about forgetting"
         yield says + "."
-    usual = max((e.value("degeneration") or 0.0 for e in section.entries if e.role != "method"), default=0.0)
-    broken = [e for e in section.methods if (e.value("degeneration") or 0.0) >= max(BROKEN, usual + 0.1)]
+    broken = [e for e in section.methods if section.broken(e)]
     if broken:
         many = _and([f"{e.label} ({round(100 * (e.value('degeneration') or 0.0))} %)" for e in broken])
         yield f"Forgetting shows as broken text in the forget answers of {many}."

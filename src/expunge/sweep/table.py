@@ -22,7 +22,7 @@ from expunge.sweep.definition import Objectives
 log = logging.getLogger(__name__)
 
 SHOWN = 12
-"""Trials in the live table: those that run, then the front, then those that finished last."""
+"""Trials in the live table: those that run, then the front, then the others that are finished."""
 
 
 class Watch:
