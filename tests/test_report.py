@@ -17,7 +17,7 @@ import pytest
 from expunge.errors import UserError
 from expunge.report import load_results, markdown_table, write_markdown, write_report
 from expunge.report.canvas import Axis
-from expunge.report.comparison import Section, sections
+from expunge.report.comparison import Section, means, sections
 from expunge.report.glossary import show
 from expunge.report.labels import place_labels
 from expunge.report.overview import overviews
@@ -581,6 +581,17 @@ def test_a_metric_that_is_0_for_all_gives_way(tmp_path: Path) -> None:
     assert not overviews(sections(make_splits(tmp_path / "alone", ["a", "b"], COMPLETION[:1], ["ga"])))
     assert not overviews(sections(make_splits(tmp_path / "many", [str(k) for k in range(25)], COMPLETION, ["ga"])))
     assert not overviews(sections(runs[:1]))
+
+
+def test_what_a_split_does_not_ask_is_averaged_over_the_others(tmp_path: Path) -> None:
+    runs = make_splits(tmp_path, ["a", "b", "c"], ("forget_all", "forget_aa_role_play"), ["ga"])
+    edit(runs[0], lambda row: row["metrics"].pop("forget_aa_role_play"))
+    edit(runs[1], lambda row: row["metrics"].update(forget_all=None) if row["method"] == "ga" else None)
+    (mean,) = means(sections(runs))
+    kind = [[row["metrics"].get("forget_aa_role_play") for row in load_results(run)] for run in runs[1:]]
+    found = [entry.value("forget_aa_role_play") for entry in mean.entries]
+    assert found == [pytest.approx((b + c) / 2) for b, c in zip(*kind, strict=True)]
+    assert [entry.value("forget_all") is None for entry in mean.entries] == [False, False, True]
 
 
 def test_a_split_without_a_method_has_a_gap(tmp_path: Path) -> None:

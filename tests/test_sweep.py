@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -43,7 +44,7 @@ train.learning_rate: {low: 1e-5, high: 1e-2, log: true}
 """
 OBJECTIVES = ("forget_probability", "retain_probability")
 WORDS = ["--search", "random", "--objectives", ",".join(OBJECTIVES), "--keep", "0.9"]
-TRIALS = 5
+TRIALS = 4
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -209,7 +210,7 @@ def server() -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix="expunge-postgres-"))
     other: dict[str, Any] = {}
     if os.geteuid() == 0:  # which the server refuses
-        other = {"user": "nobody", "group": "nogroup", "extra_groups": []}
+        other = {"user": "nobody", "group": pwd.getpwnam("nobody").pw_gid, "extra_groups": []}
         shutil.chown(folder, "nobody")
     options = ["-D", folder / "data", "-A", "trust", "-U", "postgres", "--no-sync", "-E", "UTF8"]
     subprocess.run([programs / "initdb", *options], check=True, capture_output=True, cwd=folder, **other)

@@ -130,7 +130,13 @@ def test_columns_become_probes(tmp_path):
     verbmem = files["verbmem/forget"]
     stops = ("\n\n", "\nQuestion", "Question:")
     assert benchmark.probes == [
-        Continuations("verbmem", [{"prompt": v["prompt"], "completion": v["gt"]} for v in verbmem], "rouge_l_f1", 128),
+        Continuations(
+            "verbmem",
+            [{"prompt": v["prompt"], "completion": v["gt"]} for v in verbmem],
+            "rouge_l_f1",
+            128,
+            passages=True,
+        ),
         Continuations("knowmem_f", [{"prompt": prompt, "completion": " Ann"}], "rouge_l_f1", 32, stops=stops),
         Continuations(
             "knowmem_r",

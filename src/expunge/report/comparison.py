@@ -8,6 +8,7 @@ import json
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,25 +219,25 @@ def compare(loaded: Sequence[tuple[Path, Row]]) -> list[Section]:
 def means(found: Sequence[Section]) -> list[Section]:
     """For every benchmark of several splits, their mean: each method's value (over its seeds) averaged over splits.
 
-    Methods and metrics that some split lacks are left out.
+    Methods that some split lacks are left out, and so are metrics that a method lacks where others have them. What no
+    model has on a split, which asks nothing of the kind, is averaged over the other splits.
     """
     result = []
     for name in dict.fromkeys(section.benchmark for section in found):
         parts = [section for section in found if section.benchmark == name]
         if len(parts) < 2:
             continue
-        entries = []
+        entries, asked = [], Counter(metric for part in parts for metric in part.metrics())
         for entry in parts[0].entries:
             same = [next((e for e in part.entries if e.label == entry.label), None) for part in parts]
             if any(e is None for e in same):
                 continue
             values = {
-                metric: [v for e in same if e is not None and (v := e.value(metric)) is not None]
-                for metric in parts[0].metrics()
+                metric: [v for e in same if e is not None and (v := e.value(metric)) is not None] for metric in asked
             }
             row = entry.runs[0] | {
                 "split": f"mean of {len(parts)}",
-                "metrics": {k: statistics.fmean(v) for k, v in values.items() if len(v) == len(parts)},
+                "metrics": {k: statistics.fmean(v) for k, v in values.items() if len(v) == asked[k]},
                 "seconds": None,
                 "peak_memory_mib": None,
             }
