@@ -337,7 +337,7 @@ def test_one_command_for_several_targets(tmp_path, monkeypatch, capsys):
         scores = {
             f"membership_{a}{s}" for a in ("loss", "zlib", "min_k", "min_k_plus_plus") for s in ("", "_fm", "_rm")
         }
-        asked = {*PROBES, "forget_all", "neighbor_all", "forget_aa_cross_lingual"} - {"membership"}
+        asked = {*PROBES, "forget_all", "neighbor_all", "forget_aa_cross_lingual", "degeneration"} - {"membership"}
         assert all(row["metrics"].keys() == asked | scores for row in rows)
     told = capsys.readouterr().out
     assert "rwku · mean of 2 splits" in told and "out/results.md" in told

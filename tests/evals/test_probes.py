@@ -54,6 +54,22 @@ def test_a_pool_is_the_mean_over_all_rows(llama: Any, tokenizer: Any) -> None:
     assert "all" not in measure(llama, tokenizer, pooled, generate=False, progress=False)[0]
 
 
+def test_broken_answers_to_what_is_forgotten_are_counted(llama: Any, tokenizer: Any) -> None:
+    forgotten = replace(TOLD, forgotten=True)
+    found, records = measure(llama, tokenizer, [forgotten, replace(TOLD, name="kept")], progress=False)
+    prompts = [(e := encode(row, tokenizer)).input_ids[: e.start] for row in ROWS]
+    told = requests.generate(llama, tokenizer, prompts, max_new_tokens=6, progress=False)
+    broken = [metrics.is_degenerate(t.text, len(t.tokens), 6) for t in told]
+    assert [r["degenerate"] for r in records["verbmem"]] == broken
+    assert found["degeneration"] == np.mean(broken)
+    assert "degenerate" not in records["kept"][0]
+    assert all(len(t.tokens) == 6 for t in told), "this model never ends, but what a stop ends is an answer"
+    ended = replace(forgotten, stops=(told[0].text.strip()[-1],))
+    _, records = measure(llama, tokenizer, [ended], progress=False)
+    text = records["verbmem"][0]["generated"]
+    assert records["verbmem"][0]["degenerate"] is metrics.is_degenerate(text, 0, 6)
+
+
 def test_without_generation_probability_stands_in(llama: Any, tokenizer: Any) -> None:
     found, records = measure(llama, tokenizer, [TOLD], generate=False, progress=False)
     encoded = [encode(row, tokenizer) for row in ROWS]

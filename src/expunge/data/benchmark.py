@@ -38,6 +38,7 @@ class Continuations:
     `kinds`, one for each row, asks for the mean of every kind beside the whole. `entropy` compares with nothing.
     What comes after any of `stops` in the text is not looked at. `whole` is asked in full, whatever limit is set.
     Probes of one `pool` have their mean over all rows of all of them, by that name.
+    `forgotten` says that the answers are about what is to go, so that broken text among them is counted.
     `passages` says that the prompts are stretches of text, of which a model with a short context gets the end.
     """
 
@@ -50,6 +51,7 @@ class Continuations:
     stops: tuple[str, ...] = ()
     whole: bool = False
     pool: str | None = None
+    forgotten: bool = False
     passages: bool = False
 
 

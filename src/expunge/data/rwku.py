@@ -336,9 +336,17 @@ def _texts(source: _Source, file: str, names: Sequence[str], most: int | None) -
 
 
 def _asked(name: str, rows: list[Row], kinds: list[str] | None = None) -> Continuations:
-    pool = f"{name.partition('_')[0]}_all"
+    side = name.partition("_")[0]
     return Continuations(
-        name, rows, "rouge_l_recall", PROBE_TOKENS, kinds=kinds, stops=PROBE_STOPS, whole=True, pool=pool
+        name,
+        rows,
+        "rouge_l_recall",
+        PROBE_TOKENS,
+        kinds=kinds,
+        stops=PROBE_STOPS,
+        whole=True,
+        pool=f"{side}_all",
+        forgotten=side == "forget",
     )
 
 

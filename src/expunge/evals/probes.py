@@ -48,8 +48,8 @@ def measure(
     """(metrics, records by the probe's name), everything scored and generated once.
 
     - `Continuations`: the mean comparison goes by the probe's name, that of a kind by both (`forget_aa_cloze`), that of
-      a pool by the pool's; without `generate`, `<name>_probability`, the length-normalised probability of the answer,
-      stands in.
+      a pool by the pool's; `degeneration` is the share of broken text among the answers to all that is forgotten.
+      Without `generate`, `<name>_probability`, the length-normalised probability of the answer, stands in.
     - `Choices`: accuracy, in [0, 1].
     - `Membership`: `<name>_<attack>`, the AUC of each attack, in [0, 1]. Where the sides have names, the mean score of
       each (`<name>_<attack>_<side>`); else `privleak`, where the retrained model's AUC is known, from
@@ -73,6 +73,8 @@ def measure(
                 metrics.update(_means(probe, own, generate))
                 if probe.pool is not None and generate:
                     pools.setdefault(probe.pool, []).extend(r[probe.comparison] for r in own)
+                if probe.forgotten and generate:
+                    pools.setdefault("degeneration", []).extend(r["degenerate"] for r in own)
             case Choices():
                 own = records[probe.name] = _chosen(probe, group)
                 metrics[probe.name] = fmean(record["hit"] for record in own)
@@ -137,6 +139,7 @@ def _continued(probe: Continuations, scores: Sequence[Score], told: Sequence[Gen
         prompt, answer = parts(row)
         answers = probe.answers[i] if probe.answers is not None else [answer]
         text = _before(told[i].text, probe.stops) if told is not None else None
+        broken = told is not None and probe.forgotten and _is_broken(told[i], text or "", probe)
         records.append(
             {
                 "index": i,
@@ -146,9 +149,16 @@ def _continued(probe: Continuations, scores: Sequence[Score], told: Sequence[Gen
                 "generated": text,
                 probe.comparison: None if text is None else COMPARE[probe.comparison](text, answers),
                 **({"kind": probe.kinds[i]} if probe.kinds is not None else {}),
+                **({"degenerate": broken} if probe.forgotten else {}),
             }
         )
     return records
+
+
+def _is_broken(told: Generation, text: str, probe: Continuations) -> bool:
+    """An answer that a stop ended did come to an end."""
+    stopped = any(stop in told.text for stop in probe.stops)
+    return m.is_degenerate(text, 0 if stopped else len(told.tokens), probe.tokens)
 
 
 def _before(text: str, stops: Sequence[str]) -> str:
