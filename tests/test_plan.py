@@ -92,6 +92,26 @@ def test_over_runs_each_and_reports_on_all() -> None:
     assert Path("out", names[0], "results.json").read_bytes() == before
 
 
+def test_two_at_a_time_give_the_same() -> None:
+    from expunge.run import run_all
+
+    chosen = recipe("[ga]", over="{seed: [0, 1]}")
+    rows = run_all(chosen, workers=2)
+    again = run_all(chosen.model_copy(update={"out": Path("again")}))
+    changing = ("seconds", "peak_memory_mib", "trajectory", "versions")
+    assert [{k: v for k, v in row.items() if k not in changing} for row in rows] == [
+        {k: v for k, v in row.items() if k not in changing} for row in again
+    ]
+    assert Path("out/report.html").exists()
+    Path("out/seed=1/results.json").write_text("no json")
+    with pytest.raises(UserError, match=r"results\.json"):
+        run_all(chosen, resume=True, workers=2)
+    with pytest.raises(UserError, match="--workers: a single run can't be shared out"):
+        run_all(recipe("[ga]"), workers=2)
+    with pytest.raises(UserError, match="--workers: 0 can't work"):
+        run_all(chosen, workers=0)
+
+
 def test_values_that_go_together() -> None:
     chosen = recipe("[ga]", over="{world: [{benchmark.seed: 1, seed: 1}, {benchmark.seed: 2, seed: 2}]}")
     found = [(name, own.seed, own.benchmark.seed) for name, own in combinations(chosen)]

@@ -375,6 +375,15 @@ def test_directories_are_compared_only_on_the_same_target(tmp_path: Path) -> Non
             ],
         ),
         (
+            ("unilogit+nll", "undial+nll"),
+            {},
+            [
+                "Both methods keep at least 80 % of the target's retain probability (.996); among those with unbroken"
+                " text undial+nll forgets best (forget quality 7e-05",
+                "Forgetting shows as broken text in the forget answers of unilogit+nll (28 %).",
+            ],
+        ),
+        (
             ("uld", "npo+kl"),
             {},
             [

@@ -110,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("recipe", nargs="?", help="YAML file; not needed when the keys are given here")
     sub.add_argument("--out", help="run directory (default runs/<name of the recipe>)")
     sub.add_argument("--seeds", type=int, help="run it so many times, with one seed after the other")
+    sub.add_argument("--workers", type=int, default=1, help="of several runs (--seeds, over), so many at a time")
     sub.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
     sub.add_argument("--dry-run", action="store_true", help="say what would be done: rows, steps, parameters, memory")
     run_options(sub)
@@ -239,7 +240,7 @@ def _run(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     if args.dry_run:
         _print_plan(recipe, as_json=args.json)
     else:
-        _carry_out(recipe, resume=args.resume, overwrite=args.overwrite, as_json=args.json)
+        _carry_out(recipe, resume=args.resume, overwrite=args.overwrite, workers=args.workers, as_json=args.json)
 
 
 def _repeated(recipe: "Recipe", seeds: int | None) -> "Recipe":
@@ -490,7 +491,7 @@ def _doctor(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None
         raise UserError("this machine can't run expunge yet; the table above says what to do.")
 
 
-def _carry_out(recipe: "Recipe", *, as_json: bool = False, **options: bool) -> None:
+def _carry_out(recipe: "Recipe", *, as_json: bool = False, **options: Any) -> None:
     from expunge.run import run_all
 
     _print_results(run_all(recipe, **options), str(recipe.out), as_json=as_json)

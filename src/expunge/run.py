@@ -42,6 +42,7 @@ from expunge.evals.tofu import Evaluation
 from expunge.history import last_checkpoint
 from expunge.methods import Material, prepare, retain_term
 from expunge.objectives import ULD, Needs, Objective, Offset, ULDDistilled
+from expunge.parallel import side_by_side
 from expunge.prepare import check_terms, encode_sets
 from expunge.reference import check_kind
 from expunge.report import write_markdown, write_report
@@ -52,27 +53,37 @@ from expunge.trainer import UnlearnConfig
 log = logging.getLogger(__name__)
 
 
-def run_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> list[Result]:
+def run_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, workers: int = 1) -> list[Result]:
     """Carry out a recipe once for each combination of `over`, each in a folder of its own, and report on all of them.
 
-    Every combination is checked before the first begins. Finished ones are kept under `resume`.
+    Every combination is checked before the first begins. Finished ones are kept under `resume`. `workers` of them run
+    at a time, each in a process of its own.
     """
+    if workers < 1 or (workers > 1 and not recipe.over):
+        what = (
+            f"{workers} can't work"
+            if workers < 1
+            else "a single run can't be shared out (--seeds, or `over`, makes several)"
+        )
+        raise UserError(f"--workers: {what}; give 1, or leave it out.")
     if not recipe.over:
         return run(recipe, resume=resume, overwrite=overwrite)
     each = [own for _, own in combinations(recipe)]
     for own in each:
         check_run_directory(own, resume=resume, overwrite=overwrite)
-    rows: list[Result] = []
-    for i, own in enumerate(each):
+    found: list[list[Result]] = []
+    if workers > 1:
+        found = side_by_side(partial(run, resume=resume, overwrite=overwrite), each, workers=workers)
+    for i, own in enumerate(each if workers == 1 else []):
         assert own.out is not None
         log.info("%d of %d: %s", i + 1, len(each), own.out.name)
-        rows += run(own, resume=resume, overwrite=overwrite)
+        found.append(run(own, resume=resume, overwrite=overwrite))
     assert recipe.out is not None
     folders = [own.out for own in each if own.out is not None]
     write_report(folders, recipe.out / "report.html")
     tables = recipe.out / "results.md"
     write_markdown(folders, tables, command=f"expunge report {' '.join(map(str, folders))} --markdown {tables}")
-    return rows
+    return [row for rows in found for row in rows]
 
 
 def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> list[Result]:

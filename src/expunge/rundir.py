@@ -18,6 +18,7 @@ from expunge.config import Recipe, load_recipe
 from expunge.data.benchmark import Benchmark
 from expunge.errors import UserError
 from expunge.evals.tofu import Evaluation
+from expunge.report import load_results
 
 Result = dict[str, Any]
 
@@ -99,7 +100,7 @@ class Results:
     def __init__(self, out: Path, recipe: Recipe, benchmark: Benchmark, *, resume: bool) -> None:
         self.out, self.recipe, self.benchmark = out, recipe, benchmark
         self.path = out / "results.json"
-        self.rows: list[Result] = json.loads(self.path.read_text()) if resume and self.path.exists() else []
+        self.rows: list[Result] = load_results(out) if resume and self.path.exists() else []
 
     def has(self, method: str) -> bool:
         return any(row["method"] == method for row in self.rows)

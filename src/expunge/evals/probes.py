@@ -12,6 +12,7 @@ from typing import Any
 from expunge.data.augment import parts
 from expunge.data.benchmark import Choices, Comparison, Continuations, Membership, Probe, Row
 from expunge.data.encode import Encoded, encode_rows
+from expunge.errors import UserError
 from expunge.evals import membership, requests
 from expunge.evals import metrics as m
 from expunge.evals.requests import Generation, Score
@@ -56,7 +57,7 @@ def measure(
       `retrained_records` or the probe.
 
     `limit` takes the first so many rows of each probe that is not to be asked whole. Raises `UserError` for a prompt
-    that does not fit the context.
+    that does not fit the context, and for a passage to recognise of a single token.
     """
     probes = [_first(probe, limit) for probe in probes]
     encoded = [_sequences(probe, tokenizer, requests.context_length(model)) for probe in probes]
@@ -108,6 +109,9 @@ def _sequences(probe: Probe, tokenizer: Any, context: int) -> list[Encoded]:
             encoded = encode_rows([row for rows in probe.choices for row in rows], tokenizer, name=probe.name)
         case Membership():
             encoded = encode_rows(_rows(probe), tokenizer, name=probe.name)
+            for row, e in zip(_rows(probe), encoded, strict=True):
+                if max(e.start, 1) >= len(e) - 1:
+                    raise UserError(f"{probe.name}: a model can't predict anything of {parts(row)[1]!r}; lengthen it.")
     # The end token is what training adds; a choice or a passage is the text alone.
     return [Encoded(e.input_ids[:-1], e.start) for e in encoded]
 

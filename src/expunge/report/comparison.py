@@ -123,9 +123,9 @@ class Section:
         return value if aim == "forget_quality" else -abs(value - ((retrained and retrained.value(aim)) or 0.0))
 
     def keepers(self) -> list[Entry]:
-        """The methods that keep at least `KEEP`, best at forgetting first."""
+        """The methods that keep at least `KEEP`, best at forgetting first and those of broken text last."""
         found = [e for e in self.methods if (self.kept(e) or 0.0) >= KEEP and self.score(e) > -math.inf]
-        return sorted(found, key=self.score, reverse=True)
+        return sorted(found, key=lambda e: (not self.broken(e), self.score(e)), reverse=True)
 
 
 def load_results(directory: Path) -> list[Row]:

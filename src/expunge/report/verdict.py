@@ -1,7 +1,8 @@
 """A comparison's numbers → one paragraph of plain words.
 
 Knows which sentence follows from which numbers, and what they cannot tell. Knows nothing of files or pages.
-The best method is the one that forgets best among those that keep at least 80 % of the target's retain metric.
+The best method is the one that forgets best among those that keep at least 80 % of the target's retain metric and
+do not answer in broken text.
 """
 
 from collections.abc import Iterator, Sequence
@@ -68,7 +69,8 @@ def _best(section: Section, keep: str, aim: str) -> Iterator[str]:
             everyone = "Both methods" if many == 2 else f"All {many} methods"
             who = everyone if len(keepers) == many else f"Of {many} methods, {len(keepers)}"
             forgets = f"{best.label} forgets best ({_numbers(best, aim, keep)})"
-            yield f"{who} keep at least {whole} ({show(keep, base.value(keep))}); among them {forgets}."
+            whose = "them" if section.score(best) == max(map(section.score, keepers)) else "those with unbroken text"
+            yield f"{who} keep at least {whole} ({show(keep, base.value(keep))}); among {whose} {forgets}."
     yield from _against_retrained(section, best, aim)
     if best.inference:
         yield f"{best.label} acts at inference only: the weights still hold what it suppresses."

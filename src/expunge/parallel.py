@@ -1,0 +1,51 @@
+"""Several runs of one recipe at a time, each in a process of its own with its share of the threads.
+
+Knows processes; knows nothing of what a run does.
+"""
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+
+import torch
+from tqdm.auto import tqdm
+
+from expunge.config import Recipe
+from expunge.rundir import Result
+
+log = logging.getLogger(__name__)
+
+
+def side_by_side(
+    do: Callable[[Recipe], list[Result]], recipes: Sequence[Recipe], *, workers: int
+) -> list[list[Result]]:
+    """What `do` returns for each recipe, in their order, `workers` at a time; a bar counts those that are done.
+
+    The first error stops the others before their next recipe and is raised.
+    """
+    workers = min(workers, len(recipes))
+    began = time.monotonic()
+    # Forking a process that has started torch's threads can hang it.
+    with ProcessPoolExecutor(
+        workers, get_context("spawn"), _begin, (max(1, torch.get_num_threads() // workers),)
+    ) as pool:
+        futures: dict[Future[list[Result]], Recipe] = {pool.submit(do, recipe): recipe for recipe in recipes}
+        try:
+            for future in tqdm(as_completed(futures), total=len(futures), desc="runs"):
+                future.result()
+                log.info("%s done after %.0f s", futures[future].out, time.monotonic() - began)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        return [future.result() for future in futures]
+
+
+def _begin(threads: int) -> None:
+    os.environ["TQDM_DISABLE"] = "1"
+    warnings.filterwarnings("ignore", module="torch|transformers|peft|accelerate")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    torch.set_num_threads(threads)
