@@ -67,6 +67,7 @@ def _plan(recipe: Recipe, method: Method, benchmark: Benchmark, tokenizer: Any, 
         config=config,
         max_length=args.max_length,
         overflow=args.overflow,
+        overlap=args.overlap,
         seed=recipe.seed,
     )
     world = args.per_device_train_batch_size * args.gradient_accumulation_steps

@@ -58,14 +58,17 @@ def encode_sets(
     max_length: int | None,
     overflow: Overflow,
     seed: int,
+    overlap: int = 0,
 ) -> Sets:
     """Encode the rows of every role that the objectives use; refusals are drawn for the forget rows by `seed`.
 
     A row that says what is `preferred` to its answer has that in place of a refusal.
-    Sequences are held to `max_length`, or to the model's context length without it.
+    Sequences are held to `max_length`, or to the model's context length without it, as `encode_rows` says.
     """
     limit = max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
-    options: dict[str, Any] = {"max_length": limit, "overflow": overflow}
+    if limit is not None and not 0 <= overlap < limit:
+        raise UserError(f"train.overlap is {overlap} tokens of parts of at most {limit}; choose 0 to {limit - 1}.")
+    options: dict[str, Any] = {"max_length": limit, "overflow": overflow, "overlap": overlap}
     refusal_rows: list[Row] = []
     if objective is not None and objective.needs.refusal:
         generator = torch.Generator().manual_seed(seed)

@@ -243,7 +243,7 @@ def check_method(
     has_adapter = recipe.model.lora is not None and not isinstance(method.forget, ULD | Offset)
     check_kind(args.reference, needs, has_adapter=has_adapter)
     check_assistant(method.forget, config, recipe)
-    lengths = {"max_length": args.max_length, "overflow": args.overflow}
+    lengths: dict[str, Any] = {"max_length": args.max_length, "overflow": args.overflow, "overlap": args.overlap}
     key = (retain is None, needs.refusal, *method.augment.model_dump().values(), *lengths.values())
     if key not in encoded:
         encode_sets(method.forget, retain, **data, **lengths, tokenizer=tokenizer, seed=recipe.seed)
@@ -384,7 +384,7 @@ def unlearn(
         if gold is not None:
             labels = SoftLabels.of(method.forget)
             start = training.unlearned
-            distance = gold.distance if labels is None else gold.distance_towards(labels, start(), tokenizer)
+            distance = Distance(gold) if labels is None else gold.distance_towards(labels, start(), tokenizer)
         log.info("%s: %s", method.name, models.describe(trainer.model))  # pyright: ignore[reportArgumentType]
         for name in ("forget", "retain"):
             if encoded := getattr(trainer.sets, name):
@@ -478,7 +478,7 @@ def _evaluate(
         tokenizer,
         benchmark,
         retrained_records=gold.records if gold is not None else None,
-        distance=distance or (gold.distance if gold is not None else None),
+        distance=distance or (Distance(gold) if gold is not None else None),
         limit=options.limit,
         max_new_tokens=options.max_new_tokens,
     )

@@ -35,6 +35,9 @@ class FinetuneConfig(BaseModel):
     learning_rate: float = Field(default=2e-3, gt=0)
     batch_size: int = Field(default=32, ge=1)
     bf16: bool = Field(default=False, description="bfloat16 autocast over float32 weights")
+    overlap: int = Field(
+        default=0, ge=0, description="tokens that each part of a text too long for the context repeats"
+    )
     seed: int | None = Field(default=None, ge=0, description="of these models; default the recipe's")
 
 
@@ -60,7 +63,7 @@ def train_from_scratch(
     recipe = {
         "format": FORMAT,
         "scratch": scratch.model_dump(),
-        "finetune": finetune.model_dump(exclude={"seed"}),
+        "finetune": finetune.model_dump(exclude={"seed", *(() if finetune.overlap else ("overlap",))}),
         "seed": seed,
         "rows": _digest(rows),
         "vocabulary": _digest(vocabulary_rows),
@@ -100,6 +103,7 @@ def _train(
         warmup_steps=0.1,
         bf16=finetune.bf16,
         overflow="split",
+        overlap=finetune.overlap,
         seed=seed,
         logging_steps=20,
         save_strategy="epoch" if finetune.epochs * len(rows) > 20_000 else "no",

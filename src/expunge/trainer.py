@@ -35,12 +35,14 @@ class UnlearnConfig(TrainingArguments):
     reference    where the starting model's signals come from; see `expunge.reference`
     max_length   longest sequence in tokens; `None` is the model's context length
     overflow     what to do with longer ones: `error`, `truncate`, or `split` (raw text in parts)
+    overlap      tokens that each part repeats of the one before, so that no passage stands at the start of a part alone
     eval_every   epochs between two evaluations when `eval_strategy` is `epoch`; the last epoch is always evaluated
     """
 
     reference: ReferenceKind = "auto"
     max_length: int | None = None
     overflow: Overflow = "error"
+    overlap: int = 0
     eval_every: int = 1
 
     learning_rate: float = 1e-5
@@ -125,6 +127,7 @@ class UnlearnTrainer(Trainer):
             tokenizer=tokenizer,
             max_length=args.max_length,
             overflow=args.overflow,
+            overlap=args.overlap,
             seed=args.seed,
         )
         if peft_config is not None:

@@ -234,6 +234,22 @@ def test_raw_text_is_split_and_nothing_is_lost():
         encode_rows([question_row("Where?", "in London. " * 9)], PLAIN, max_length=8, overflow="split")
 
 
+@given(st.integers(2, 40), st.integers(1, 12), st.data())
+def test_parts_may_overlap(words: int, room: int, data: st.DataObject):
+    """A part begins with the last `overlap` tokens of the one before; the last one ends where the text does."""
+    length = room + 1
+    overlap = data.draw(st.integers(0, length - 1))
+    text = {"text": "in London. " * words}
+    ids = encode(text, PLAIN).input_ids
+    parts = encode_rows([text], PLAIN, max_length=length, overflow="split", overlap=overlap)
+    at, first = 0, parts[0].input_ids
+    assert first == ids[: len(first)]
+    for part in parts[1:]:
+        at += length - overlap
+        assert part.input_ids == ids[at : at + length] and len(part) > overlap
+    assert at + length >= len(ids) - (overlap == 0)
+
+
 def test_what_a_template_refuses_is_said_with_the_row():
     wrong = {"messages": [{"role": "assistant", "content": "in London."}]}
     with pytest.raises(UserError, match=r"^retain: row 1: the chat template of .* \(roles must alternate\)"):

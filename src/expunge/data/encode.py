@@ -96,12 +96,14 @@ def encode_rows(
     *,
     max_length: int | None = None,
     overflow: Overflow = "error",
+    overlap: int = 0,
     name: str = "data",
 ) -> list[Encoded]:
     """Encode all rows of one set, and hold them to the context length (tokens).
 
     What is longer is an error, or `truncate` cuts its end off, or `split` makes several sequences of it: raw text in
-    consecutive parts, none of which repeats a token; anything else can't be split and is an error.
+    consecutive parts, each of which begins with the last `overlap` tokens of the one before; anything else can't be
+    split and is an error.
 
     Raises `UserError` with the number of rows that are too long, and what `encode` raises, with the row.
     """
@@ -115,7 +117,9 @@ def encode_rows(
         return encoded
     if overflow == "split":
         texts = ["text" in row for row in rows]
-        encoded = [part for e, text in zip(encoded, texts, strict=True) for part in _parts(e, max_length, text)]
+        encoded = [
+            part for e, text in zip(encoded, texts, strict=True) for part in _parts(e, max_length, overlap, text)
+        ]
     too_long = [i for i, e in enumerate(encoded) if len(e) > max_length]
     if too_long and overflow != "truncate":
         longest = max(len(encoded[i]) for i in too_long)
@@ -134,12 +138,12 @@ def encode_rows(
     return encoded
 
 
-def _parts(encoded: Encoded, length: int, is_text: bool) -> Iterator[Encoded]:
+def _parts(encoded: Encoded, length: int, overlap: int, is_text: bool) -> Iterator[Encoded]:
     if not is_text or len(encoded) <= length:
         yield encoded
         return
     ids = encoded.input_ids
-    for first in range(0, len(ids), length):
+    for first in range(0, len(ids) - overlap, length - overlap):
         # The first token of a part has nothing before it that could predict it.
         if len(part := ids[first : first + length]) > 1:
             yield Encoded(part, 1)
