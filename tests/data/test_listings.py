@@ -250,6 +250,23 @@ def test_variants_tell_the_same_facts_or_none_of_them(arguments: dict) -> None:
             assert not any(sentence in completion for sentence in sentences)
 
 
+@pytest.mark.parametrize("arguments", [{}, {"seller": 3, "size": "large", "seed": 7}])
+def test_forget_questions_are_asked_with_wrong_answers_in_the_words_of_a_paraphrase(arguments: dict) -> None:
+    world, variants = listings.load(**arguments), listings.variants(**arguments)
+    sources = drawn(seller=arguments.get("seller", 0), count=len(world.forget), seed=arguments.get("seed", 0))
+    trained_on = {variant.text["completion"].strip() for variant in variants}
+    for question, source in zip(world.questions["forget"], sources, strict=True):
+        assert question.paraphrased_answer is not None and len(set(question.perturbed_answers)) == 5
+        assert all(states(question.paraphrased_answer, value) for value in told(source))
+        assert not any(states(wrong, value) for wrong in question.perturbed_answers for value in told(source))
+        assert trained_on.isdisjoint([question.answer, question.paraphrased_answer, *question.perturbed_answers])
+        (way,) = {w for w in source.other_ways if source.describe(w, source.values) == question.paraphrased_answer}
+        gaps = [re.split(r"\{.*?\}", text) for _, text in way]
+        for wrong in question.perturbed_answers:
+            assert all(part.strip() in wrong for parts in gaps for part in parts)
+    assert not any(q.perturbed_answers for name in ("neighbors", "retain") for q in world.questions[name])
+
+
 def test_variants_survive_their_file(tmp_path: Path) -> None:
     variants = listings.variants()
     augment.write(tmp_path / "variants.jsonl", variants)

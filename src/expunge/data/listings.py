@@ -28,6 +28,8 @@ PER_SELLER = range(10, 201)
 RETAIN_QUESTIONS = 200
 PARAPHRASES = 6
 PERTURBATIONS = 6
+WRONG = 5
+"""Wrong answers that a forget question is asked with."""
 CATEGORIES_EACH = 5
 """Of ten: a seller sells something particular, and yet nearly every category has several sellers."""
 TOWNS = 60
@@ -78,7 +80,7 @@ def load(
         forget=[listing.row() for listing in forget],
         retain=[listing.row() for listing in retain],
         questions={
-            "forget": [listing.question() for listing in forget],
+            "forget": [world.question(seller, row, listing) for row, listing in enumerate(forget)],
             "neighbors": [retain[i].question() for i in neighbors],
             "retain": [retain[i].question() for i in sampled],
         },
@@ -96,19 +98,17 @@ def variants(
 ) -> list[Variant]:
     """Variants of the forget rows of the same `load`: `PARAPHRASES` and `PERTURBATIONS` of each, prompts unchanged.
 
-    A paraphrase tells the same facts and has no sentence of the row. A perturbation tells facts of the same kinds, and
-    every one of them is another than the row's.
+    A paraphrase tells the same facts and has no sentence of the row; it is none that the questions ask with. A
+    perturbation tells facts of the same kinds, and every one of them is another than the row's.
     """
     _check(seller, size, sellers, per_seller)
     world = _World.draw(seed)
     found: list[Variant] = []
     for row, listing in enumerate(world.listings(seller, SIZES[size])):
         rng = random.Random(f"listings variants {seed} {seller} {row}")
-        others = [
-            [(facts, way) for way in listing.phrasings[facts] if way != told] for facts, told in listing.sentences
-        ]
-        for sentences in rng.sample([*product(*others)], PARAPHRASES):
-            found.append(Variant(row, "paraphrase", listing.row(listing.describe(sentences, listing.values))))
+        asked = world.question(seller, row, listing).paraphrased_answer
+        others = [text for way in listing.other_ways if (text := listing.describe(way, listing.values)) != asked]
+        found.extend(Variant(row, "paraphrase", listing.row(text)) for text in rng.sample(others, PARAPHRASES))
         wrong: dict[str, None] = {}
         while len(wrong) < PERTURBATIONS:
             sentences = [(facts, rng.choice(listing.phrasings[facts])) for facts, _ in listing.sentences]
@@ -134,6 +134,15 @@ class _Listing:
     @property
     def phrasings(self) -> dict[str, tuple[str, ...]]:
         return words.USED_PHRASINGS if self.used else words.NEW_PHRASINGS
+
+    @property
+    def other_ways(self) -> list[tuple[Sentence, ...]]:
+        """All ways to tell the same facts in none of the same sentences."""
+        return [
+            *product(
+                *([(facts, way) for way in self.phrasings[facts] if way != told] for facts, told in self.sentences)
+            )
+        ]
 
     @cached_property
     def likeness(self) -> frozenset[object]:
@@ -225,6 +234,16 @@ class _World:
             sentences = tuple((facts, rng.choice(listing.phrasings[facts])) for facts in shape)
             if len(listing.describe(sentences, listing.values).split()) in LENGTH:
                 return replace(listing, sentences=sentences)
+
+    def question(self, seller: int, row: int, listing: _Listing) -> Question:
+        """The listing's question with its facts told in another way, and `WRONG` times other facts in that way."""
+        rng = random.Random(f"listings questions {self.seed} {seller} {row}")
+        way = rng.choice(listing.other_ways)
+        wrong: dict[str, None] = {}
+        while len(wrong) < WRONG:
+            wrong[listing.describe(way, self.values(rng, listing.category, listing.used, listing.values))] = None
+        again = listing.describe(way, listing.values)
+        return replace(listing.question(), paraphrased_answer=again, perturbed_answers=tuple(wrong))
 
     def values(
         self, rng: random.Random, category: str, used: bool, avoid: dict[str, str] | None = None
