@@ -222,7 +222,7 @@ def test_the_page_stands_alone(page: Page, run: Path) -> None:
     uses = {value.removeprefix("#") for name, value in page.attributes if name == "xlink:href" and value}
     assert uses and uses <= set(page.ids)
     assert {p.name for p in (run / "pictures").iterdir()} == {
-        f"tofu-forget10-{name}.svg" for name in ("tradeoff", "trajectory", "epochs")
+        f"tofu-forget10-{name}.svg" for name in ("tradeoff", "trajectory", "efficiency", "epochs")
     }
 
 
@@ -539,7 +539,9 @@ def test_splits_stand_side_by_side_in_table_and_picture(tmp_path: Path) -> None:
         for column, (forget, neighbors, able) in enumerate(zip(*values, strict=True)):
             assert f'{show("", forget)} / {show("", neighbors)}<span class="spread">{show("", able)}' in page.source
             split = SELLERS[column].replace("-", " ")
-            assert k < 2 or f"{method}, {split}: MMLU {show('', able)}" in says
+            run = "/".join(runs[column].parts[-2:])
+            said = f"{method}, {split}: MMLU {show('', able)} ({run}: {method}, seed 0)"
+            assert k < 2 or said in says
         forget, neighbors, able = (show("", sum(v) / 9) for v in values)
         assert f'<td class="value first">{forget} / {neighbors}<span class="spread">{able}' in page.source
     assert "Splits, of 9, where a fifth or more of the forget answers is broken text: ga 9." in page.text

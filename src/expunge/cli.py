@@ -40,13 +40,14 @@ TABLE = {
 }
 """The columns that fit a terminal of 80; the report has them all."""
 
-TAKES_KEYS = ("run", "sweep", "eval", "demo", "distill", "augment")
+TAKES_KEYS = ("run", "sweep", "reproduce", "eval", "demo", "distill", "augment")
 """Commands that set a recipe's keys; of what stands behind them only these words are argparse's own."""
 
-FLAGS = ("-h", "--help", "--resume", "--overwrite", "--json", "--dry-run")
+FLAGS = ("-h", "--help", "--resume", "--overwrite", "--json", "--dry-run", "--no-run")
 VALUED = (
     *("--out", "--url", "--paraphrases", "--perturbations", "--seeds"),
     *("--space", "--search", "--trials", "--objectives", "--keep", "--workers", "--minutes", "--storage", "--study"),
+    *("--recipe-set", "--splits", "--runs"),
 )
 
 DEMO = Path(__file__).with_name("demo.yaml")
@@ -69,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"expunge: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        further = {"run": "; go on with --resume", "sweep": "; go on with the same command"}.get(argv[0], "")
+        same = "; go on with the same command"
+        further = {"run": "; go on with --resume", "sweep": same, "reproduce": same}.get(argv[0], "")
         print(f"expunge: interrupted{further}.", file=sys.stderr)
         return 130
     return 0
@@ -154,6 +156,22 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seeds", type=int, help="run every trial so many times; objectives are means")
     sub.add_argument("--out", type=Path, help="folder (default runs/<name of the recipe>-sweep)")
     sub.add_argument("--json", action="store_true", help="print trials.json instead of tables")
+
+    sub = command(
+        "reproduce",
+        _reproduce,
+        "make a table or a figure of a paper again: runs what is missing, keeps what is there, writes a page, its "
+        "pictures and the numbers; keys as in expunge run; without a name lists what there is",
+    )
+    sub.add_argument("name", nargs="?", help="one of the list, or a YAML file of your own")
+    sub.add_argument("--recipe-set", help="which models (default those trained here)")
+    sub.add_argument("--splits", help="which splits, with commas (default the first)")
+    sub.add_argument("--seeds", type=int, help="every method so many times on the same target, with intervals")
+    sub.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (default %(default)s)")
+    sub.add_argument("--out", type=Path, default=Path("docs/results"), help="folder of the page (default %(default)s)")
+    sub.add_argument("--dry-run", action="store_true", help="say what is there and what would be run")
+    sub.add_argument("--no-run", action="store_true", help="write the page from what is finished")
+    sub.add_argument("--json", action="store_true", help="print the list, or what would be run, as JSON")
 
     sub = command("recipes", _recipes, "list the recipes that come with expunge")
     sub.add_argument("--json", action="store_true")
@@ -289,33 +307,64 @@ def _sweep(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
         print_outcome(rows, objectives, out, keep=args.keep, console=_console())
 
 
+def _reproduce(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from expunge import shipped
+
+    if args.name is None:
+        found = [{"name": name, "what": shipped.first_comment(path)} for name, path in shipped.reproductions().items()]
+        _print_list(found, title="expunge reproduce NAME", as_json=args.json)
+        return
+    from expunge.reproduce import Reproduction, carry_out, missing, write
+
+    what, path = Reproduction.load(args.name)
+    splits = args.splits.split(",") if args.splits else ()
+    options = {"recipe_set": args.recipe_set, "splits": splits, "seeds": args.seeds, "overrides": overrides}
+    jobs = what.jobs(path, runs=args.runs, **options)
+    rows = [{"run": str(job.out), "to do": missing(job)} for job in jobs]
+    if args.dry_run:
+        short = [{**row, "to do": ", ".join(row["to do"]) or "nothing, it is there"} for row in rows]
+        _print_list(rows if args.json else short, title=what.title, as_json=args.json)
+        return
+    if not args.no_run:
+        carry_out(jobs)
+    words = ["expunge", "reproduce", path.stem if args.name == path.stem else path.name]
+    given = {"recipe_set": args.recipe_set, "splits": args.splits, "seeds": args.seeds}
+    pairs = [(name.replace("_", "-"), str(value)) for name, value in given.items() if value is not None]
+    # Whoever repeats it has other folders.
+    for key, value in [*pairs, *((key, "FOLDER" if Path(value).exists() else value) for key, value in overrides)]:
+        words += [f"--{key}", value]
+    page, absent = write(what, jobs, name=path.stem, runs=args.runs, out=args.out, command=" ".join(words))
+    print(page)
+    if absent:
+        print(f"not run yet: {', '.join(absent)}; the same command without --no-run runs what it can", file=sys.stderr)
+
+
 def _recipes(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
-    here = Path(__file__).parent
-    # An installed package carries the recipes inside; a checkout has them at its top.
-    folder = next(path for path in (here / "recipes", here.parents[1] / "recipes") if path.is_dir())
+    from expunge import shipped
+
+    folder = shipped.recipes()
     found = sorted(folder.rglob("*.yaml"))
     rows = [
-        {"recipe": str(path.relative_to(folder)), "what": _first_comment(path), "path": str(path)} for path in found
+        {"recipe": str(path.relative_to(folder)), "what": shipped.first_comment(path), "path": str(path)}
+        for path in found
     ]
-    if args.json:
+    shown = rows if args.json else [{"recipe": row["recipe"], "what it does": row["what"]} for row in rows]
+    _print_list(shown, title=f"in {folder}; expunge run FOLDER/RECIPE", as_json=args.json)
+
+
+def _print_list(rows: Sequence[dict[str, Any]], *, title: str, as_json: bool) -> None:
+    """Rows of the same keys as a table, or as they are."""
+    if as_json:
         print(json.dumps(rows, indent=1))
         return
     from rich.table import Table
 
-    table = Table("recipe", "what it does", title=f"in {folder}; expunge run FOLDER/RECIPE")
+    table = Table(title=title)
+    for k, head in enumerate(rows[0]):
+        table.add_column(head, no_wrap=k == 0)
     for row in rows:
-        table.add_row(row["recipe"], row["what"])
+        table.add_row(*row.values())
     _console().print(table)
-
-
-def _first_comment(path: Path) -> str:
-    """The comment that a recipe opens with, up to its first stop."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.lstrip("# "))
-    return " ".join(lines).split(". ")[0].rstrip(".")
 
 
 def _print_plan(recipe: "Recipe", *, as_json: bool) -> None:

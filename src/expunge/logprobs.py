@@ -251,13 +251,17 @@ def supervised(labels_BT: Tensor) -> tuple[Tensor, Tensor]:
 def forward_supervised(
     model: nn.Module,
     input_ids_BT: Tensor,
-    attention_mask_BT: Tensor,
-    predicts_BT: Tensor,
+    attention_mask: Tensor,
+    predicts: Tensor | tuple[Tensor, Tensor],
     *,
     at_head: Callable[[Tensor, Head], R] | None = None,
     layer: int | None = None,
+    position_ids_BT: Tensor | None = None,
 ) -> tuple[R | None, Tensor | None]:
     """One forward of `model` whose head sees only the hidden states of the positions that predict a supervised token.
+
+    Those are `predicts`, [B, T] bool or two indices [N], of rows and positions in them. `attention_mask` is [B, T], or
+    [B, 1, T, T] where rows are more than one sequence; `position_ids_BT` is for such rows.
 
     `at_head(hidden_ND, head)` runs in the head's place, inside the model's own forward, so that weights gathered for
     that forward (FSDP) are there; its result is returned first. The second result is the output of decoder layer
@@ -270,11 +274,11 @@ def forward_supervised(
 
     def in_place_of_head(hidden_BTD: Tensor) -> Tensor:
         assert at_head is not None  # without it the forward has ended at the layer
-        results.append(at_head(hidden_BTD[predicts_BT], Head.of(base)))
+        results.append(at_head(hidden_BTD[predicts], Head.of(base)))
         return hidden_BTD.new_zeros(*hidden_BTD.shape[:-1], 1)
 
     def capture(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        captured.append((output[0] if isinstance(output, tuple) else output)[predicts_BT])
+        captured.append((output[0] if isinstance(output, tuple) else output)[predicts])
         if at_head is None:
             raise _LayerReached
 
@@ -282,7 +286,8 @@ def forward_supervised(
     own = vars(module).get("forward")  # accelerate keeps its hooks in such a forward
     module.forward = in_place_of_head
     try:
-        model(input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=False)
+        positions = {} if position_ids_BT is None else {"position_ids": position_ids_BT}
+        model(input_ids=input_ids_BT, attention_mask=attention_mask, use_cache=False, **positions)
     except _LayerReached:
         pass
     finally:

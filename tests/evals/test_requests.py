@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from transformers import GenerationConfig
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GenerationConfig,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from expunge.data.encode import Encoded, encode, question_row
+from expunge.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
 from expunge.errors import UserError
 from expunge.evals import requests
+from expunge.logprobs import Head
 
 ANSWERS = ["Ann Lee was born in Oslo.", "Oslo", "In Rome, I think, or it may well have been Paris.", "No."]
 
@@ -29,6 +41,27 @@ def sequences(tokenizer: Any) -> list[Encoded]:
 @pytest.fixture
 def prompts(sequences: list[Encoded]) -> list[tuple[int, ...]]:
     return [s.input_ids[: s.start] for s in sequences if s.start] + [(50, 60), (70,)]
+
+
+@dataclass
+class Read:
+    """One forward of a decoder: the rows that it read, and whether they were trees."""
+
+    shape: torch.Size
+    trees: bool
+
+
+@pytest.fixture
+def forwards(monkeypatch: pytest.MonkeyPatch) -> list[Read]:
+    made: list[Read] = []
+    original = requests.forward_supervised
+
+    def counting(model: Any, ids_BT: torch.Tensor, mask: torch.Tensor, *rest: Any, **kwargs: Any) -> Any:
+        made.append(Read(ids_BT.shape, mask.dim() == 4))
+        return original(model, ids_BT, mask, *rest, **kwargs)
+
+    monkeypatch.setattr(requests, "forward_supervised", counting)
+    return made
 
 
 def plain_logps(model: Any, sequence: Encoded) -> np.ndarray:
@@ -62,6 +95,90 @@ def test_score_is_the_plain_forward(model: Any, sequences: list[Encoded], token_
         assert score.mean == pytest.approx(float(expected.mean()), abs=1e-5)
 
 
+KINDS = ["llama", "eager", "gpt2", "lora", "difference", "apart", "window", "narrow window", "bloom", "mamba"]
+
+
+@pytest.fixture
+def built(request: pytest.FixtureRequest, llama: Any, gpt2: Any) -> Any:
+    """A model of each of `KINDS`: those whose rows can be trees, then those for which they can't."""
+    size: dict[str, Any] = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "initializer_range": 0.3}
+    mistral = {**size, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    lora = LoraConfig(r=4, init_lora_weights=False, target_modules="all-linear")
+    match request.param:
+        case "llama":
+            return llama
+        case "eager":
+            llama.set_attn_implementation("eager")
+            return llama
+        case "gpt2":
+            return gpt2
+        case "lora":
+            return get_peft_model(llama, lora)
+        case "difference":
+            return LogitDifferenceForCausalLM(LogitDifferenceConfig(layers=1), llama, lora=lora)
+        case "apart":
+            return LogitDifferenceForCausalLM(LogitDifferenceConfig(), llama, assistant=deepcopy(llama))
+        case "window":
+            return MistralForCausalLM(MistralConfig(**mistral, sliding_window=64))
+        case "narrow window":
+            return MistralForCausalLM(MistralConfig(**mistral, sliding_window=8))
+        case "bloom":
+            return BloomForCausalLM(BloomConfig(**size, n_head=2))
+        case _:
+            return MambaForCausalLM(MambaConfig(**size, state_size=4))
+
+
+@pytest.mark.parametrize("built", KINDS, indirect=True)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of Mamba, whose fast kernels are not here
+def test_a_question_is_read_once_where_that_is_right(
+    built: Any, request: pytest.FixtureRequest, tokenizer: Any, forwards: list[Read]
+) -> None:
+    """Whatever the model, scores are those of one forward for each answer."""
+    kind = request.node.callspec.params["built"]
+    asked = [question_row(f"Where was {name} born?", a) for name in ("Ann Lee", "Bo") for a in ANSWERS]
+    sequences = [encode(row, tokenizer) for row in asked]
+    found = requests.score(built, sequences, progress=False)
+    detailed = requests.score(built, sequences, details=True, progress=False)
+    for sequence, score, details in zip(sequences, found, detailed, strict=True):
+        np.testing.assert_allclose(score.logps, plain_logps(built, sequence), atol=1e-5)
+        np.testing.assert_allclose(details.logps, score.logps, atol=1e-5)
+    can = kind not in KINDS[-3:]
+    assert all(read.trees is can for read in forwards)
+    assert (sum(read.shape.numel() for read in forwards) < 2 * sum(map(len, sequences))) is can
+    assert max(map(len, sequences)) < 64, "the wider window holds them"
+
+
+def test_under_autocast_too(llama: Any, sequences: list[Encoded], forwards: list[Read]) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        found = requests.score(llama, sequences, progress=False)
+        alone = [requests.score(llama, [s], progress=False)[0] for s in sequences]
+    assert forwards[0].trees
+    for a, b, sequence in zip(found, alone, sequences, strict=True):
+        error = np.abs(b.logps - plain_logps(llama, sequence)).max()  # what this dtype does to any forward
+        np.testing.assert_allclose(a.logps, b.logps, atol=2 * error + 1e-5)
+
+
+def test_every_ask_has_its_own(llama: Any, sequences: list[Encoded]) -> None:
+    """Tokens that two sequences share are looked at once, and each ask sees only its own sequences' tokens."""
+    seen: list[list[tuple[Encoded, int]]] = []
+
+    def at_head(where: Any, hidden_ND: torch.Tensor, target_N: torch.Tensor, head: Head) -> torch.Tensor:
+        assert target_N.tolist() == [s.input_ids[s.start + i] for s, i in where] and len(hidden_ND) == len(where)
+        seen.append(where)
+        return target_N.float()
+
+    again = Encoded((*sequences[0].input_ids[:-1], 60, 0), sequences[0].start)
+    mine = [sequences[2], sequences[0], again]
+    scores, found = requests.at_answers(
+        llama, [requests.ask_scores(sequences), requests.Ask(mine, at_head)], progress=False
+    )
+    assert [len(s) for s in scores] == [len(s) - s.start for s in sequences]
+    assert [x.tolist() for x in found] == [list(map(float, s.input_ids[s.start :])) for s in mine]
+    (where,) = seen
+    alike = len(sequences[0]) - sequences[0].start - 1
+    assert len(where) == sum(len(s) - s.start for s in mine) - alike
+
+
 def test_score_answers_in_the_caller_s_order(llama: Any, sequences: list[Encoded]) -> None:
     forward = requests.score(llama, sequences, progress=False)
     backward = requests.score(llama, sequences[::-1], progress=False)
@@ -69,20 +186,12 @@ def test_score_answers_in_the_caller_s_order(llama: Any, sequences: list[Encoded
         np.testing.assert_allclose(a.logps, b.logps, atol=1e-5)
 
 
-def test_a_sequence_is_scored_once(llama: Any, sequences: list[Encoded], monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes: list[tuple[int, ...]] = []
-    original = requests.supervised_logps
-
-    def counting(model: Any, input_ids_BT: torch.Tensor, *rest: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        shapes.append(tuple(input_ids_BT.shape))
-        return original(model, input_ids_BT, *rest, **kwargs)
-
-    monkeypatch.setattr(requests, "supervised_logps", counting)
+def test_a_sequence_is_scored_once(llama: Any, sequences: list[Encoded], forwards: list[Read]) -> None:
     scores = requests.score(llama, sequences * 3, token_budget=120, progress=False)
     assert scores[0] is scores[len(sequences)] is scores[2 * len(sequences)]
-    assert sum(b for b, _ in shapes) == len(sequences)
-    assert all(b * t <= 120 or b == 1 for b, t in shapes)
-    assert len(shapes) > 1
+    assert sum(read.shape[0] for read in forwards) <= len(sequences)
+    assert all(read.shape.numel() <= 120 or read.shape[0] == 1 for read in forwards)
+    assert len(forwards) > 1
     other_span = Encoded(sequences[0].input_ids, sequences[0].start + 1)
     assert requests.score(llama, [sequences[0], other_span], progress=False)[1].tokens == scores[0].tokens - 1
 
@@ -100,7 +209,7 @@ def test_model_keeps_its_mode(llama: Any, tokenizer: Any, sequences: list[Encode
     requests.generate(llama, tokenizer, [(50, 60)], max_new_tokens=2, progress=False)
     assert llama.training is training
     with pytest.raises(IndexError):
-        requests.score(llama, [Encoded((50, 10**6), 1)], progress=False)
+        requests.score(llama, [Encoded((10**6, 50), 1)], progress=False)
     assert llama.training is training
 
 

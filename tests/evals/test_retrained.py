@@ -15,7 +15,7 @@ from expunge.data.encode import encode, question_row
 from expunge.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
 from expunge.evals.divergence import SoftLabels
 from expunge.evals.evaluation import evaluate
-from expunge.evals.retrained import Retrained
+from expunge.evals.retrained import Distance, Retrained
 from expunge.logprobs import CHUNK, Head
 
 QUESTIONS = [
@@ -151,7 +151,7 @@ def test_it_is_part_of_every_evaluation(build: Build, tiny_tokenizer: Any) -> No
     gold = Retrained(build(seed=1), tiny_tokenizer, QUESTIONS, {})
     model = build()
     found = evaluate(
-        model, tiny_tokenizer, benchmark, distance=gold.distance, generate=False, limit=1, progress=False
+        model, tiny_tokenizer, benchmark, distance=Distance(gold), generate=False, limit=1, progress=False
     ).metrics
     assert found["kl_unlearned"] == gold.distance(model, tiny_tokenizer)["kl_unlearned"], "the set is measured whole"
 

@@ -33,13 +33,11 @@ def evaluate(
     if benchmark.questions:
         known = retrained_records if "forget" in benchmark.questions else None
         evaluation = tofu.evaluate(
-            model, tokenizer, benchmark, retrained_records=known, max_new_tokens=max_new_tokens, **common
+            model, tokenizer, benchmark, retrained_records=known, max_new_tokens=max_new_tokens, also=distance, **common
         )
     if benchmark.probes:
         metrics, records = probes.measure(
             model, tokenizer, benchmark.probes, retrained_records=retrained_records, **common
         )
         evaluation = Evaluation({**evaluation.metrics, **metrics}, {**evaluation.records, **records})
-    if distance is not None:
-        evaluation.metrics.update(distance(model, tokenizer))
     return evaluation

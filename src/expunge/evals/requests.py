@@ -2,24 +2,25 @@
 
 Knows batches, padding and when to stop; knows nothing of questions, benchmarks or metrics.
 
-Shapes: `B` sequences of a batch, `T` padded positions, `N` supervised tokens of a batch laid end to end.
+Shapes: `B` rows of a batch, `T` padded positions, `N` supervised tokens of a batch laid end to end.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 from expunge.data.encode import Encoded, encode, question_row
 from expunge.errors import UserError
-from expunge.logprobs import IGNORE, Head, supervised_logps, token_logps, token_statistics
+from expunge.evals.trees import Tree, grow
+from expunge.logprobs import Head, forward_supervised, token_logps, token_statistics
 
 SCORE_BUDGET = 4_096
 GENERATE_BUDGET = 16_384
@@ -28,9 +29,30 @@ GENERATE_BUDGET = 16_384
 Past 4,096 a forward gains nothing any more and only pads more (measured on a CPU core: a quarter slower at 16,384);
 decoding gains until about 8,192, since every step is one token a sequence.
 """
+ROUND = 8
+"""Tokens decoded before the answers that have ended leave the batch."""
 
-AtHead = Callable[[Sequence[Encoded], Tensor, Tensor, Head], Tensor]
-"""(the sequences of a batch, their hidden states [N, D], targets [N], the head) → something for each token, [N, …]."""
+AtHead = Callable[[Sequence[tuple[Encoded, int]], Tensor, Tensor, Head], Tensor]
+"""(where N tokens are: a sequence, and the how manieth of its supervised ones; their hidden states [N, D]; the tokens
+[N]; the head) → something for each, [N, …]. Sequences that begin alike share the tokens that they begin with."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What to find at the supervised tokens of some sequences."""
+
+    sequences: Sequence[Encoded]
+    at_head: AtHead
+
+
+class Measure(Protocol):
+    """Something that is found out by asking a model along with everything else."""
+
+    def asks(self, model: Any, tokenizer: Any) -> list[Ask]: ...
+
+    def metrics(self, found: Sequence[Sequence[Tensor]]) -> dict[str, float]:
+        """From the answers to each of `asks`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,45 +103,54 @@ def score(
 ) -> list[Score]:
     """Log-probabilities of the supervised tokens of each sequence, in the order given; all of `Score` with `details`.
 
-    Equal to one forward per sequence: sequences are padded on the right and batched longest first, at most
-    `token_budget` padded tokens a batch, and a sequence that occurs twice is scored once.
-    The model keeps its training or evaluation mode. A first position can't be predicted and is not scored, nor is
+    Equal to one forward per sequence: see `at_answers`. A first position can't be predicted and is not scored, nor is
     what lies past the model's context length.
 
     Raises `UserError` when the model gives NaN (no metric of it would mean anything) and for a prompt that fills the
     context.
     """
+    ask = ask_scores(sequences, details=details)
+    return scores(ask, *at_answers(model, [ask], token_budget=token_budget, progress=progress))
+
+
+def ask_scores(sequences: Sequence[Encoded], *, details: bool = False) -> Ask:
+    """What `scores` makes the scores of."""
     at_head = token_statistics if details else token_logps
-    found = at_answers(model, sequences, lambda _rows, *at: at_head(*at), token_budget=token_budget, progress=progress)
-    parts = {sequence: part.float().numpy() for sequence, part in zip(sequences, found, strict=True)}
-    if details:
-        scores = {s: Score(part[:, 0], part[:, 1] > 0, part[:, 2], part[:, 3]) for s, part in parts.items()}
-    else:
-        scores = {s: Score(part) for s, part in parts.items()}
-    return [scores[s] for s in sequences]
+    return Ask(sequences, lambda _where, *at: at_head(*at))
+
+
+def scores(ask: Ask, found: Sequence[Tensor]) -> list[Score]:
+    """The scores of an `ask_scores`, one object for a sequence however often it was asked about."""
+    made: dict[Encoded, Score] = {}
+    for sequence, part in zip(ask.sequences, found, strict=True):
+        if sequence not in made:
+            numbers = part.float().numpy()
+            details = () if numbers.ndim == 1 else (numbers[:, 1] > 0, numbers[:, 2], numbers[:, 3])
+            made[sequence] = Score(numbers if numbers.ndim == 1 else numbers[:, 0], *details)
+    return [made[sequence] for sequence in ask.sequences]
 
 
 def at_answers(
-    model: Any,
-    sequences: Sequence[Encoded],
-    at_head: AtHead,
-    *,
-    token_budget: int = SCORE_BUDGET,
-    progress: bool = True,
-) -> list[Tensor]:
-    """What `at_head` finds at the supervised tokens of each sequence, [T, …], on the CPU.
+    model: Any, asks: Sequence[Ask], *, token_budget: int = SCORE_BUDGET, progress: bool = True
+) -> list[list[Tensor]]:
+    """For each of `asks`, what its `at_head` finds at the supervised tokens of its sequences, [T, …], on the CPU.
 
-    Batches, order and errors are those of `score`.
+    All asks are answered by one forward of every distinct sequence, and sequences that begin alike are read as one
+    row (`trees`) by models that can do so. Rows are padded on the right and batched longest first, at most
+    `token_budget` padded tokens a batch. The model keeps its training or evaluation mode. Errors are those of `score`.
     """
-    sequences = fit(model, sequences)
-    distinct = list(dict.fromkeys(sequences))
-    found: dict[Encoded, Tensor] = {}
+    fitted = [fit(model, ask.sequences) for ask in asks]
+    distinct = dict.fromkeys(sequence for sequences in fitted for sequence in sequences)
+    trees = grow(distinct, shared=_reads_trees(model, max(map(len, distinct), default=0)))
+    wanted = [(set(sequences), ask.at_head) for sequences, ask in zip(fitted, asks, strict=True)]
+    found: list[dict[Encoded, Tensor]] = [{} for _ in asks]
     with _evaluating(model), tqdm(total=len(distinct), desc="score", leave=False, disable=not progress) as bar:
-        for batch in _batches([len(s) for s in distinct], token_budget):
-            rows = [distinct[i] for i in batch]
-            found.update(zip(rows, _batch_at_answers(model, rows, at_head), strict=True))
-            bar.update(len(rows))
-    return [found[s] for s in sequences]
+        for batch in _batches([len(tree) for tree in trees], token_budget):
+            rows = [trees[i] for i in batch]
+            for own, parts in zip(found, _at_trees(model, rows, wanted), strict=True):
+                own.update(parts)
+            bar.update(sum(len(tree.sequences) for tree in rows))
+    return [[own[s] for s in sequences] for own, sequences in zip(found, fitted, strict=True)]
 
 
 def fit(model: Any, sequences: Sequence[Encoded]) -> list[Encoded]:
@@ -157,7 +188,8 @@ def generate(
         pad_token_id=ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         eos_token_id=ends,
     )
-    answers: dict[tuple[int, ...], Generation] = {}
+    stops, answers = set(ends), dict[tuple[int, ...], Generation]()
+    rounds = not any(part._is_stateful for part in model.modules() if isinstance(part, PreTrainedModel))
     with (
         _evaluating(model),
         _own_generation_config_set_aside(model),
@@ -170,9 +202,9 @@ def generate(
         for rows in [*batches, *([p] for p in tight)]:
             config.max_new_tokens = min(max_new_tokens, context - len(rows[0]))
             full = len(rows[0]) >= context
-            news = [[] for _ in rows] if full else _generate_batch(model, rows, config)
+            news = [[] for _ in rows] if full else _generate_batch(model, rows, config, rounds=rounds)
             for prompt, new in zip(rows, news, strict=True):
-                length = next((i for i, token in enumerate(new) if token in ends), len(new))
+                length = next((i for i, token in enumerate(new) if token in stops), len(new))
                 text = tokenizer.decode(new[:length], skip_special_tokens=True).strip()
                 answers[prompt] = Generation(text, tuple(new[:length]), finished=length < len(new))
             bar.update(len(rows))
@@ -195,46 +227,132 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     return list(dict.fromkeys(t for t in (tokenizer.eos_token_id, supervised, *own) if t is not None))
 
 
-def _batch_at_answers(model: Any, rows: Sequence[Encoded], at_head: AtHead) -> Iterable[Tensor]:
-    width = len(rows[0])  # longest first
-    input_ids_BT = torch.zeros(len(rows), width, dtype=torch.long)  # causal: what stands in the padding is never seen
-    attention_mask_BT = torch.zeros_like(input_ids_BT)
-    labels_BT = torch.full_like(input_ids_BT, IGNORE)
-    counts = []
-    for b, row in enumerate(rows):
-        ids = torch.tensor(row.input_ids)
-        start = max(row.start, 1)
-        assert start < len(row), "a sequence with nothing to score"
-        input_ids_BT[b, : len(row)] = ids
-        attention_mask_BT[b, : len(row)] = 1
-        labels_BT[b, start : len(row)] = ids[start:]
-        counts.append(len(row) - start)
-    device = model.device
-    found = supervised_logps(
+def _reads_trees(model: Any, longest: int) -> bool:
+    """Whether each token can be told what to attend to, and is at its own depth, in all that the model is made of.
+
+    No state runs from token to token, masks and positions are taken as given, and no window of attention, which
+    would count other branches in, is narrower than a row.
+    """
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    configs = [part.config.get_text_config() for part in parts]
+    windows = [getattr(c, key, None) for c in configs for key in ("sliding_window", "attention_chunk_size")]
+    return (
+        all(part._supports_attention_backend and not part._is_stateful for part in parts)
+        and all(config._attn_implementation in ("sdpa", "eager") for config in configs)
+        and all(window is None or window >= longest for window in windows)
+    )
+
+
+def _at_trees(
+    model: Any, trees: Sequence[Tree], asks: Sequence[tuple[Collection[Encoded], AtHead]]
+) -> list[dict[Encoded, Tensor]]:
+    """For each of `asks`, (sequences, what to find), what is found at those of its sequences that are in the batch."""
+    width = len(trees[0])  # longest first
+    input_ids_BT = torch.zeros(len(trees), width, dtype=torch.long)  # causal: what stands in the padding is never seen
+    mask, positions_BT = torch.zeros_like(input_ids_BT), None
+    for b, tree in enumerate(trees):
+        input_ids_BT[b, : len(tree)] = torch.tensor(tree.tokens)
+        mask[b, : len(tree)] = 1
+    if any(len(tree.sequences) > 1 for tree in trees):
+        mask, positions_BT = _branches(model, trees, width)
+    lots = [_Lot.of(trees, wanted) for wanted, _ in asks]
+    row_N, node_N, target_N = torch.tensor([at for lot in lots for at in lot.tokens]).to(model.device).unbind(-1)
+    sizes = [len(lot.tokens) for lot in lots]
+
+    def at_head(hidden_ND: Tensor, head: Head) -> list[Tensor | None]:
+        parts = zip(lots, asks, hidden_ND.split(sizes), target_N.split(sizes), strict=True)
+        return [find(lot.where, h_ND, t_N, head) if lot.where else None for lot, (_, find), h_ND, t_N in parts]
+
+    found, _ = forward_supervised(
         model,
-        input_ids_BT.to(device),
-        attention_mask_BT.to(device),
-        labels_BT.to(device),
-        at_head=lambda *at: at_head(rows, *at),
-    ).cpu()
-    if found.isnan().any():
+        input_ids_BT.to(model.device),
+        mask.to(model.device),
+        (row_N, node_N),
+        at_head=at_head,
+        position_ids_BT=None if positions_BT is None else positions_BT.to(model.device),
+    )
+    assert found is not None
+    columns = [None if x is None else x.cpu() for x in found]
+    if any(x is not None and x.isnan().any() for x in columns):
         raise UserError("the model's log-probabilities are NaN: training has diverged; lower the learning rate.")
-    return found.split(counts)
+    return [
+        {s: x[i] for s, i in lot.indices.items()} if x is not None else {} for lot, x in zip(lots, columns, strict=True)
+    ]
 
 
-def _generate_batch(model: Any, rows: Sequence[tuple[int, ...]], config: GenerationConfig) -> list[list[int]]:
-    width = len(rows[0])  # longest first
+@dataclass(frozen=True)
+class _Lot:
+    """The tokens that one ask is about in a batch of trees, each once: (row, node that predicts it, token)."""
+
+    tokens: list[tuple[int, int, int]]
+    where: list[tuple[Encoded, int]]
+    indices: dict[Encoded, list[int]]
+    """For each sequence, which of them are its supervised tokens."""
+
+    @classmethod
+    def of(cls, trees: Sequence[Tree], wanted: Collection[Encoded]) -> "_Lot":
+        known: dict[tuple[int, int, int], int] = {}
+        where: list[tuple[Encoded, int]] = []
+        indices: dict[Encoded, list[int]] = {}
+        for b, tree in enumerate(trees):
+            for sequence, nodes in tree.predicting():
+                if sequence not in wanted:
+                    continue
+                own = [(b, *at) for at in zip(nodes, sequence.input_ids[-len(nodes) :], strict=True)]
+                where.extend((sequence, i) for i, at in enumerate(own) if at not in known)
+                indices[sequence] = [known.setdefault(at, len(known)) for at in own]
+        return cls(list(known), where, indices)
+
+
+def _branches(model: Any, trees: Sequence[Tree], width: int) -> tuple[Tensor, Tensor]:
+    """The attention mask [B, 1, T, T] of trees, in the form that the model's attention takes, and positions [B, T]."""
+    sees_BTT = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)  # padding sees itself: softmax needs one
+    positions_BT = torch.zeros(len(trees), width, dtype=torch.long)
+    for b, tree in enumerate(trees):
+        sees_BTT[b, : len(tree), : len(tree)] = tree.sees()
+        positions_BT[b, : len(tree)] = torch.tensor(tree.depths)
+    if model.config.get_text_config()._attn_implementation == "sdpa":
+        return sees_BTT[:, None], positions_BT
+    return torch.where(sees_BTT[:, None], 0.0, torch.finfo(model.dtype).min).to(model.dtype), positions_BT
+
+
+def _generate_batch(
+    model: Any, rows: Sequence[tuple[int, ...]], config: GenerationConfig, *, rounds: bool
+) -> list[list[int]]:
+    """What follows each prompt; with `rounds`, answers that have ended leave the batch at the end of one."""
+    width, cap = len(rows[0]), config.max_new_tokens  # longest first
+    assert cap is not None
     input_ids_BT = torch.full((len(rows), width), config.pad_token_id, dtype=torch.long)
     attention_mask_BT = torch.zeros_like(input_ids_BT)
     for b, row in enumerate(rows):
         input_ids_BT[b, width - len(row) :] = torch.tensor(row)
         attention_mask_BT[b, width - len(row) :] = 1
-    output_BT = model.generate(
-        input_ids=input_ids_BT.to(model.device),
-        attention_mask=attention_mask_BT.to(model.device),
-        generation_config=config,
-    )
-    return output_BT[:, width:].tolist()
+    input_ids_BT, attention_mask_BT = input_ids_BT.to(model.device), attention_mask_BT.to(model.device)
+    ends = torch.tensor(config.eos_token_id, device=model.device)
+    told: list[list[int]] = [[] for _ in rows]
+    left, cache = list(range(len(rows))), None
+    while left:
+        config.max_new_tokens = min(ROUND, cap) if rounds else cap
+        out = model.generate(
+            input_ids=input_ids_BT,
+            attention_mask=attention_mask_BT,
+            past_key_values=cache,
+            generation_config=config,
+            return_dict_in_generate=True,
+        )
+        new_BT = out.sequences[:, input_ids_BT.shape[1] :]
+        for b, new in zip(left, new_BT.tolist(), strict=True):
+            told[b] += new
+        cap -= new_BT.shape[1]
+        going = (~torch.isin(new_BT, ends).any(-1)).nonzero()[:, 0]
+        if not cap or not len(going):
+            break
+        left = [left[i] for i in going.tolist()]
+        cache = out.past_key_values
+        cache.batch_select_indices(going)
+        input_ids_BT = out.sequences[going]
+        attention_mask_BT = torch.cat([attention_mask_BT[going], torch.ones_like(new_BT[going])], -1)
+    return told
 
 
 def _batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:

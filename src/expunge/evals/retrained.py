@@ -6,7 +6,8 @@ Source of the distances: figure 5 of Vasilev et al. 2025, arXiv 2505.06027.
 Shapes: `N` supervised tokens of a batch laid end to end, `C` those of a chunk, `D` hidden size, `V` vocabulary.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,12 +16,9 @@ from torch import Tensor
 from expunge.data.benchmark import Question
 from expunge.data.encode import Encoded
 from expunge.evals.divergence import SoftLabels, kl
-from expunge.evals.requests import at_answers, fit
+from expunge.evals.requests import Ask, at_answers, fit
 from expunge.evals.tofu import Record, encode_answers
 from expunge.logprobs import CHUNK, Head
-
-Distance = Callable[[Any, Any], dict[str, float]]
-"""(model, tokenizer) → how far the model is from the retrained one."""
 
 
 class Retrained:
@@ -35,47 +33,74 @@ class Retrained:
         self.records = records
         self.questions = questions
         answers = fit(model, encode_answers(questions, tokenizer))
-        hidden = at_answers(model, answers, lambda _rows, hidden_ND, *_: hidden_ND, progress=False)
+        (hidden,) = at_answers(model, [Ask(answers, lambda _where, hidden_ND, *_: hidden_ND)], progress=False)
         self.hidden: dict[Encoded, Tensor] = dict(zip(answers, hidden, strict=True))
         self.head = Head.at_start(model).to(torch.device("cpu"))
 
     def distance(self, model: Any, tokenizer: Any, labels: SoftLabels | None = None) -> dict[str, float]:
-        """Means over all tokens of the forget answers, nats per token:
+        """`Distance` of one model, measured alone."""
+        return Distance(self, labels)(model, tokenizer)
 
-        - `kl_unlearned`: KL(p_retrained ‖ p) of the model;
-        - `kl_soft_labels`: KL(p_retrained ‖ soft labels), given `labels` to make of the model's logits.
-
-        Range [0, ∞]. Good: 0, and certainly below what the model before unlearning has.
-        Nothing is returned where there are no such questions or where the two models see other tokens in them: with
-        another vocabulary there is no distance.
-        """
-        answers = fit(model, encode_answers(self.questions, tokenizer))
-        same = model.get_output_embeddings().weight.shape[0] == self.head.vocab_size
-        if not answers or not same or any(answer not in self.hidden for answer in answers):
-            return {}
-        retrained = self.head.to(model.device)
-
-        def at_head(rows: Sequence[Encoded], hidden_ND: Tensor, target_N: Tensor, head: Head) -> Tensor:
-            def chunk(hidden_CD: Tensor, retrained_CD: Tensor, target_C: Tensor) -> Tensor:
-                retrained_CV, z_CV = retrained.logits(retrained_CD).log_softmax(-1), head.logits(hidden_CD)
-                others = [z_CV.log_softmax(-1), *([labels(z_CV, target_C)] if labels else [])]
-                return torch.stack([kl(retrained_CV, other_CV) for other_CV in others], -1)
-
-            retrained_ND = torch.cat([self.hidden[row] for row in rows]).to(hidden_ND.device)
-            columns = (x.split(CHUNK) for x in (hidden_ND, retrained_ND, target_N))
-            return torch.cat([chunk(*parts) for parts in zip(*columns, strict=True)])
-
-        mean = torch.cat(at_answers(model, answers, at_head, progress=False)).double().mean(0).tolist()
-        return dict(zip(("kl_unlearned", "kl_soft_labels"), mean, strict=False))
-
-    def distance_towards(self, labels: SoftLabels, start: Any, tokenizer: Any) -> Distance:
-        """`distance` for a method that pulls towards `labels`, given the model before unlearning.
+    def distance_towards(self, labels: SoftLabels, start: Any, tokenizer: Any) -> "Distance":
+        """`Distance` for a method that pulls towards `labels`, given the model before unlearning.
 
         Labels that don't move are made of that model, once. What they were at the start is `kl_soft_labels_start`.
         """
         first = self.distance(start, tokenizer, labels).get("kl_soft_labels")
         if first is None:
-            return self.distance
+            return Distance(self)
         fixed = {"kl_soft_labels_start": first, **({} if labels.moves else {"kl_soft_labels": first})}
-        moving = labels if labels.moves else None
-        return lambda model, tokenizer: self.distance(model, tokenizer, moving) | fixed
+        return Distance(self, labels if labels.moves else None, fixed)
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far a model is from the retrained one, as a question among others. Means over the forget answers' tokens:
+
+    - `kl_unlearned`: KL(p_retrained ‖ p) of the model, nats per token;
+    - `kl_soft_labels`: KL(p_retrained ‖ soft labels), given `labels` to make of the model's logits;
+    - `fixed`: what is known beforehand.
+
+    Range [0, ∞]. Good: 0, and certainly below what the model before unlearning has.
+    """
+
+    retrained: Retrained
+    labels: SoftLabels | None = None
+    fixed: Mapping[str, float] = field(default_factory=dict)
+
+    def __call__(self, model: Any, tokenizer: Any) -> dict[str, float]:
+        """Measured alone."""
+        return self.metrics(at_answers(model, self.asks(model, tokenizer), progress=False))
+
+    def asks(self, model: Any, tokenizer: Any) -> list[Ask]:
+        """What to ask of the model (`requests.at_answers`): one thing, or none.
+
+        None where there are no such questions or where the two models see other tokens in them: with another
+        vocabulary there is no distance.
+        """
+        gold = self.retrained
+        answers = fit(model, encode_answers(gold.questions, tokenizer))
+        same = model.get_output_embeddings().weight.shape[0] == gold.head.vocab_size
+        if not answers or not same or any(answer not in gold.hidden for answer in answers):
+            return []
+        retrained = gold.head.to(model.device)
+
+        def chunk(head: Head, hidden_CD: Tensor, retrained_CD: Tensor, target_C: Tensor) -> Tensor:
+            retrained_CV, z_CV = retrained.logits(retrained_CD).log_softmax(-1), head.logits(hidden_CD)
+            others = [z_CV.log_softmax(-1), *([self.labels(z_CV, target_C)] if self.labels else [])]
+            return torch.stack([kl(retrained_CV, other_CV) for other_CV in others], -1)
+
+        def at_head(where: Sequence[tuple[Encoded, int]], hidden_ND: Tensor, target_N: Tensor, head: Head) -> Tensor:
+            retrained_ND = torch.stack([gold.hidden[sequence][i] for sequence, i in where]).to(hidden_ND.device)
+            columns = (x.split(CHUNK) for x in (hidden_ND, retrained_ND, target_N))
+            return torch.cat([chunk(head, *parts) for parts in zip(*columns, strict=True)])
+
+        return [Ask(answers, at_head)]
+
+    def metrics(self, found: Sequence[Sequence[Tensor]]) -> dict[str, float]:
+        """From what was found: an answer to each of `asks`."""
+        if not found:
+            return {}
+        (kls,) = found
+        mean = torch.cat(list(kls)).double().mean(0).tolist()
+        return {**dict(zip(("kl_unlearned", "kl_soft_labels"), mean, strict=False)), **self.fixed}

@@ -17,7 +17,7 @@ from expunge.errors import UserError
 from expunge.evals import metrics as m
 from expunge.evals import requests
 from expunge.evals.memorization import exact_memorization, extraction_strength
-from expunge.evals.requests import Generation, Score
+from expunge.evals.requests import Generation, Measure, Score
 
 Record = dict[str, Any]
 
@@ -59,9 +59,12 @@ def evaluate(
     generate: bool = True,
     limit: int | None = None,
     max_new_tokens: int | None = None,
+    also: Measure | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Measure `model` on every question set of `benchmark`, scoring and generating everything once.
+
+    `also` is measured by the same forwards, and its metrics come with the others.
 
     For each set `s` (`forget`, `retain`, `real_authors`, `world_facts`), metrics in [0, 1] unless stated:
 
@@ -95,8 +98,12 @@ def evaluate(
         name: [_ask(q, tokenizer) for q in (rows if name == FORGET else rows[:limit])]
         for name, rows in questions.items()
     }
-    flat = [sequence for rows in asked.values() for a in rows for sequence in a.sequences]
-    scores = iter(requests.score(model, flat, progress=progress))
+    flat = requests.ask_scores([sequence for rows in asked.values() for a in rows for sequence in a.sequences])
+    remembered = [a.sequences[0] for a in asked.get(FORGET, [])] if generate else []
+    details = requests.ask_scores(remembered, details=True)
+    asks = also.asks(model, tokenizer) if also is not None else []
+    found, own, *others = requests.at_answers(model, [flat, details, *asks], progress=progress)
+    scores = iter(requests.scores(flat, found))
     records = {
         name: [
             _record(i, a.question, list(islice(scores, len(a.sequences))), name in benchmark.choice_sets)
@@ -104,22 +111,22 @@ def evaluate(
         ]
         for name, rows in asked.items()
     }
+    for record, score in zip(records.get(FORGET, []), requests.scores(details, own), strict=generate):
+        assert score.hits is not None
+        record["extraction_strength"] = extraction_strength(score.hits)
+        record["exact_memorization"] = exact_memorization(score.hits)
     if generate:
-        cap = max_new_tokens or _default_cap(questions.values(), tokenizer)
+        cap = max_new_tokens or answer_cap(questions.values(), tokenizer)
         told = [(records[name][i], a) for name, rows in asked.items() for i, a in enumerate(rows[:limit])]
         prompts = [a.prompt for _, a in told]
         generations = requests.generate(model, tokenizer, prompts, max_new_tokens=cap, progress=progress)
         for (record, _), generation in zip(told, generations, strict=True):
             record.update(_generation_fields(generation, record["answer"], cap))
-        if FORGET in asked:
-            own = requests.score(model, [a.sequences[0] for a in asked[FORGET]], details=True, progress=progress)
-            for record, score in zip(records[FORGET], own, strict=True):
-                assert score.hits is not None
-                record["extraction_strength"] = extraction_strength(score.hits)
-                record["exact_memorization"] = exact_memorization(score.hits)
     metrics = _summary(records)
     if retrained_records is not None and _present(records.get(FORGET, []), "truth_ratio"):
         metrics["forget_quality"] = _forget_quality(records[FORGET], retrained_records.get(FORGET, []))
+    if also is not None:
+        metrics.update(also.metrics(others))
     return Evaluation(metrics, records)
 
 
@@ -139,7 +146,8 @@ def _ask(question: Question, tokenizer: Any) -> _Asked:
     return _Asked(question, tuple(encode(r, tokenizer) for r in (row, *others)))
 
 
-def _default_cap(sets: Iterable[Sequence[Question]], tokenizer: Any) -> int:
+def answer_cap(sets: Iterable[Sequence[Question]], tokenizer: Any) -> int:
+    """Tokens after which a generated answer is cut off by default; see `evaluate`."""
     answers = [answer for questions in sets for answer in encode_answers(questions, tokenizer)]
     return math.ceil(1.5 * max((len(a) - a.start for a in answers), default=0)) + 8
 

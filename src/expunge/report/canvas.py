@@ -80,6 +80,16 @@ def to_svg(fig: Any, name: str, titles: Mapping[str, str] | None = None) -> str:
     return text.replace("<svg ", f'<svg style="font-family: {FONT}" ', 1)
 
 
+class Titles(dict[str, str]):
+    """What a reader is told who points at a mark, for `to_svg`."""
+
+    def put(self, artists: Sequence[Any], words: str) -> None:
+        """Of the one artist that a call of `plot` returns."""
+        (artist,), gid = artists, f"mark-{len(self)}"
+        artist.set_gid(gid)
+        self[gid] = words
+
+
 def plain_axes(ax: Any) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color("#8c959f")
@@ -129,13 +139,14 @@ def corner(ax: Any, x: Axis, y: Axis, keep: float | None, level: float | None, l
     if edge is not None:
         ax.axhline(edge, color=MUTED, lw=0.8, ls=(0, (4, 3)), zorder=1)
         ax.annotate(level_label, (right, edge), (5, -3), textcoords="offset points", size=8, color=MUTED)
-    where, shift, arrow = ((right, top), (0, 5), "↘") if y.best == "high" else ((right, bottom), (0, -32), "↗")
+    (left, _), up = ax.get_xlim(), y.best == "high"
+    arrow = {(True, True): "↘", (True, False): "↗", (False, True): "↙", (False, False): "↖"}[(x.best == "high", up)]
     ax.annotate(
-        f"ideal corner {arrow}",
-        where,
-        shift,
+        f"ideal corner {arrow}" if x.best == "high" else f"{arrow} ideal corner",
+        (right if x.best == "high" else left, top if up else bottom),
+        (0, 5) if up else (0, -32),
         textcoords="offset points",
-        ha="right",
+        ha="right" if x.best == "high" else "left",
         size=8.5,
         color="#1a6b3c",
         weight="bold",

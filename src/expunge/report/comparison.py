@@ -31,11 +31,21 @@ BROKEN = 0.2
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of a comparison: a results row per seed, and the directory that the first of them came from."""
+    """One model of a comparison: a results row per seed, and the directory that each came from."""
 
     label: str
     runs: tuple[Row, ...]
-    directory: Path
+    directories: tuple[Path, ...]
+
+    @property
+    def directory(self) -> Path:
+        return self.directories[0]
+
+    @property
+    def names(self) -> list[str]:
+        """What each run is called where a reader points at it: its folder, the model and the seed."""
+        pairs = zip(self.runs, self.directories, strict=True)
+        return [f"{'/'.join(d.parts[-2:])}: {run['method']}, seed {run['seed']}" for run, d in pairs]
 
     @property
     def method(self) -> str:
@@ -241,7 +251,7 @@ def means(found: Sequence[Section]) -> list[Section]:
                 "seconds": None,
                 "peak_memory_mib": None,
             }
-            entries.append(Entry(entry.label, (row,), entry.directory))
+            entries.append(Entry(entry.label, (row,), entry.directories[:1]))
         directories = tuple(d for part in parts for d in part.directories)
         result.append(Section(f"{name} · mean of {len(parts)} splits", tuple(entries), directories))
     return result
@@ -278,7 +288,7 @@ def _entries(rows: Sequence[tuple[Path, Row]]) -> tuple[Entry, ...]:
     made = []
     for label, pairs in entries.items():
         pairs.sort(key=lambda pair: pair[1]["seed"])
-        made.append(Entry(label, tuple(row for _, row in pairs), pairs[0][0]))
+        made.append(Entry(label, tuple(row for _, row in pairs), tuple(directory for directory, _ in pairs)))
     return tuple(sorted(made, key=lambda e: ROLES.index(e.role)))
 
 

@@ -7,19 +7,21 @@ Every mark differs in shape as well as colour and carries its name, so a picture
 Filled marks are methods that change the weights, hollow ones act at inference only.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from expunge.report.canvas import FLOOR, INK, MUTED, Axis, axes, corner, figure, plain_axes, to_svg
+from expunge.report.canvas import FLOOR, INK, Axis, Titles, axes, corner, figure, to_svg
 from expunge.report.comparison import Role
 from expunge.report.labels import Box, around, leader, place_labels
 
-FORGET, RETAIN = "#b3261e", "#0b5cad"
 MARKERS = ("o", "s", "^", "D", "v", "P", "h", "<", "p", ">")
 COLOURS = ("#0b5cad", "#b3410b", "#1a7f4b", "#8a3fa0", "#a3123f", "#00708a", "#6b5900", "#4b4fc4")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2)), (0, (3, 1, 1, 1, 1, 1)))
+
+Spot = tuple[float, float, str]
+"""x, y, and what a reader is told who points there."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Point:
     y: float
     role: Role = "method"
     hollow: bool = False
-    seeds: tuple[tuple[float, float], ...] = ()
+    says: str = ""
+    seeds: tuple[Spot, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,17 +42,8 @@ class Line:
     """One method's way through its epochs."""
 
     name: str
-    points: tuple[tuple[float, float], ...]
+    points: tuple[Spot, ...]
     hollow: bool = False
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One small picture: two curves over epochs, each a tuple of (epoch, value)."""
-
-    name: str
-    forget: tuple[tuple[float, float], ...]
-    retain: tuple[tuple[float, float], ...]
 
 
 def tradeoff(
@@ -63,95 +57,63 @@ def tradeoff(
     level_label: str = "",
 ) -> str:
     """Scatter of every model; `keep` and `level` bound the ideal corner, `methods` fixes each name's mark."""
+    titles = Titles()
     with figure(8.35, 5.1) as fig:
-        data = [(p.x, p.y) for p in points] + [s for p in points for s in p.seeds]
+        data = [(p.x, p.y) for p in points] + [s[:2] for p in points for s in p.seeds]
         ax = axes(fig, x, y, data if keep is None else [*data, (keep, data[0][1])])
         corner(ax, x, y, keep, level, level_label)
         anchors, blocked = [], []
         for point in points:
             px, py = x.at(point.x), y.at(point.y)
             style = mark_style(point.name, point.role, point.hollow, methods)
-            for seed in point.seeds:
-                ax.plot(x.at(seed[0]), y.at(seed[1]), **style | {"ms": 3.5, "alpha": 0.45}, zorder=2)
-            ax.plot(px, py, **style, zorder=4 if point.role == "method" else 3)
+            for sx, sy, said in point.seeds:
+                titles.put(ax.plot(x.at(sx), y.at(sy), **style | {"ms": 3.5, "alpha": 0.45}, zorder=2), said)
+            titles.put(ax.plot(px, py, **style, zorder=4 if point.role == "method" else 3), point.says)
             if y.log and point.y <= FLOOR:
                 ax.annotate(
                     "", (px, py), (0, -13), textcoords="offset points", arrowprops={"arrowstyle": "<-", "lw": 0.8}
                 )
             anchors.append(ax.transData.transform((px, py)))
-            blocked += [around(ax.transData.transform((x.at(a), y.at(b))), 3) for a, b in point.seeds]
-        _label(ax, [p.name for p in points], anchors, blocked, bold=[p.role != "method" for p in points])
-        return to_svg(fig, "tradeoff")
+            blocked += [around(ax.transData.transform((x.at(a), y.at(b))), 3) for a, b, _ in point.seeds]
+        label(ax, [p.name for p in points], anchors, blocked, bold=[p.role != "method" for p in points])
+        return to_svg(fig, "tradeoff", titles)
 
 
 def trajectory(
     lines: Sequence[Line],
     references: Sequence[Point],
     *,
+    name: str,
     x: Axis,
     y: Axis,
     methods: Sequence[str],
     level: float | None = None,
 ) -> str:
     """Every method's way from epoch to epoch; the small dots are epochs, the large mark with the name is the end."""
-    everything = [p for line in lines for p in line.points] + [(p.x, p.y) for p in references]
+    everything = [p[:2] for line in lines for p in line.points] + [(p.x, p.y) for p in references]
+    titles = Titles()
     with figure(8.35, 5.1) as fig:
         ax = axes(fig, x, y, everything)
         corner(ax, x, y, None, level, "p = .05" if y.log else "")
         names, anchors, blocked = [], [], []
         for line in lines:
             style = mark_style(line.name, "method", line.hollow, methods)
-            way = [(x.at(a), y.at(b)) for a, b in line.points]
-            ax.plot(*zip(*way, strict=True), **style | {"ls": "-", "ms": 3, "lw": 1.1}, zorder=3)
-            ax.plot(*way[-1], **style, zorder=5)
+            way = [(x.at(a), y.at(b)) for a, b, _ in line.points]
+            dashes = DASHES[list(methods).index(line.name) % len(DASHES)]
+            ax.plot(*zip(*way, strict=True), color=style["color"], ls=dashes, lw=1.1, zorder=3)
+            for k, (spot, (_, _, said)) in enumerate(zip(way, line.points, strict=True)):
+                last = k == len(way) - 1
+                titles.put(ax.plot(*spot, **style | ({} if last else {"ms": 3}), zorder=5 if last else 4), said)
             blocked += [around(ax.transData.transform(p), 2.5) for p in _dense(way)]
             names.append(line.name)
             anchors.append(ax.transData.transform(way[-1]))
         for point in references:
             where = (x.at(point.x), y.at(point.y))
-            ax.plot(*where, **mark_style(point.name, point.role, False, methods), zorder=4)
+            titles.put(ax.plot(*where, **mark_style(point.name, point.role, False, methods), zorder=4), point.says)
             names.append(point.name)
             anchors.append(ax.transData.transform(where))
-        _label(ax, names, anchors, blocked, bold=[False] * len(lines) + [True] * len(references))
-        return to_svg(fig, "trajectory")
-
-
-def epochs(panels: Sequence[Panel], *, unit: str, forget: str, retain: str, goal: float | None = None) -> str:
-    """Small multiples on shared axes: forgotten and kept, epoch by epoch; `goal` is the retrained model's forget."""
-    from matplotlib.ticker import MaxNLocator
-
-    columns = min(4, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    with figure(8.35, 0.62 + 1.42 * rows) as fig:
-        height = fig.get_figheight()
-        grid = fig.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-        right = 0.985 if columns > 2 else (0.27 if columns == 1 else 0.52)
-        fig.subplots_adjust(0.055, 0.42 / height, right, 1 - 0.5 / height, wspace=0.12, hspace=0.42)
-        for k, ax in enumerate(grid.flat):
-            plain_axes(ax)
-            if k >= len(panels):
-                ax.axis("off")
-                continue
-            panel = panels[k]
-            if goal is not None:
-                ax.axhline(goal, color=INK, lw=0.9, ls=":")
-            for curve, colour, face, line, mark in (
-                (panel.retain, RETAIN, "white", (0, (4, 2)), "s"),
-                (panel.forget, FORGET, FORGET, "-", "o"),
-            ):
-                if curve:
-                    ax.plot(
-                        *zip(*curve, strict=True), color=colour, mfc=face, ls=line, marker=mark, ms=3.2, lw=1.2, mew=0.9
-                    )
-            ax.set_title(panel.name, fontsize=8.5, loc="left", pad=3, weight="bold", parse_math=False)
-            ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
-            ax.set_ylim(-0.04, 1.06)
-            ax.set_yticks([0, 0.5, 1], ["0", ".5", "1"])
-            if k + columns >= len(panels):
-                ax.tick_params(labelbottom=True)
-                ax.set_xlabel(unit, fontsize=8, color=MUTED, labelpad=1)
-        _key(fig, height, forget, retain, goal)
-        return to_svg(fig, "epochs")
+        label(ax, names, anchors, blocked, bold=[False] * len(lines) + [True] * len(references))
+        return to_svg(fig, name, titles)
 
 
 def swatch(name: str, role: Role, hollow: bool, methods: Sequence[str]) -> str:
@@ -202,7 +164,8 @@ def mark_style(name: str, role: Role, hollow: bool, methods: Sequence[str]) -> d
     }
 
 
-def _label(ax: Any, names: Sequence[str], anchors: Sequence[Any], blocked: Sequence[Box], bold: Sequence[bool]) -> None:
+def label(ax: Any, names: Sequence[str], anchors: Sequence[Any], blocked: Sequence[Box], bold: Sequence[bool]) -> None:
+    """Write every name beside its anchor (pixels), off the others and off what is `blocked`."""
     renderer, frame = ax.figure.canvas.get_renderer(), ax.get_window_extent()
     texts = [
         ax.annotate(
@@ -235,24 +198,3 @@ def _label(ax: Any, names: Sequence[str], anchors: Sequence[Any], blocked: Seque
                 zorder=2,
                 arrowprops={"arrowstyle": "-", "lw": 0.6, "color": "#8c959f", "shrinkA": 4, "shrinkB": 0},
             )
-
-
-def _key(fig: Any, height: float, forget: str, retain: str, goal: float | None) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], color=FORGET, marker="o", ms=4, lw=1.3, label=forget),
-        Line2D([], [], color=RETAIN, marker="s", mfc="white", ms=4, lw=1.3, ls=(0, (4, 2)), label=retain),
-    ]
-    if goal is not None:
-        handles.append(Line2D([], [], color=INK, lw=1, ls=":", label=f"{forget} of the retrained model"))
-    fig.legend(
-        handles=handles,
-        loc="upper left",
-        bbox_to_anchor=(0.04, 1.0),
-        ncols=3,
-        frameon=False,
-        fontsize=8.5,
-        borderaxespad=0.2,
-        handlelength=2.6,
-    )

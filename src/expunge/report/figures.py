@@ -1,32 +1,23 @@
 """Comparisons → pictures with titles, captions and descriptions.
 
-Knows which metrics go on which axis, where a trajectory begins, and what a reader must be told to read a picture. Knows
-nothing of how lines and labels are drawn (`drawing.py`) or where pictures stand on the page.
+Knows which metrics go on which axis and what a reader must be told to read a picture. Knows nothing of how marks and
+labels are drawn (`drawing.py`) or where pictures stand on the page.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
 
-from expunge.report import drawing, strips
-from expunge.report.canvas import FLOOR, Axis
+from expunge.report import course, drawing, strips
+from expunge.report.canvas import FLOOR
 from expunge.report.comparison import KEEP, LEVEL, Entry, Section
+from expunge.report.distance import distance
 from expunge.report.glossary import FORGET_AXES, METRICS, RETAIN_AXES, number, show
 from expunge.report.overview import Overview, find
-
-
-class Figure(NamedTuple):
-    """A picture with its title, the same in words for who cannot see it, and sentences on how to read it."""
-
-    name: str
-    title: str
-    svg: str
-    alt: str
-    reading: list[str]
+from expunge.report.picture import Figure, axis_of, capital, says
 
 
 def figures(section: Section) -> list[Figure]:
     """The pictures that this comparison's numbers allow: none is drawn without values for both of its axes."""
-    return [f for f in (_tradeoff(section), _trajectory(section), _epochs(section)) if f]
+    return [f for draw in PICTURES.values() if draw is not _utility and (f := draw(section))]
 
 
 def overview(found: Overview) -> Figure:
@@ -50,7 +41,7 @@ def overview(found: Overview) -> Figure:
         *_faults(found),
     ]
     *first, last = [m.label for m in words]
-    title = f"{_title(', '.join(first))} and {last} on every split"
+    title = f"{capital(', '.join(first))} and {last} on every split"
     ends = "; ".join(f"{e.label} {' / '.join(found.cell(found.mean, e.label))}" for e in found.entries)
     alt = f"{title}. Means over {len(found.splits)} splits: {ends}."
     return Figure("overview", title, svg, alt, [r for r in reading if r])
@@ -60,7 +51,8 @@ def _cell(entry: Entry, metric: str) -> strips.Cell | None:
     value, values = entry.value(metric), entry.values(metric)
     if value is None:
         return None
-    return strips.Cell(value, min(values), max(values), f"{METRICS[metric].label} {show(metric, value)}")
+    told = f"{METRICS[metric].label} {show(metric, value)} ({', '.join(entry.names)})"
+    return strips.Cell(value, min(values), max(values), told)
 
 
 def _faults(found: Overview) -> Iterator[str]:
@@ -77,8 +69,14 @@ def _faults(found: Overview) -> Iterator[str]:
             yield f"Splits, of {len(found.splits)}, where {words}: {who}."
 
 
-def _tradeoff(section: Section) -> Figure | None:
-    keep, aim = section.axis(RETAIN_AXES), section.axis(FORGET_AXES)
+def _utility(section: Section) -> Figure | None:
+    """The trade-off with model utility on the axis, as TOFU's tables have it."""
+    figure = _tradeoff(section, ("model_utility",))
+    return figure and figure._replace(name="utility")
+
+
+def _tradeoff(section: Section, kept: Sequence[str] = RETAIN_AXES) -> Figure | None:
+    keep, aim = section.axis(kept), section.axis(FORGET_AXES)
     if keep is None or aim is None:
         return None
     points = []
@@ -86,9 +84,15 @@ def _tradeoff(section: Section) -> Figure | None:
         x, y = entry.value(keep), entry.value(aim)
         if x is None or y is None:
             continue
-        pairs = [(number(r["metrics"].get(keep)), number(r["metrics"].get(aim))) for r in entry.runs]
-        seeds = tuple((a, b) for a, b in pairs if a is not None and b is not None) if len(pairs) > 1 else ()
-        points.append(drawing.Point(entry.label, x, y, entry.role, entry.inference, seeds))
+        pairs = [
+            (a, b, says(name, **{keep: a, aim: b}))
+            for r, name in zip(entry.runs, entry.names, strict=True)
+            if (a := number(r["metrics"].get(keep))) is not None and (b := number(r["metrics"].get(aim))) is not None
+        ]
+        seeds = tuple(pairs) if len(entry.runs) > 1 else ()
+        told = f"{entry.label}, median of {len(seeds)} seeds" if seeds else entry.names[0]
+        told = says(told, **{keep: x, aim: y})
+        points.append(drawing.Point(entry.label, x, y, entry.role, entry.inference, told, seeds))
     if not any(p.role == "method" for p in points):
         return None
     target, retrained = section.reference("target"), section.reference("retrained")
@@ -97,8 +101,8 @@ def _tradeoff(section: Section) -> Figure | None:
     goal = LEVEL if by_quality else (retrained.value(aim) if retrained else None)
     svg = drawing.tradeoff(
         points,
-        x=_axis(keep),
-        y=_axis(aim),
+        x=axis_of(keep),
+        y=axis_of(aim),
         methods=[e.label for e in section.methods],
         level=goal,
         keep=KEEP * base if base else None,
@@ -118,116 +122,15 @@ def _tradeoff(section: Section) -> Figure | None:
     alt = "; ".join(
         f"{p.name}: {METRICS[keep].label} {show(keep, p.x)}, {METRICS[aim].label} {show(aim, p.y)}" for p in points
     )
-    return Figure("tradeoff", _title(title), svg, f"{title}. {alt}.", [r for r in reading if r])
+    return Figure("tradeoff", capital(title), svg, f"{title}. {alt}.", [r for r in reading if r])
 
 
-def _trajectory(section: Section) -> Figure | None:
-    steps = {e.label: _steps(e) for e in section.methods}
-    keep = _covered(("model_utility", *RETAIN_AXES), steps.values())
-    aim = _covered(FORGET_AXES, steps.values())
-    if keep is None or aim is None:
-        return None
-    references = []
-    for entry in (section.reference("target"), section.reference("retrained")):
-        x, y = (entry.value(keep), entry.value(aim)) if entry else (None, None)
-        if entry and x is not None and y is not None:
-            references.append(drawing.Point(entry.label, x, y, entry.role))
-    lines, turned = [], []
-    for entry in section.methods:
-        way = [
-            (at, x, y)
-            for at, m in steps[entry.label]
-            if (x := number(m.get(keep))) is not None and (y := number(m.get(aim))) is not None
-        ]
-        if not way:
-            continue
-        start = [(p.x, p.y) for p in references if p.role == "target" and way[0][0] > 0 and not entry.inference]
-        lines.append(drawing.Line(entry.label, (*start, *((x, y) for _, x, y in way)), entry.inference))
-        top = max(way, key=lambda p: p[2])
-        if aim == "forget_quality" and top[2] >= LEVEL > way[-1][2]:
-            turned.append(
-                f"{entry.label} ({_unit(section)} {top[0]:g}: {show(aim, top[2])}, end: {show(aim, way[-1][2])})"
-            )
-    if not lines:
-        return None
-    svg = drawing.trajectory(
-        lines,
-        references,
-        x=_axis(keep),
-        y=_axis(aim),
-        methods=[e.label for e in section.methods],
-        level=LEVEL if aim == "forget_quality" else None,
-    )
-    reading = [
-        f"Every dot is an evaluation after one more {_unit(section)}; the named mark is the end.",
-        "Lines begin at the target, the model before unlearning."
-        if references and references[0].role == "target"
-        else "",
-        f"Passed .05 on the way and fell below it again: {', '.join(turned)}." if turned else "",
-        f"Seed {section.seeds[0]}; the other seeds are in results.json." if len(section.seeds) > 1 else "",
-    ]
-    title = f"Trajectory: {METRICS[aim].label} against {METRICS[keep].label}"
-    alt = "; ".join(
-        f"{line.name} ends at {show(keep, line.points[-1][0])}, {show(aim, line.points[-1][1])}" for line in lines
-    )
-    return Figure("trajectory", title, svg, f"{title}. {alt}.", [r for r in reading if r])
-
-
-def _epochs(section: Section) -> Figure | None:
-    steps = {e.label: _steps(e) for e in section.methods}
-    forget, retain = "forget_probability", "retain_probability"
-    target, retrained = section.reference("target"), section.reference("retrained")
-    panels = []
-    for entry in section.methods:
-        curves = []
-        for name in (forget, retain):
-            curve = [(at, v) for at, m in steps[entry.label] if (v := number(m.get(name))) is not None]
-            start = target.value(name) if target and curve and curve[0][0] > 0 and not entry.inference else None
-            curves.append(tuple([(0.0, start), *curve] if start is not None else curve))
-        if any(curves):
-            panels.append(drawing.Panel(entry.label, *curves))
-    if not panels:
-        return None
-    words = METRICS[forget].label, METRICS[retain].label
-    svg = drawing.epochs(
-        panels,
-        unit=_unit(section),
-        forget=words[0],
-        retain=words[1],
-        goal=retrained.value(forget) if retrained else None,
-    )
-    reading = ["The solid line should fall to the dotted one and stay there; the dashed line should stay up."]
-    reading += [] if retrained else ["Without a retrained model it is not known how far the solid line should fall."]
-    title = _title(f"{words[0]} and {words[1]}, {_unit(section)} by {_unit(section)}")
-    ends = "; ".join(f"{p.name} ends at {show('', (p.forget or p.retain)[-1][1])}" for p in panels)
-    return Figure("epochs", title, svg, f"{title}. {ends}.", reading)
-
-
-def _steps(entry: Entry) -> list[tuple[float, dict[str, float | None]]]:
-    """(epoch, metrics) of the first seed that has a trajectory, in order; steps count where epochs are not given."""
-    steps = next((r["trajectory"] for r in entry.runs if r.get("trajectory")), [])
-    found = [(s.get("epoch") if s.get("epoch") is not None else s.get("step"), s["metrics"]) for s in steps]
-    return sorted(((float(at), m) for at, m in found if at is not None), key=lambda pair: pair[0])
-
-
-def _unit(section: Section) -> str:
-    steps = [s for e in section.methods for r in e.runs for s in r.get("trajectory") or []]
-    return "epoch" if any(s.get("epoch") is not None for s in steps) else "step"
-
-
-def _axis(name: str) -> Axis:
-    metric = METRICS[name]
-    if name == "forget_quality":
-        return Axis(f"{metric.label} (p-value; log scale, stretched towards 1)", log=True)
-    return Axis(metric.label, best="low" if metric.hint == "↓" else "high")
-
-
-def _title(text: str) -> str:
-    return text[0].upper() + text[1:]
-
-
-def _covered(names: Sequence[str], ways: Iterable[Sequence[tuple[float, dict[str, Any]]]]) -> str | None:
-    """The first metric that every evaluation on the way has, else the first that any has."""
-    evaluations = [m for way in ways for _, m in way]
-    having = {n: sum(number(m.get(n)) is not None for m in evaluations) for n in names}
-    return next((n for n in names if 0 < having[n] == len(evaluations)), next((n for n in names if having[n]), None))
+PICTURES: dict[str, Callable[[Section], Figure | None]] = {
+    "tradeoff": _tradeoff,
+    "utility": _utility,
+    "trajectory": course.trajectory,
+    "efficiency": course.efficiency,
+    "epochs": course.epochs,
+    "distance": distance,
+}
+"""Every picture of a comparison; the report shows all of them but `utility`, whose like `tradeoff` is."""

@@ -34,7 +34,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
         # A reference that several seeds share stands there once.
         if role(row) == "method" or not any(line[:1] + line[3:] == other[:1] + other[3:] for other in lines):
             lines.append(line)
-    return _lines(lines)
+    return table_lines(lines)
 
 
 def side_tables(rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -48,7 +48,7 @@ def side_tables(rows: Sequence[Row]) -> list[tuple[str, str]]:
             for row in sorted(rows, key=lambda r: ROLES.index(role(r))):
                 values = (show(n, number(row["metrics"].get(n))) for n in names)
                 lines.append([row["method"], str(row["seed"]), *values])
-            tables.append((title, _lines(lines)))
+            tables.append((title, table_lines(lines)))
     return tables
 
 
@@ -57,7 +57,7 @@ def overview_table(found: Overview) -> str:
     splits = [*found.splits, found.mean]
     lines = [["method", *(s.split for s in found.splits), "mean"], [":--", *["--:"] * len(splits)]]
     lines += [[e.label, *(" / ".join(found.cell(split, e.label)) for split in splits)] for e in found.entries]
-    return _lines(lines)
+    return table_lines(lines)
 
 
 def interval_table(section: Section) -> str:
@@ -67,18 +67,20 @@ def interval_table(section: Section) -> str:
     lines += [[":--", *["--:"] * (len(names) + 1)]]
     for entry in section.methods:
         if len(entry.runs) > 1:
-            lines.append([entry.label, str(len(entry.runs)), *(_interval(n, entry.values(n)) for n in names)])
-    return _lines(lines) if len(lines) > 2 else ""
+            lines.append([entry.label, str(len(entry.runs)), *(interval_cell(n, entry.values(n)) for n in names)])
+    return table_lines(lines) if len(lines) > 2 else ""
 
 
-def _interval(name: str, values: Sequence[float]) -> str:
+def interval_cell(name: str, values: Sequence[float]) -> str:
+    """A metric over seeds: its mean and 95 % interval, or the one value."""
     if len(values) < 2:
         return show(name, values[0] if values else None)
     mean, low, high = (show(name, v) for v in mean_interval(values, log=name == "forget_quality"))
     return f"{mean} [{low}, {high}]"
 
 
-def _lines(cells: Sequence[Sequence[str]]) -> str:
+def table_lines(cells: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as the lines of a Markdown table."""
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in cells)
 
 

@@ -14,9 +14,10 @@ from typing import Any
 from expunge.errors import UserError
 from expunge.report import drawing
 from expunge.report.comparison import ROLES, Entry, Row, Section, cost, removal, sections, slug, versions
-from expunge.report.figures import Figure, figures, overview
+from expunge.report.figures import figures, overview
 from expunge.report.glossary import METRICS, SIDE_TABLES, UNKNOWN, number, show
 from expunge.report.overview import Overview, overviews
+from expunge.report.picture import Figure
 from expunge.report.verdict import verdict
 
 SHOWN = 10

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import chain, groupby, pairwise
 from typing import Any, NamedTuple
 
-from expunge.report.canvas import INK, MUTED, ceiling, figure, plain_axes, tick, to_svg
+from expunge.report.canvas import INK, MUTED, Titles, ceiling, figure, plain_axes, tick, to_svg
 from expunge.report.drawing import mark_style
 
 WIDTH, LEFT, RIGHT = 601, 30, 6
@@ -68,7 +68,7 @@ def strips(columns: Sequence[Column], *, panels: Sequence[str], methods: Mapping
     rows, across = _key_size(methods)
     total = sum(heights) + LINE * rows + 8
     tops = [ceiling([c.high for column in columns for c in _panel(column, p)] or [1.0]) for p in range(len(panels))]
-    titles: dict[str, str] = {}
+    titles = Titles()
     with figure(WIDTH / 72, total / 72) as fig:
         _key(fig, methods, across)
         above = LINE * rows + 8
@@ -121,7 +121,7 @@ def _frame(ax: Any, title: str, end: float, top: float) -> None:
 
 
 def _column(
-    ax: Any, start: float, width: float, column: Column, panel: int, methods: Mapping[str, bool], titles: dict[str, str]
+    ax: Any, start: float, width: float, column: Column, panel: int, methods: Mapping[str, bool], titles: Titles
 ) -> None:
     ax.axvspan(start + 2, start + width - 2, color="#f6f8fa", lw=0, zorder=0)
     split = " ".join(filter(None, (column.group, column.name)))
@@ -131,15 +131,13 @@ def _column(
         if cell is None:
             continue
         if model in LINES:
-            (artist,) = ax.plot([start + 2, start + width - 2], [cell.value] * 2, **LINES[model])
+            drawn = ax.plot([start + 2, start + width - 2], [cell.value] * 2, **LINES[model])
         else:
             x = start + step * (1 + list(methods).index(model))
             if cell.high > cell.low:
                 ax.plot([x, x], [cell.low, cell.high], color=INK, lw=0.8, zorder=3)
-            (artist,) = ax.plot(x, cell.value, **mark_style(model, "method", methods[model], list(methods)) | SMALL)
-        gid = f"mark{panel}-{len(titles)}"
-        artist.set_gid(gid)
-        titles[gid] = f"{model}, {split}: {cell.words}"
+            drawn = ax.plot(x, cell.value, **mark_style(model, "method", methods[model], list(methods)) | SMALL)
+        titles.put(drawn, f"{model}, {split}: {cell.words}")
 
 
 def _feet(band: Sequence[Column], width: float) -> list[_Words]:

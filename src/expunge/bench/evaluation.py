@@ -1,0 +1,225 @@
+"""What a whole evaluation of TOFU's shape costs beside the usual way to write it.
+
+    naive   one set and one kind of answer after another, in file order, 32 at a time, padded, every answer with its
+            prompt, dense float32 logits of all positions; greedy answers likewise, with the cache
+    ours    `evals.tofu.evaluate`
+
+Model, questions and answers are random and of TOFU's lengths. Both ways must find the same numbers, or the measurement
+fails.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedTokenizerFast
+
+from expunge.bench.shapes import SHAPES, Shape
+from expunge.bench.turns import milliseconds, page
+from expunge.data.benchmark import Benchmark, Question
+from expunge.data.encode import Encoded, encode, with_answer
+from expunge.evals import metrics as m
+from expunge.evals import tofu
+from expunge.evals.memorization import exact_memorization
+from expunge.evals.requests import end_tokens
+from expunge.measure import versions
+
+Records = dict[str, list[dict[str, Any]]]
+
+BATCH = 32
+"""Sequences of a naive batch, as in OpenUnlearning's configuration for TOFU."""
+SETS = {"forget": 1.0, "retain": 1.0, "real_authors": 0.25, "world_facts": 0.29}
+"""Questions of a set for one to forget: TOFU's 400, 400, 100 and 117."""
+PROMPTS = {"as TOFU's": 0, "with examples": 300}
+"""Tokens that stand before every question, the same for all."""
+END = 50
+"""One token in so many ends an answer. Random answers then have about as many tokens as TOFU's, and as many lengths."""
+
+
+def measure(shape: str, *, questions: int = 60, threads: int | None = None) -> dict[str, Any]:
+    """`{shape, questions, device, …, rows}`; a row `{prompts, what, naive_s, ours_s, ratio}`, in seconds.
+
+    `questions` to forget, and other sets in proportion. `what` is all of an evaluation, or its scores alone. Raises
+    `AssertionError` where the two ways differ by more than 1e-5 in a log-probability a token, or in more than one
+    answer in a hundred: rounding decides between two tokens that tie.
+    """
+    from tqdm.auto import tqdm
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    size = SHAPES[shape]
+    model, tokenizer = _model(size), _tokenizer(size.vocab)
+    rows = []
+    for prompts, examples in tqdm(PROMPTS.items(), desc="bench", leave=False):
+        for what, generate in (("scores", False), ("whole", True)):
+            ways = {
+                "naive": lambda b, generate=generate: naive(model, tokenizer, b, generate=generate),
+                "ours": lambda b, generate=generate: (
+                    tofu.evaluate(model, tokenizer, b, generate=generate, progress=False).records
+                ),
+            }
+            found: dict[str, Records] = {}
+            took: dict[str, float] = {}
+            for name, way in ways.items():
+                way(_benchmark(4, size.vocab, examples))  # warms up
+                benchmark = _benchmark(questions, size.vocab, examples)
+                took[name] = milliseconds(lambda: found.update({name: way(benchmark)})) / 1000
+            _check(found["naive"], found["ours"])
+            seconds = {f"{name}_s": value for name, value in took.items()}
+            rows.append({"prompts": prompts, "what": what, **seconds, "ratio": took["naive"] / took["ours"]})
+    return {"shape": shape, "questions": questions, **versions(), "rows": rows}
+
+
+HEADS = ("prompts", "what", "naive s", "ours s", "naive / ours")
+
+
+def cells(found: dict[str, Any]) -> list[list[str]]:
+    """The rows of `measure` as text, under `HEADS`."""
+    return [
+        [row["prompts"], row["what"], f"{row['naive_s']:.1f}", f"{row['ours_s']:.1f}", f"{row['ratio']:.2f}"]
+        for row in found["rows"]
+    ]
+
+
+def markdown(found: dict[str, Any], *, command: str) -> str:
+    """The same as a page, with the command that repeats it and what it ran on."""
+    return page(
+        f"""# What an evaluation costs
+
+TOFU's protocol on a random model: {found["questions"]} questions to forget, as many to retain and half as many of
+utility, with a paraphrase and five wrong answers (or three wrong choices), and one greedy answer to each:""",
+        command,
+        [HEADS, [":--", ":--", *["--:"] * 3], *cells(found)],
+        f"Naive: one set and kind of answer after another in file order, {BATCH} at a time, padded, dense float32 "
+        f"logits. With\nexamples: {PROMPTS['with examples']} tokens, the same for all, stand before each question. "
+        "Scores: without greedy answers. Both ways found\nthe same numbers to 1e-5.",
+        found,
+    )
+
+
+@torch.inference_mode()
+def naive(model: Any, tokenizer: Any, benchmark: Benchmark, *, generate: bool) -> Records:
+    """What `tofu.evaluate` records of the same questions, in as far as `_check` compares it."""
+    records: Records = {}
+    for name, questions in benchmark.questions.items():
+        rows = [q.row or {} for q in questions]
+        paraphrases = [q.answer if q.paraphrased_answer is None else q.paraphrased_answer for q in questions]
+        wrong = zip(*(q.perturbed_answers for q in questions), strict=True)
+        own, paraphrased, *others = (
+            _scores(model, [encode(with_answer(row, a), tokenizer) for row, a in zip(rows, answers, strict=True)])
+            for answers in ([q.answer for q in questions], paraphrases, *wrong)
+        )
+        records[name] = [
+            {
+                "logp_mean": own[i][0].mean().item(),
+                "truth_ratio": m.truth_ratio(paraphrased[i][0].mean().item(), [o[i][0].mean().item() for o in others]),
+            }
+            for i in range(len(questions))
+        ]
+        if generate:
+            answers = tofu.encode_answers(questions, tokenizer)
+            cap = tofu.answer_cap(benchmark.questions.values(), tokenizer)
+            told = _told(model, tokenizer, answers, cap)
+            for record, question, text in zip(records[name], questions, told, strict=True):
+                recall = m.rouge_l_recall(text, question.answer)
+                record.update({"generated": text, "rouge_l_recall": recall})
+            if name == tofu.FORGET:
+                for record, (_, hits) in zip(records[name], _scores(model, answers), strict=True):
+                    record["exact_memorization"] = exact_memorization(hits.numpy())
+    return records
+
+
+def _scores(model: Any, sequences: Sequence[Encoded]) -> list[tuple[Tensor, Tensor]]:
+    """(log p, whether it is the likeliest) of the supervised tokens of each sequence."""
+    found = []
+    for i in range(0, len(sequences), BATCH):
+        batch = sequences[i : i + BATCH]
+        width = max(map(len, batch))
+        ids_BT = torch.tensor([[*s.input_ids, *[0] * (width - len(s))] for s in batch])
+        mask_BT = torch.tensor([[1] * len(s) + [0] * (width - len(s)) for s in batch])
+        ids_BT, mask_BT = ids_BT.to(model.device), mask_BT.to(model.device)
+        logp_BTV = (
+            model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+        )
+        logp_BT = logp_BTV.gather(-1, ids_BT[:, 1:, None])[..., 0].cpu()
+        hit_BT = (logp_BTV.argmax(-1) == ids_BT[:, 1:]).cpu()
+        for b, s in enumerate(batch):
+            own = slice(s.start - 1, len(s) - 1)
+            found.append((logp_BT[b, own].double(), hit_BT[b, own]))
+    return found
+
+
+def _told(model: Any, tokenizer: Any, answers: Sequence[Encoded], cap: int) -> Iterator[str]:
+    ends = end_tokens(model, tokenizer)
+    config = GenerationConfig(do_sample=False, max_new_tokens=cap, pad_token_id=ends[0], eos_token_id=ends)
+    for i in range(0, len(answers), BATCH):
+        prompts = [a.input_ids[: a.start] for a in answers[i : i + BATCH]]
+        width = max(map(len, prompts))
+        ids_BT = torch.tensor([[*[0] * (width - len(p)), *p] for p in prompts])
+        mask_BT = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        out_BT = model.generate(
+            input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device), generation_config=config
+        )
+        for new in out_BT[:, width:].tolist():
+            length = next((i for i, token in enumerate(new) if token in ends), len(new))
+            yield tokenizer.decode(new[:length], skip_special_tokens=True).strip()
+
+
+def _check(naive: Records, ours: Records) -> None:
+    told = same = 0
+    for name, records in naive.items():
+        for a, b in zip(records, ours[name], strict=True):
+            assert abs(a["logp_mean"] - b["logp_mean"]) < 1e-5, (name, a, b)
+            assert abs(a["truth_ratio"] / b["truth_ratio"] - 1) < 1e-4, (name, a, b)
+            assert a.get("exact_memorization") == b.get("exact_memorization"), (name, a, b)
+            told, same = told + 1, same + (a.get("generated") == b["generated"])
+    assert same >= 0.99 * told, f"{told - same} of {told} answers differ"
+
+
+def _model(size: Shape) -> Any:
+    """A random model whose layers weigh more than at its beginning, so that its answers don't run in circles."""
+    cuda = torch.cuda.is_available()
+    model = size.build(torch.device("cuda" if cuda else "cpu"), torch.bfloat16 if cuda else torch.float32)
+    with torch.no_grad():
+        for weight in model.get_decoder().layers.parameters():
+            weight.mul_(4 if weight.dim() > 1 else 1)
+    model.generation_config.eos_token_id = list(range(0, size.vocab, END))
+    return model
+
+
+def _tokenizer(vocabulary: int) -> Any:
+    """One token a word, w0 to w<V − 1>."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocabulary)}, unk_token="w1"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0", pad_token="w0")
+
+
+def _benchmark(questions: int, vocabulary: int, examples: int) -> Benchmark:
+    """Random questions of TOFU's lengths (tokens of its Llama tokenizer); wrong answers begin like the paraphrase."""
+    rng = random.Random(0)
+
+    def words(count: float) -> list[str]:
+        return [f"w{rng.randrange(2, vocabulary)}" for _ in range(max(1, round(count)))]
+
+    before = words(examples) if examples else []
+
+    def question(utility: bool) -> Question:
+        prompt = [*before, *words(rng.uniform(12, 30))]
+        length = rng.uniform(2, 10) if utility else min(105, rng.gammavariate(5, 8) + 6)
+        answer, paraphrase = " ".join(words(length)), words(length)
+        row = {"prompt": " ".join(prompt), "completion": " " + answer}
+        if utility:
+            return Question(row["prompt"], answer, tuple(" ".join(words(length)) for _ in range(3)), row=row)
+        alike = len(paraphrase) // 4
+        wrong = tuple(" ".join([*paraphrase[:alike], *words(length - alike)]) for _ in range(5))
+        return Question(row["prompt"], answer, wrong, None, " ".join(paraphrase), row=row)
+
+    sets = {
+        name: [question(name in ("real_authors", "world_facts")) for _ in range(max(1, round(share * questions)))]
+        for name, share in SETS.items()
+    }
+    return Benchmark("random", "all", forget=[], retain=[], questions=sets)

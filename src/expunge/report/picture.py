@@ -1,0 +1,35 @@
+"""What a picture is to a page: its SVG with a title, the same in words, and how to read it.
+
+Knows which metric makes which axis; knows nothing of what is drawn.
+"""
+
+from typing import NamedTuple
+
+from expunge.report.canvas import Axis
+from expunge.report.glossary import METRICS, UNKNOWN, show
+
+
+class Figure(NamedTuple):
+    """A picture with its title, the same in words for who cannot see it, and sentences on how to read it."""
+
+    name: str
+    title: str
+    svg: str
+    alt: str
+    reading: list[str]
+
+
+def axis_of(name: str) -> Axis:
+    metric = METRICS.get(name, UNKNOWN)
+    if name == "forget_quality":
+        return Axis(f"{metric.label} (p-value; log scale, stretched towards 1)", log=True)
+    return Axis(metric.label or name, best="low" if metric.hint == "↓" else "high")
+
+
+def says(who: str, **metrics: float | None) -> str:
+    """What a mark tells who points at it."""
+    return f"{who}: " + ", ".join(f"{METRICS.get(n, UNKNOWN).label or n} {show(n, v)}" for n, v in metrics.items())
+
+
+def capital(text: str) -> str:
+    return text[0].upper() + text[1:]

@@ -1,0 +1,92 @@
+"""What of a reproduction is done, and how the rest is run: by `expunge run` and `expunge sweep`, as anybody would.
+
+Knows run directories and those of sweeps; knows nothing of where recipes come from or of pages.
+"""
+
+import gc
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from expunge.config import Recipe, load_recipe, parse_recipe, read_mapping
+from expunge.errors import UserError
+from expunge.report import load_results
+from expunge.reproduce.definition import Job
+from expunge.rundir import first_difference
+
+log = logging.getLogger(__name__)
+
+
+def missing(job: Job) -> list[str]:
+    """What is left to do: models without a result, with their folder where the job has several, or trials.
+
+    Raises `UserError` where a folder holds another run or sweep than the job's.
+    """
+    if job.space is not None:
+        return _trials(job, job.space)
+    return [
+        name if own.out == job.out else f"{own.out.name}: {name}"
+        for own in job.each
+        if own.out is not None
+        for name in _models(own, own.out)
+    ]
+
+
+def _models(recipe: Recipe, out: Path) -> list[str]:
+    written = out / "recipe.yaml"
+    models = ["target", *(method.name for method in recipe.methods)]
+    if not written.exists():
+        return models
+    _check(load_recipe(written), recipe, written)
+    rows = load_results(out) if (out / "results.json").exists() else []
+    return [name for name in models if name not in [row["method"] for row in rows]]
+
+
+def _trials(job: Job, space: dict[str, object]) -> list[str]:
+    written, told = job.out / "sweep.yaml", job.out / "trials.json"
+    if not written.exists():
+        return ["every trial"]
+    tree = read_mapping(str(written), what="sweep")
+    _check(parse_recipe(tree["recipe"], where=str(written)), job.recipe, written)
+    if not told.exists():
+        return ["every trial that is not finished"]
+    rows = json.loads(told.read_text(encoding="utf-8"))
+    return [f"trial {row['trial']}" for row in rows if row["state"] not in ("finished", "failed")]
+
+
+def _check(found: Recipe, wanted: Recipe, where: Path) -> None:
+    if key := first_difference(found, wanted):
+        raise UserError(
+            f"{where} is another recipe than the one to reproduce: {key} differs; give the same keys, or other --runs."
+        )
+
+
+def carry_out(jobs: Sequence[Job]) -> None:
+    """Run what is missing, in order; what is there is left as it is.
+
+    Every job is looked at before the first begins. Interrupted at any moment, the same call goes on.
+    """
+    from expunge.run import run
+
+    todo = [(job, left) for job in jobs if (left := missing(job))]
+    log.info("%d of %d runs are there already", len(jobs) - len(todo), len(jobs))
+    for k, (job, left) in enumerate(todo, start=1):
+        log.info("%d of %d: %s (%d to do)", k, len(todo), job.out, len(left))
+        if job.space is not None:
+            from expunge.sweep import Space, sweep
+
+            sweep(job.recipe, Space.parse(job.space), out=job.out, search="grid", objectives=job.objectives)
+        else:
+            for own in job.each:
+                if own.out is not None and _models(own, own.out):
+                    run(own, resume=True)
+        gc.collect()  # a trainer and its model hold each other
+
+
+def folders(job: Job) -> list[Path]:
+    """The run directories of a job that have results."""
+    if job.space is not None:
+        every = sorted([*job.out.glob("trials/*/results.json"), *job.out.glob("trials/*/*/results.json")])
+        return [path.parent for path in every]
+    return [own.out for own in job.each if own.out is not None and (own.out / "results.json").exists()]

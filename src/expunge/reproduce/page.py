@@ -1,0 +1,151 @@
+"""Finished runs → the page of a reproduction: its table, its pictures, how to read both, and the table as JSON.
+
+Knows which rows and columns were asked for and what they are called; no number here that is not in `results.json` or
+the mean of such numbers over seeds.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from expunge.errors import UserError
+from expunge.report.comparison import Entry, Section, removal, sections, slug, versions
+from expunge.report.figures import PICTURES, overview
+from expunge.report.glossary import METRICS, MISSING, UNKNOWN, number
+from expunge.report.interval import mean_interval
+from expunge.report.markdown import interval_cell, table_lines
+from expunge.report.overview import overviews
+from expunge.report.picture import Figure
+from expunge.report.verdict import verdict
+from expunge.reproduce.definition import Job, Reproduction
+from expunge.reproduce.jobs import folders
+
+SECONDS = "seconds"
+
+READING = {
+    SECONDS: "seconds ↓: wall-clock time of training alone, evaluation apart; compare within one machine",
+    "removal": "removal: `weights`: the weights are changed; `inference`: they still hold what is suppressed in use",
+    "seeds": "of several seeds the mean (forget quality: geometric) and its 95 % interval, percentile bootstrap",
+}
+
+
+def write(
+    what: Reproduction, jobs: Sequence[Job], *, name: str, runs: Path, out: Path, command: str
+) -> tuple[Path, list[str]]:
+    """Write `name`.md, its pictures and `name`.json to the folder `out`; the page, and the rows that no run here has.
+
+    Raises `UserError` where there are no results at all.
+    """
+    found = [folder for job in jobs for folder in folders(job)]
+    if not found:
+        raise UserError(f"{name}: no run has results yet; the same command without --no-run makes them.")
+    parts = sections(found)
+    told = [(section, *_rows(what, section)) for section in parts if what.rows]
+    drawn = list(_pictures(what, jobs, parts))
+    absent = list(dict.fromkeys(words for _, _, lacking in told for words in lacking))
+    text = [f"# {what.title}", "", what.about.strip(), "", "Every number below was written by this command:", ""]
+    text += [f"    {command}", ""]
+    for section, rows, lacking in told:
+        text += [f"## {section.name}", "", _table(rows, what.columns)]
+        text += [f"Not run here: {', '.join(lacking)}.", ""] if lacking else []
+        text += [f"By their names in `results.json`: {verdict(section)}", ""]
+    text += _how_to_read(what, parts) if told else []
+    out.mkdir(parents=True, exist_ok=True)
+    for file, (part, figure) in zip(_names(name, drawn), drawn, strict=True):
+        (out / file).write_text(figure.svg, encoding="utf-8")
+        text += [f"## {figure.title} ({part})", "", f"![{figure.title}]({file})", "", *figure.reading, ""]
+    text += ["## The runs behind it", "", *(f"- `{folder.relative_to(runs)}`" for folder in found), ""]
+    made_with = versions(run for section in parts for entry in section.entries for run in entry.runs)
+    text += [f"- {key}: {', '.join(values)}" for key, values in made_with]
+    page = out / f"{name}.md"
+    page.write_text("\n".join(text) + "\n", encoding="utf-8")
+    record = {
+        "name": name,
+        "title": what.title,
+        "command": command,
+        "tables": [
+            {"name": section.name, "rows": [_record(words, entry, what.columns, runs) for words, entry in rows]}
+            for section, rows, _ in told
+        ],
+        "pictures": [{"part": part, "title": figure.title, "words": figure.alt} for part, figure in drawn],
+    }
+    (out / f"{name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return page, absent
+
+
+def _rows(what: Reproduction, section: Section) -> tuple[list[tuple[str, Entry]], list[str]]:
+    """The rows that were asked for, by what the table calls them; and those that the section lacks."""
+    found = {entry.method: entry for entry in reversed(section.entries)}
+    there = [(words, found[method]) for method, words in what.rows.items() if method in found]
+    return there, [words for method, words in what.rows.items() if method not in found]
+
+
+def _table(rows: Sequence[tuple[str, Entry]], columns: Sequence[str]) -> str:
+    heads = [f"{_metric(name).label or name} {_metric(name).hint}".strip() for name in columns]
+    cells = [["method", "removal", *heads], [":--", ":--", *["--:"] * len(heads)]]
+    for words, entry in rows:
+        values = [_cell(name, _values(entry, name)) for name in columns]
+        cells.append([words, removal(entry.runs[0]), *values])
+    return table_lines(cells)
+
+
+def _cell(name: str, values: Sequence[float]) -> str:
+    if name != SECONDS:
+        return interval_cell(name, values if len(set(values)) > 1 else values[:1])
+    return "–".join(dict.fromkeys(f"{v:,.0f}" for v in (min(values), max(values)))) if values else MISSING
+
+
+def _values(entry: Entry, name: str) -> list[float]:
+    if name != SECONDS:
+        return entry.values(name)
+    return [v for run in entry.runs if (v := number(run.get("seconds"))) is not None]
+
+
+def _record(words: str, entry: Entry, columns: Sequence[str], runs: Path) -> dict[str, Any]:
+    """A row of the table with every run behind it."""
+    summary = {}
+    for name in columns:
+        if values := _values(entry, name):
+            summary[name] = dict(
+                zip(("mean", "low", "high"), mean_interval(values, log=name == "forget_quality"), strict=True)
+            )
+    every = [
+        {"run": str(folder.relative_to(runs)), "seed": run["seed"], "seconds": run.get("seconds")}
+        | {"metrics": {name: run["metrics"].get(name) for name in columns if name != SECONDS}}
+        for run, folder in zip(entry.runs, entry.directories, strict=True)
+    ]
+    return {"row": words, "method": entry.method, "removal": removal(entry.runs[0]), **summary, "runs": every}
+
+
+def _how_to_read(what: Reproduction, parts: Sequence[Section]) -> list[str]:
+    """A line for each column, in the words of the report."""
+    lines = ["How to read it:", ""]
+    for name in what.columns:
+        metric = _metric(name)
+        told = f"{metric.label} {metric.hint} ({metric.range}; good is {metric.good}): {metric.what}"
+        lines.append(f"- {READING.get(name, told)}.")
+    lines.append(f"- {READING['removal']}.")
+    if any(len(section.seeds) > 1 for section in parts):
+        lines.append(f"- {READING['seeds']}; of seconds the lowest and the highest.")
+    return [*lines, ""]
+
+
+def _pictures(what: Reproduction, jobs: Sequence[Job], parts: Sequence[Section]) -> Iterator[tuple[str, Figure]]:
+    """(what it is of, picture), in the order asked for."""
+    for name in what.pictures:
+        if name == "overview":
+            yield from ((several.benchmark, overview(several)) for several in overviews(parts))
+        else:
+            yield from ((section.name, figure) for section in parts if (figure := PICTURES[name](section)))
+
+
+def _names(name: str, drawn: Sequence[tuple[str, Figure]]) -> list[str]:
+    """Files of the pictures: the reproduction's own name, and what else it takes to tell several apart."""
+    kinds, parts = {figure.name for _, figure in drawn}, {part for part, _ in drawn}
+    tails = [[figure.name] * (len(kinds) > 1) + [slug(part)] * (len(parts) > 1) for part, figure in drawn]
+    return ["-".join([name, *tail]) + ".svg" for tail in tails]
+
+
+def _metric(name: str) -> Any:
+    return UNKNOWN._replace(label="seconds", hint="↓") if name == SECONDS else METRICS.get(name, UNKNOWN)
