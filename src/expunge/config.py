@@ -55,6 +55,7 @@ class MuseConfig(Section):
     path: str | None = Field(default=None, description="folder with MUSE's files; the hub without it")
     retain: str | None = Field(default=None, description="file, folder or hub id of texts to keep; MUSE's own without")
     articles: int | None = Field(default=None, ge=1, description="forget only so many texts, and ask about those")
+    shots: int | None = Field(default=None, ge=0, description="examples before a question; all of MUSE's without")
     retrained_auc: float | None = Field(
         default=None, gt=0, le=1, description="of a retrained model that is not at hand (.4772 for Llama-2-7B on news)"
     )
@@ -140,12 +141,25 @@ class EvaluateConfig(Section):
     )
     every: int = Field(default=1, ge=1, description="epochs between two evaluations on the way")
     each_epoch_limit: int | None = Field(default=100, ge=1, description="questions of each set but forget, while fast")
+    utility_budget: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="stop when an evaluation on the way finds less than this share of the target's utility (model "
+        "utility if full, else retain probability), and keep the epoch that forgot best before",
+    )
     max_new_tokens: int | None = Field(
         default=None, ge=1, description="of a generated answer; default from the answers"
     )
     limit: int | None = Field(default=None, ge=1, description="questions of each set but forget, in the end")
     mmlu: str | None = Field(default=None, description="folder with MMLU's dev and validation files, asked in the end")
     harness: HarnessConfig | None = None
+
+    @model_validator(mode="after")
+    def _budget_needs_a_look(self) -> "EvaluateConfig":
+        if self.utility_budget is not None and self.each_epoch == "off":
+            raise ValueError("utility_budget is kept by evaluations on the way; set each_epoch to fast or full")
+        return self
 
 
 BOUNDS: dict[str, Any] = {

@@ -153,6 +153,16 @@ def test_columns_become_probes(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("shots", [0, 1, 9])
+def test_fewer_examples_for_a_short_context(tmp_path, shots):
+    _copy(tmp_path)
+    example = {"question": "Where?", "answer": "In {Oslo}"}
+    _write(tmp_path, "knowmem/forget_qa_icl", [example, {"question": "When?", "answer": "Now"}])
+    (row,) = _probes(muse.load(path=tmp_path, shots=shots))["knowmem_f"].rows
+    told = "Question: Where?\nAnswer: In {Oslo}\n\nQuestion: When?\nAnswer: Now\n\n".split("\n\n")[:shots]
+    assert row["prompt"] == "".join(f"{one}\n\n" for one in told if one) + "Question: Who?\nAnswer:"
+
+
 @pytest.mark.parametrize("cut, space", [(TEXTS[2].index(" ", 100), " "), (TEXTS[2].index(" ", 100) - 1, "")])
 def test_the_space_between_prompt_and_continuation_comes_back(tmp_path, cut, space):
     _copy(tmp_path)

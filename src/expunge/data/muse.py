@@ -32,6 +32,7 @@ def load(
     path: str | Path | None = None,
     retain: str | None = None,
     articles: int | None = None,
+    shots: int | None = None,
     retrained_auc: float | None = None,
 ) -> Benchmark:
     """Load MUSE from a local copy of the hub's files (`<path>/<config>/<split>.json`), or from the hub.
@@ -39,7 +40,8 @@ def load(
     The forget rows are whole texts, blank ones left out. The retain rows are `retain` (a file, a folder or a hub id,
     see `read_rows`), else the benchmark's own retain1; a local copy may lack it. The probes are `verbmem` (passages to
     go on with), `knowmem_f` and `knowmem_r` (few-shot questions) and `membership` (passages seen and not seen), of
-    which the retrained model's AUC is `retrained_auc`.
+    which the retrained model's AUC is `retrained_auc`. A question comes after MUSE's ten examples, or after the first
+    `shots` of them where the model's context is short.
 
     `articles` keeps that many forget texts: those that the passages of `verbmem` and `membership` were cut from, which
     often run over several neighbours, then the others in order. Of those passages stay the ones whose texts do; the
@@ -68,8 +70,8 @@ def load(
         members = [member for member, needed in zip(members, seen, strict=True) if needed and needed <= kept]
     probes: list[Probe] = [
         Continuations("verbmem", continued, "rouge_l_f1", VERBMEM_TOKENS, passages=True),
-        Continuations("knowmem_f", files.few_shot("forget"), "rouge_l_f1", KNOWMEM_TOKENS, stops=NEXT_QUESTION),
-        Continuations("knowmem_r", files.few_shot("retain"), "rouge_l_f1", KNOWMEM_TOKENS, stops=NEXT_QUESTION),
+        Continuations("knowmem_f", files.few_shot("forget", shots), "rouge_l_f1", KNOWMEM_TOKENS, stops=NEXT_QUESTION),
+        Continuations("knowmem_r", files.few_shot("retain", shots), "rouge_l_f1", KNOWMEM_TOKENS, stops=NEXT_QUESTION),
         Membership("membership", members, files.texts("privleak", "holdout"), retrained_auc),
     ]
     empty = {probe.name for probe in probes if not (probe.rows if isinstance(probe, Continuations) else members)}
@@ -126,12 +128,12 @@ class _Files:
     def cells(self, config: str, split: str, *columns: str) -> list[list[str]]:
         return self._checked(self._read(config, split), *columns)
 
-    def few_shot(self, side: str) -> list[Row]:
+    def few_shot(self, side: str, shots: int | None) -> list[Row]:
         """MUSE's prompt: the examples with their answers, then the question."""
-        examples = self.cells("knowmem", f"{side}_qa_icl", "question", "answer")
-        shots = "".join(f"Question: {question}\nAnswer: {answer}\n\n" for question, answer in examples)
+        examples = self.cells("knowmem", f"{side}_qa_icl", "question", "answer")[:shots]
+        before = "".join(f"Question: {question}\nAnswer: {answer}\n\n" for question, answer in examples)
         return [
-            {"prompt": f"{shots}Question: {question}\nAnswer:", "completion": f" {answer}"}
+            {"prompt": f"{before}Question: {question}\nAnswer:", "completion": f" {answer}"}
             for question, answer in self.cells("knowmem", f"{side}_qa", "question", "answer")
         ]
 
