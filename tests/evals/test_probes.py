@@ -12,7 +12,7 @@ from expunge.data.encode import encode
 from expunge.errors import UserError
 from expunge.evals import membership, metrics, requests
 from expunge.evals.evaluation import evaluate
-from expunge.evals.probes import measure
+from expunge.evals.probes import measure, of_retrained
 
 ROWS = [{"prompt": f"Person {i} was born in", "completion": f" town {i}."} for i in range(4)]
 TOLD = Continuations("verbmem", ROWS, "rouge_l_f1", 6, kinds=["a b", "c-d", "a b", "c-d"])
@@ -135,8 +135,18 @@ def test_privleak(llama: Any, tokenizer: Any) -> None:
     own = 1 - membership.auc(*([r["min_k"] for r in records["membership"] if r["member"] is m] for m in (True, False)))
     if own:
         assert against["privleak"] == 0
+        assert of_retrained([SEEN, TOLD], records) == {"privleak": 0}
+    assert of_retrained([replace(SEEN, sides=("fm", "rm"))], records) == {}
     known, _ = measure(llama, tokenizer, [replace(SEEN, retrained_auc=0.5)], progress=False)
     assert known["privleak"] == pytest.approx(100 * (own - 0.5) / 0.5)
+
+
+def test_a_retrained_model_that_has_seen_everything_leaves_privleak_undefined(
+    llama: Any, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen = [{"member": member, "min_k": -1.0 if member else -2.0} for member in (True, False)]
+    found, _ = measure(llama, tokenizer, [SEEN], retrained_records={"membership": seen}, progress=False)
+    assert "privleak" not in found and "privleak is undefined" in caplog.text
 
 
 def test_rows_may_be_members(llama: Any, tokenizer: Any) -> None:

@@ -3,6 +3,7 @@
 Knows the kinds of probe and a record per row; knows nothing of which benchmark they come from.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -16,6 +17,8 @@ from expunge.errors import UserError
 from expunge.evals import membership, requests
 from expunge.evals import metrics as m
 from expunge.evals.requests import Generation, Score
+
+log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
@@ -84,6 +87,12 @@ def measure(
                 known = (retrained_records or {}).get(probe.name)
                 metrics.update(_aucs(probe, records[probe.name], known))
     return {**metrics, **{name: fmean(values) for name, values in pools.items()}}, records
+
+
+def of_retrained(probes: Sequence[Probe], records: Mapping[str, Sequence[Record]]) -> dict[str, float]:
+    """The metrics that compare with the retrained model, of that model itself; `records` are `measure`'s of it."""
+    asked = [probe for probe in probes if isinstance(probe, Membership) and probe.sides is None]
+    return {name: x for p in asked for name, x in _aucs(p, records[p.name], records[p.name]) if name == "privleak"}
 
 
 def _first(probe: Probe, limit: int | None) -> Probe:
@@ -217,13 +226,16 @@ def _aucs(
         if probe.sides is not None:
             for side, own in zip(probe.sides, scores, strict=True):
                 yield f"{probe.name}_{attack}_{side}", fmean(own)
-    if probe.sides is not None:
-        return
-    known = probe.retrained_auc
-    if retrained is not None:
-        known = membership.muse_auc(*_sides(retrained, "min_k"))
-    if known is not None:
-        yield "privleak", membership.privleak(membership.muse_auc(*_sides(records, "min_k")), known)
+    if probe.sides is None and (retrained is not None or probe.retrained_auc is not None):
+        known = probe.retrained_auc if retrained is None else _muse_auc(retrained)
+        if known:
+            yield "privleak", membership.privleak(_muse_auc(records), known)
+        else:
+            log.warning("privleak is undefined: the retrained model recognises every forget text, so it has seen them")
+
+
+def _muse_auc(records: Sequence[Record]) -> float:
+    return membership.muse_auc(*_sides(records, "min_k"))
 
 
 def _sides(records: Sequence[Record], attack: str) -> tuple[list[float], list[float]]:
