@@ -6,7 +6,7 @@ Models are tiny, random and far from uniform (initializer_range 0.3), in float64
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from expunge.errors import UserError
 from expunge.logprobs import (
     CHUNK,
     IGNORE,
+    Foreseen,
     Head,
     check_head,
     decoder_layers,
@@ -343,6 +344,47 @@ def test_token_logps_at_chunk_boundaries(
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
     with torch.no_grad():
         torch.testing.assert_close(token_logps(hidden_ND, target_N, head), logp_N.detach(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["bare", "softcap", "scale", "both"])
+@pytest.mark.parametrize("tokens", SIZES)
+@pytest.mark.parametrize("right", [True, False], ids=["right", "wrong"])
+def test_a_loss_foreseen_is_a_gradient_taken_once(
+    make_head: Callable[..., tuple[Head, nn.Linear]], tokens: int, kind: str, right: bool
+) -> None:
+    """The loss Σ c·p² of what was foreseen, c unknown, or any other loss: the gradients are the dense ones."""
+    head, layer = make_head(kind)
+    hidden_ND = torch.randn(tokens, 6, dtype=torch.float64, requires_grad=True)
+    target_N = torch.randint(37, (tokens,))
+    wanted = [hidden_ND, *layer.parameters()]
+    made = []
+
+    def counted(hidden_CD: Tensor) -> Tensor:
+        made.append(len(hidden_CD))
+        return head.forward(hidden_CD)
+
+    chunks = [slice(i, min(i + 100, tokens)) for i in range(0, max(tokens, 1), 100)]
+    foreseen = Foreseen(chunks, lambda logp_C, _own: (2 * logp_C).exp())
+    power = 2 if right else 3
+    logp_N = token_logps(hidden_ND, target_N, replace(head, forward=counted), foreseen)
+    ours = torch.autograd.grad(-5 * (power * logp_N).exp().sum(), wanted, materialize_grads=True)
+    expected_N = dense_logits(hidden_ND, head, layer).log_softmax(-1)[torch.arange(tokens), target_N]
+    theirs = torch.autograd.grad(-5 * (power * expected_N).exp().sum(), wanted, materialize_grads=True)
+    torch.testing.assert_close(logp_N, expected_N, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    if tokens > 1:
+        assert sum(made) == (tokens if right else 2 * tokens)
+
+
+def test_a_frozen_head_needs_no_foresight(make_head: Callable[..., tuple[Head, nn.Linear]]) -> None:
+    head, layer = make_head("bare")
+    layer.requires_grad_(False)
+    hidden_ND = torch.randn(CHUNK + 9, 6, dtype=torch.float64, requires_grad=True)
+    target_N, slope_N = torch.randint(37, (CHUNK + 9,)), torch.randn(CHUNK + 9, dtype=torch.float64)
+    expected_N = dense_logits(hidden_ND, head, layer).log_softmax(-1)[torch.arange(CHUNK + 9), target_N]
+    (theirs,) = torch.autograd.grad(expected_N, hidden_ND, slope_N)
+    (ours,) = torch.autograd.grad(token_logps(hidden_ND, target_N, head), hidden_ND, slope_N)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", ["bare", "softcap", "scale", "both", "bias"])

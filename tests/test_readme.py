@@ -83,8 +83,11 @@ def test_own_data_against_a_retrained_model(workplace: Path) -> None:
 
 
 @pytest.mark.parametrize("line", [line for line in SHELL if "tofu" in line])
-def test_benchmark_commands_name_keys_that_exist(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_benchmark_commands_name_keys_that_exist(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Without the data they stop at the folder or the hub, not at a key."""
+    monkeypatch.chdir(tmp_path)
     words = shlex.split(line)[1:]
     words = ["nowhere" if w == "FOLDER" else w for w in words]
     words = [str(Path(__file__).parents[1] / w) if w.startswith("recipes/") else w for w in words]

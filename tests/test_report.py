@@ -18,9 +18,12 @@ from expunge.errors import UserError
 from expunge.report import load_results, markdown_table, write_markdown, write_report
 from expunge.report.canvas import Axis
 from expunge.report.comparison import Section, means, sections
+from expunge.report.drawing import DASHES, MARKERS
+from expunge.report.figures import PICTURES
 from expunge.report.glossary import show
 from expunge.report.labels import place_labels
 from expunge.report.overview import overviews
+from expunge.report.pareto import pareto
 from expunge.report.verdict import verdict
 
 # Invented: forget quality, forget probability, retain probability, degeneration, removal.
@@ -710,3 +713,165 @@ def test_import_is_light_and_settings_of_matplotlib_stay(page: Page) -> None:
 
     assert page.source
     assert matplotlib.rcParams["svg.hashsalt"] is None and "matplotlib.pyplot" not in sys.modules
+
+
+# -- pictures of the way, of distances and of sweeps -------------------------------------------------------------------
+
+
+def texts(svg: str) -> list[tuple[str, tuple[float, float, float, float]]]:
+    """Every text of a picture with a box that it needs no more than: left, top, right, bottom."""
+    found = []
+    level = r'<text style="([^"]*)" x="([\d.-]+)" y="([\d.-]+)" transform="rotate\(-0 [^"]*"[^>]*>([^<]*)<'
+    for style, x, y, text in re.findall(level, svg):
+        size = float(re.findall(r"font-size: ([\d.]+)px", style)[0])
+        room = 0.56 * size * len(text)
+        left = float(x) - room * ("start", "middle", "end").index(style.split("text-anchor: ")[1].split(";")[0]) / 2
+        found.append((text, (left, float(y) - 0.75 * size, left + room, float(y))))
+    return found
+
+
+def apart(svg: str, names: set[str]) -> None:
+    """No two of these names lie on each other, and each is there and within the picture."""
+    width, height = map(float, re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0])
+    boxes = [box for text, box in texts(svg) if text in names]
+    assert {text for text, _ in texts(svg)} >= names
+    for a, b in itertools.combinations(boxes, 2):
+        assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+    assert all(left >= 0 and top >= 0 and right <= width and bottom <= height for left, top, right, bottom in boxes)
+
+
+def test_every_point_names_its_run(tmp_path: Path) -> None:
+    section = only(tmp_path / "a-run", seeds=(0, 1))
+    where = f"{tmp_path.name}/a-run"
+    for name, told in {
+        "tradeoff": f"{where}: npo+kl, seed 1: retain probability ",
+        "trajectory": f"{where}: npo+kl, seed 0, epoch 3: model utility ",
+        "efficiency": f"{where}: npo+kl, seed 0, the end, ",
+        "epochs": f"{where}: npo+kl, seed 0",
+    }.items():
+        figure = PICTURES[name](section)
+        assert figure is not None
+        assert any(title.startswith(told) for title in re.findall("<title>(.*?)</title>", figure.svg)), name
+    svg = PICTURES["trajectory"](section)
+    assert svg is not None and len(re.findall("<title>", svg.svg)) >= 8 * len(METHODS) + 2
+
+
+def test_efficiency_is_in_multiples_of_uld(tmp_path: Path) -> None:
+    def timed(row: dict[str, Any]) -> None:
+        whole = {"uld": 40.0, "npo+kl": 10.0, "uld_distilled": 100.0}.get(row["method"])
+        row["seconds"] = whole
+        for step in row["trajectory"]:
+            # The distilled one spent 40 s on its teacher before its own first epoch.
+            own = whole - 40.0 if row["method"] == "uld_distilled" and whole else whole
+            step["seconds"] = own and own * step["epoch"] / 8
+
+    run = make_run(tmp_path / "r", methods=some("uld", "npo+kl", "uld_distilled"), records=False)
+    (section,) = sections([edit(run, timed)])
+    figure = PICTURES["efficiency"](section)
+    assert figure is not None
+    assert "npo+kl 0.25 times" in figure.alt and "uld 1.00 times" in figure.alt and "uld_distilled 2.50" in figure.alt
+    assert "uld took 40 s" in figure.reading[0]
+    titles = re.findall("<title>(.*?)</title>", figure.svg)
+    assert any("uld_distilled, seed 0, epoch 1, 48 s" in title for title in titles)
+    assert any("npo+kl, seed 0, epoch 4, 5 s" in title for title in titles)
+    apart(figure.svg, {"uld", "npo+kl", "uld_distilled"})
+    (section,) = sections([edit(run, lambda row: row.update(seconds=None))])
+    assert PICTURES["efficiency"](section) is None
+
+
+def test_distances_are_those_of_the_results(tmp_path: Path) -> None:
+    methods = some("npo+kl", "undial+nll", "unilogit+nll", "ga")
+
+    def measured(row: dict[str, Any]) -> None:
+        at = ("target", "retrained", *methods).index(row["method"])
+        row["metrics"]["kl_unlearned"] = (3.0, 0.0, 1.25, 2.5, 4.75, 12.5)[at]
+        row["metrics"] |= {"kl_start": 3.0} if at == 0 else {}
+        if at in (3, 4):
+            row["metrics"]["kl_soft_labels_start"] = 0.5 + at
+            for step in row["trajectory"]:
+                step["metrics"]["kl_soft_labels"] = 0.5 + at + 0.1 * step["epoch"] * (at == 4)
+
+    run = make_run(tmp_path / "r", methods=methods, records=False)
+    (section,) = sections([edit(run, measured)])
+    figure = PICTURES["distance"](section)
+    assert figure is not None
+    words = [text for text, _ in texts(figure.svg)]
+    assert {"1.25", "2.50", "4.75", "12.50", "3.50", "4.50"} <= set(words)
+    assert words.count("target") == 3 and words.count("unilogit+nll") == 3 and words.count("npo+kl") == 1
+    titles = re.findall("<title>(.*?)</title>", figure.svg)
+    assert any(title.endswith("unilogit+nll, seed 0, epoch 8: KL from retrained to the goal 5.30") for title in titles)
+    apart(figure.svg, {*methods, "1.25", "2.50", "4.75", "12.50", "3.50", "4.50"})
+    # Nothing is drawn of what was not measured.
+    assert PICTURES["distance"](only(tmp_path / "without", methods=methods)) is None
+
+
+def make_sweep(folder: Path, methods: list[str], trials: int, *, seeds: int = 1) -> Path:
+    """A finished sweep's files, with invented numbers."""
+    dice = random.Random(0)
+    rows: list[dict[str, Any]] = []
+    common = {"benchmark": "tofu", "split": "forget10"}
+    for k in range(trials):
+        place = {"forget_quality": 10 ** -dice.uniform(0, 20), "model_utility": dice.uniform(0.1, 0.6)}
+        method = methods[k % len(methods)]
+        keys = {"method": method, "train.learning_rate": 10 ** -dice.uniform(3, 5)}
+        rows.append({"trial": k, "state": "finished", "keys": keys, "metrics": place, "front": False, "best": False})
+        for seed in range(seeds):
+            own = folder / "trials" / f"trial-{k:03d}" / (f"seed={seed}" if seeds > 1 else "")
+            own.mkdir(parents=True)
+            label = f"{method},trial-{k:03d}" if seeds > 1 else method
+            (own / "results.json").write_text(
+                json.dumps(
+                    [
+                        common | {"method": name, "seed": seed, "removal": "weights", "metrics": m}
+                        for name, m in {
+                            "target": {"forget_quality": 1e-20, "model_utility": 0.62},
+                            "retrained": {"forget_quality": 1.0, "model_utility": 0.61},
+                            label: place,
+                        }.items()
+                    ]
+                )
+            )
+    for row in rows:
+        better = [r for r in rows if all(r["metrics"][n] > v for n, v in row["metrics"].items())]
+        row["front"] = not better
+    next(row for row in rows if row["front"])["best"] = True
+    (folder / "trials.json").write_text(json.dumps(rows), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(("trials", "seeds"), [(40, 1), (6, 2), (1, 1)])
+def test_a_sweep_is_a_picture_of_all_its_trials(trials: int, seeds: int, tmp_path: Path) -> None:
+    methods = ["npo+nll", "unilogit+nll", "undial+nll", "ga+nll"]
+    folder = make_sweep(tmp_path / "sweep", methods, trials, seeds=seeds)
+    figure = pareto(folder)
+    assert figure is not None and figure.title == f"Forget quality against model utility, {trials} trials"
+    rows = json.loads((folder / "trials.json").read_text(encoding="utf-8"))
+    titles = re.findall("<title>(.*?)</title>", figure.svg)
+    for row in rows:
+        values = {name: show(name, value) for name, value in row["metrics"].items()}
+        told = [title for title in titles if title.startswith(f"sweep, trial {row['trial']} (")]
+        assert len(told) == 1 and f"method {row['keys']['method']}" in told[0]
+        assert told[0].endswith(f"forget quality {values['forget_quality']}, model utility {values['model_utility']}")
+    apart(figure.svg, {"target", "retrained", *(str(row["trial"]) for row in rows if row["front"])})
+    # Over several seeds a method is called by its trial; the key knows it by its own name.
+    assert {text for text, _ in texts(figure.svg)} >= {row["keys"]["method"] for row in rows}
+    page = (
+        Page(write_report([folder / "trials" / "trial-000"], tmp_path / "r.html", first=[figure]))
+        if seeds == 1
+        else None
+    )
+    assert page is None or (figure.title in page.text and (tmp_path / "pictures" / "pareto.svg").exists())
+
+
+def test_a_folder_without_a_sweep(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"trials\.json can't be read: give the folder of a sweep"):
+        pareto(tmp_path)
+
+
+def test_lines_can_be_told_apart_without_colour(tmp_path: Path) -> None:
+    """Of methods that share a mark, as the eleventh and the first do, dashes differ."""
+    methods = {f"m{k:02}": METHODS["npo+kl"] for k in range(12)}
+    figure = PICTURES["trajectory"](only(tmp_path, methods=methods))
+    assert figure is not None
+    assert len({(k % len(MARKERS), k % len(DASHES)) for k in range(2 * len(MARKERS))}) == 2 * len(MARKERS)
+    assert len(set(re.findall(r"stroke-dasharray: ([^;]*);", figure.svg))) >= len(DASHES) - 1

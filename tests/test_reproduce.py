@@ -163,6 +163,7 @@ def test_they_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 # -- from the command to the page --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_run_and_what_is_there_is_kept(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["reproduce", "small.yaml", "--out", "pages", "--splits", "forget20"]
     assert main([*words, "--dry-run", "--json"]) == 0
@@ -212,6 +213,7 @@ def test_what_is_missing_is_run_and_what_is_there_is_kept(table: Path, capsys: p
     assert "train.learning_rate differs; give the same keys, or other --runs." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_seeds_are_rows_with_intervals(table: Path) -> None:
     table.write_text(TABLE.replace("all", "all-seed{seed}"), encoding="utf-8")
     assert main(["reproduce", "small.yaml", "--recipe-set", "other", "--seeds", "2", "--out", "pages"]) == 0
@@ -226,3 +228,53 @@ def test_seeds_are_rows_with_intervals(table: Path) -> None:
     told = json.loads(Path("pages/small.json").read_text(encoding="utf-8"))
     rows = {row["method"]: row for row in told["tables"][0]["rows"]}
     assert [run["seed"] for run in rows["npo+nll"]["runs"]] == [0, 1]
+
+
+@pytest.mark.slow
+def test_a_sweep_and_several_splits_at_once(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A reproduction may be a sweep, of which it shows the trials, or a recipe over values of its own."""
+    pytest.importorskip("optuna")
+    Path("many.yaml").write_text(RECIPE + "over: {benchmark.split: [forget10, forget20]}\n", encoding="utf-8")
+    table.write_text(
+        """\
+title: Two pictures
+about: Nothing that anybody published.
+sets:
+  tiny:
+    runs:
+      - recipe: pair.yaml
+        out: swept
+        space: {method: [ga, npo+nll]}
+        objectives: [forget_probability, retain_probability]
+      - {recipe: many.yaml, out: many}
+pictures: [pareto, overview]
+""",
+        encoding="utf-8",
+    )
+    words = ["reproduce", "small.yaml", "--out", "pages"]
+    assert main([*words, "--dry-run", "--json"]) == 0
+    swept, many = json.loads(capsys.readouterr().out)
+    assert swept == {"run": "runs/swept", "to do": ["every trial"]}
+    assert many["to do"][:2] == ["split=forget10: target", "split=forget10: ga"] and len(many["to do"]) == 6
+    assert main(words) == 0
+    trials = json.loads(Path("runs/swept/trials.json").read_text(encoding="utf-8"))
+    assert [row["state"] for row in trials] == ["finished"] * 2
+    page = Path("pages/small.md").read_text(encoding="utf-8")
+    assert re.findall(r"!\[.*\]\((.*)\)", page) == ["small-pareto-swept.svg", "small-overview-fable.svg"]
+    for row in trials:
+        front = [
+            line
+            for line in page.splitlines()
+            if line.startswith(f"| {row['trial']} | method {row['keys']['method']} |")
+        ]
+        assert len(front) == row["front"]
+        assert not front or f"| {show('forget_probability', row['metrics']['forget_probability'])} |" in front[0]
+    before = changed(Path("runs"))
+    assert main(words) == 0 and changed(Path("runs")) == before
+    # A trial that is lost is made again by the same command.
+    assert [job.out.name for job in runs_of("small.yaml") if missing(job)] == []
+    trials[1]["state"] = "lost"
+    Path("runs/swept/trials.json").write_text(json.dumps(trials), encoding="utf-8")
+    assert missing(runs_of("small.yaml")[0]) == ["trial 1"]
+    assert main([*words, "--dry-run", "--train.learning_rate", "1e-2"]) == 2
+    assert "sweep.yaml is another recipe than the one to reproduce" in capsys.readouterr().err

@@ -36,7 +36,7 @@ from expunge.logprobs import decoder_layers
 from expunge.models import LoraConfig
 from expunge.objectives import FORGET, RETAIN, ULD, Uniform
 from expunge.reference import build_reference
-from expunge.signals import gather_signals
+from expunge.signals import Share, gather_signals
 
 torch.set_num_threads(1)
 torch.distributed.init_process_group("gloo")
@@ -81,10 +81,10 @@ def steps(method, trains, kind, sharded):
     ranks = 2 if sharded else 1  # gradients are averaged over them
     trained = [p for p in model.parameters() if p.requires_grad]
     for _ in range(2):
-        signals = gather_signals(model, batch, needs, reference, None)
         terms = ((objective, Role.FORGET), (retain, Role.RETAIN))
-        total = {r: count[r] if o.per == "token" else 4 for o, r in terms}
-        loss = sum(o.weight * o.loss(signals[r]).sum() / total[r] for o, r in terms) * ranks
+        shares = {r: Share(o, 1 / (count[r] if o.per == "token" else 4)) for o, r in terms}
+        signals = gather_signals(model, batch, needs, reference, None, shares)
+        loss = sum(s.objective.weight * s.term(signals[r]) for r, s in shares.items()) * ranks
         loss.backward()
         with torch.no_grad():
             for p in trained:

@@ -34,6 +34,10 @@ TABLE = {
     "forget_aa": "forget\nAA\n↓",
     "neighbor_fb": "neigh.\nFB\n↑",
     "neighbor_qa": "neigh.\nQA\n↑",
+    "verbmem": "verb-\nmem\n↓",
+    "knowmem_f": "forget\nknow-\nmem ↓",
+    "knowmem_r": "retain\nknow-\nmem ↑",
+    "privleak": "priv-\nleak\n≈ 0",
     "membership_loss_fm": "FM\nlog p\n≈",
     "membership_loss_rm": "RM\nlog p\n≈",
     "aggregate": "aggre\n-gate\n↑",
@@ -220,15 +224,17 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("bench", _bench, "measure what things cost here, as ratios within one process")
     sub.add_argument(
         "what",
-        choices=["training", "decode"],
+        choices=["training", "decode", "evaluation"],
         default="training",
         nargs="?",
-        help="a step beside plain fine-tuning and the usual way to write it (default), or a token of the difference",
+        help="a step beside plain fine-tuning and the usual way to write it (default), a token of the difference, or "
+        "an evaluation beside the usual way to write it",
     )
     sub.add_argument("--shape", help="size of the random model (default tiny; small for decode)")
     sub.add_argument("--methods", help="of training, with commas; all without it")
     sub.add_argument("--sequences", type=int, default=8, help="of a training step (default %(default)s)")
     sub.add_argument("--length", type=int, default=256, help="tokens of each (default %(default)s)")
+    sub.add_argument("--questions", type=int, default=40, help="of an evaluation's forget set (default %(default)s)")
     sub.add_argument("--threads", type=int, help="CPU threads (default all)")
     sub.add_argument("--markdown", type=Path, help="also write the table to this file")
     sub.add_argument("--json", action="store_true")
@@ -465,7 +471,7 @@ def _report(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None
 
 
 def _bench(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
-    from expunge.bench import decode, training
+    from expunge.bench import decode, evaluation, training
     from expunge.bench.shapes import SHAPES
 
     shape = args.shape or ("small" if args.what == "decode" else "tiny")
@@ -475,6 +481,10 @@ def _bench(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     if args.what == "decode":
         bench: Any = decode
         found = decode.measure(shape, threads=args.threads)
+    elif args.what == "evaluation":
+        bench = evaluation
+        found = evaluation.measure(shape, questions=args.questions, threads=args.threads)
+        command += f" --questions {args.questions}"
     else:
         bench = training
         methods = tuple(args.methods.split(",")) if args.methods else training.METHODS

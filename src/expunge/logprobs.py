@@ -6,7 +6,7 @@ references or batches' roles. The dense oracle that the tests hold this against 
 Shapes: B sequences, T positions, N supervised tokens laid end to end, C tokens of a chunk, D hidden size, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -95,8 +95,37 @@ class Head:
         return z if self.softcap is None else torch.tanh(z / self.softcap) * self.softcap
 
 
-def token_logps(hidden_ND: Tensor, target_N: Tensor, head: Head) -> Tensor:
-    """log p of each target, [N]. Equivalent to `log_softmax(head(hidden))[range(N), target]`."""
+@dataclass(frozen=True)
+class Foreseen:
+    """What a loss will make of the log-probabilities, said before they are known.
+
+    `chunks` are the tokens whose log-probabilities decide on each other's slopes, at most `CHUNK` of them each;
+    `slopes(logp_C, chunk)` are the loss's slopes by these, up to a factor that is the same for all chunks.
+    """
+
+    chunks: Sequence[slice]
+    slopes: Callable[[Tensor, slice], Tensor]
+
+
+def token_logps(hidden_ND: Tensor, target_N: Tensor, head: Head, foreseen: Foreseen | None = None) -> Tensor:
+    """log p of each target, [N]. Equivalent to `log_softmax(head(hidden))[range(N), target]`.
+
+    With `foreseen`, a linear head's gradient is taken while the logits are there, instead of making them again in
+    the backward: a third less work in the head. Where the loss turns out to be another one, the result is the same.
+    """
+    trains = head.linear is not None and head.linear.requires_grad
+    if head.linear is not None and torch.is_grad_enabled() and (foreseen is not None or not trains):
+
+        def surprise(z_CV: Tensor, own: slice) -> tuple[Tensor, Tensor]:
+            logp_CV, target_C1 = z_CV.log_softmax(-1), target_N[own, None]
+            value_C = -logp_CV.gather(-1, target_C1)[:, 0]
+            slope_CV = logp_CV.exp_()
+            return value_C, slope_CV.scatter_add_(-1, target_C1, torch.full_like(slope_CV[:, :1], -1.0))
+
+        if foreseen is not None:
+            slopes = foreseen.slopes
+            foreseen = replace(foreseen, slopes=lambda value_C, own: -slopes(-value_C, own))
+        return -_LinearTokens.apply(hidden_ND, head.linear, head, surprise, foreseen)
     if (
         head.linear is not None
         and head.softcap is None
@@ -170,8 +199,12 @@ def token_divergence(
     if head.linear is None or not torch.is_grad_enabled():
         return _by_chunks(chunk, hidden_ND, reference_ND, target_N)
     reference_ND = reference_ND.detach()
-    references = lambda own: reference(reference_ND[own], target_N[own])  # noqa: E731
-    return _LinearDivergence.apply(hidden_ND, head.linear, head, references, divergence)
+
+    def compare(z_CV: Tensor, own: slice) -> tuple[Tensor, Tensor]:
+        return _divergence(z_CV.log_softmax(-1), reference(reference_ND[own], target_N[own]), divergence)
+
+    alike = Foreseen(_chunks(len(target_N)), lambda value_C, _own: torch.ones_like(value_C))
+    return _LinearTokens.apply(hidden_ND, head.linear, head, compare, alike)
 
 
 def _divergence(logp_CV: Tensor, logq_CV: Tensor, divergence: Divergence) -> tuple[Tensor, Tensor]:
@@ -187,55 +220,77 @@ def _divergence(logp_CV: Tensor, logq_CV: Tensor, divergence: Divergence) -> tup
     return -(q_CV * logp_CV).sum(-1), slope_CV
 
 
-class _LinearDivergence(torch.autograd.Function):
-    """A divergence at a linear head, its gradient taken at once by the closed form of its slope.
+Measured = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+"""(logits of a chunk [C, V], which tokens they are of) → a number for each [C], its slope by the logits [C, V]."""
 
-    So neither the model's logits nor the reference's are made again in the backward. The gradient of the head is
-    that of the sum over tokens, which serves every loss that weighs its tokens alike; for any other the chunks are
-    gone through once more.
+
+class _LinearTokens(torch.autograd.Function):
+    """A number for each token at a linear head, its gradient taken at once by the closed form of its slope.
+
+    So no logits are made again in the backward. The gradient of the hidden states is that of any loss. The gradient of
+    the head is taken for the loss that is `foreseen`; for any other the chunks are gone through once more.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, head: Head, references: Any, divergence: Any) -> Tensor:
-        ctx.rest = head, references, divergence
-        value_N, d_hidden_ND, d_weight_VD = _go_through(
-            hidden_ND, weight_VD, *ctx.rest, slope_N=None, wants_weight=ctx.needs_input_grad[1]
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, head: Head, measured: Measured, foreseen: Foreseen | None
+    ) -> Tensor:
+        trains = ctx.needs_input_grad[1]
+        assert foreseen is not None or not trains
+        ctx.chunks = foreseen.chunks if foreseen is not None else _chunks(len(hidden_ND))
+        ctx.head, ctx.measured = head, measured
+        slopes = foreseen.slopes if foreseen is not None and trains else None
+        value_N, d_hidden_ND, d_weight_VD, foreseen_N = _go_through(
+            hidden_ND, weight_VD, head, measured, ctx.chunks, slopes
         )
-        ctx.save_for_backward(hidden_ND, weight_VD, d_hidden_ND, d_weight_VD)
+        ctx.save_for_backward(hidden_ND, weight_VD, d_hidden_ND, d_weight_VD, foreseen_N)
         return value_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (slope_N,) = grads
-        hidden_ND, weight_VD, d_hidden_ND, d_weight_VD = ctx.saved_tensors
+        hidden_ND, weight_VD, d_hidden_ND, d_weight_VD, foreseen_N = ctx.saved_tensors
         if d_weight_VD is not None and len(slope_N):
-            if bool((slope_N == slope_N[0]).all()):
-                d_weight_VD = d_weight_VD * slope_N[0].to(d_weight_VD.dtype)
+            factor = slope_N.dot(foreseen_N) / foreseen_N.dot(foreseen_N)
+            off = (slope_N - factor * foreseen_N).abs().max()
+            ulps = 64 * torch.finfo(slope_N.dtype).eps
+            if bool(off <= ulps * slope_N.abs().max()):
+                d_weight_VD.mul_(factor.to(d_weight_VD.dtype))  # in place: it may be the largest tensor there is
             else:
-                _, _, d_weight_VD = _go_through(hidden_ND, weight_VD, *ctx.rest, slope_N=slope_N, wants_weight=True)
+                _, _, d_weight_VD, _ = _go_through(
+                    hidden_ND, weight_VD, ctx.head, ctx.measured, ctx.chunks, lambda _value_C, own: slope_N[own]
+                )
         return d_hidden_ND * slope_N[:, None].to(d_hidden_ND.dtype), d_weight_VD, None, None, None
 
 
 def _go_through(
-    hidden_ND: Tensor, weight_VD: Tensor, head: Head, references: Any, divergence: Divergence,
-    *, slope_N: Tensor | None, wants_weight: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """Divergences [N], their gradients by their own hidden states [N, D], and Σ_n slope_n of those by the head."""
-    values, d_hidden_ND = [], torch.empty_like(hidden_ND)
-    d_weight_VD = torch.zeros_like(weight_VD) if wants_weight else None
-    for i in range(0, max(1, len(hidden_ND)), CHUNK):
-        own = slice(i, i + CHUNK)
+    hidden_ND: Tensor, weight_VD: Tensor, head: Head, measured: Measured, chunks: Sequence[slice],
+    slopes: Callable[[Tensor, slice], Tensor] | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """Numbers [N], their gradients by their own hidden states [N, D], and with `slopes` the gradient of the head that
+    these give, [V, D], and the slopes themselves, [N]."""
+    values, seen, d_hidden_ND = [], [], torch.empty_like(hidden_ND)
+    d_weight_VD = torch.zeros_like(weight_VD) if slopes is not None else None
+    for own in chunks:
         z_CV = head.logits(hidden_ND[own])
-        value_C, slope_CV = _divergence(z_CV.log_softmax(-1), references(own), divergence)
+        value_C, slope_CV = measured(z_CV, own)
         values.append(value_C)
         if head.softcap is not None:
             slope_CV *= 1 - (z_CV / head.softcap).square()
+        del z_CV
         slope_CV = (slope_CV * head.scale if head.scale != 1.0 else slope_CV).to(weight_VD.dtype)
         d_hidden_ND[own] = slope_CV @ weight_VD
-        if d_weight_VD is not None:  # under autocast the hidden state may be of another dtype than the weight
-            weighted_CV = slope_CV if slope_N is None else slope_CV * slope_N[own, None].to(slope_CV.dtype)
-            d_weight_VD.addmm_(weighted_CV.T, hidden_ND[own].to(weight_VD.dtype))
-    return torch.cat(values), d_hidden_ND, d_weight_VD
+        if slopes is not None and d_weight_VD is not None:
+            seen.append(slopes(value_C, own))
+            # Under autocast the hidden state may be of another dtype than the weight.
+            weighted_CD = hidden_ND[own].to(weight_VD.dtype) * seen[-1][:, None].to(weight_VD.dtype)
+            d_weight_VD.addmm_(slope_CV.T, weighted_CD)
+    return torch.cat(values), d_hidden_ND, d_weight_VD, torch.cat(seen) if seen else None
+
+
+def _chunks(tokens: int) -> list[slice]:
+    """`CHUNK` tokens at a time; one empty chunk of none."""
+    return [slice(i, min(i + CHUNK, tokens)) for i in range(0, max(1, tokens), CHUNK)]
 
 
 def supervised(labels_BT: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ Read from `run` downwards. Knows the order of things; knows nothing of losses or
 import logging
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 
 from expunge import measure, models
 from expunge.assistant import layer_count
+from expunge.budget import UtilityBudget
 from expunge.config import (
     FableConfig,
     ListingsConfig,
@@ -37,6 +39,7 @@ from expunge.evals.aggregate import aggregate
 from expunge.evals.divergence import SoftLabels
 from expunge.evals.evaluation import evaluate
 from expunge.evals.metrics import forget_quality
+from expunge.evals.probes import of_retrained
 from expunge.evals.retrained import Distance, Retrained
 from expunge.evals.tofu import Evaluation
 from expunge.history import last_checkpoint
@@ -107,9 +110,10 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> lis
     if not all(results.has(name) for name in ("target", *(method.name for method in recipe.methods))):
         gold = evaluate_retrained(retrained, recipe, benchmark, results) if retrained is not None else None
         evaluate_target(target, recipe, benchmark, results, gold)
+        before = on_the_way_before(target, recipe, benchmark, results, gold)
         for method in recipe.methods:
             if not results.has(method.name):
-                row, evaluation = unlearn(recipe, method, benchmark, target, gold, out)
+                row, evaluation = unlearn(recipe, method, benchmark, target, gold, out, before)
                 results.add(with_aggregate(row, results), evaluation)
     tell_what_is_unknown(benchmark, retrained)
     write_report([out], out / "report.html")
@@ -287,7 +291,9 @@ def starting_models(recipe: Recipe, benchmark: Benchmark) -> tuple[Path | str, P
     if recipe.retrained is not None:
         return target, recipe.retrained
     kept = [*benchmark.retain, *benchmark.utility]
-    return target, train_from_scratch(kept, everything, title="retrained", **common)
+    retrained = train_from_scratch(kept, everything, title="retrained", **common)
+    log.info("target model: %s; retrained: %s", target, retrained)
+    return target, retrained
 
 
 def evaluate_retrained(path: Path | str, recipe: Recipe, benchmark: Benchmark, results: Results) -> Retrained:
@@ -299,7 +305,7 @@ def evaluate_retrained(path: Path | str, recipe: Recipe, benchmark: Benchmark, r
     log.info("evaluating the retrained model")
     evaluation = _evaluate(recipe, benchmark, model, tokenizer)
     gold = Retrained(model, tokenizer, asked, evaluation.records)
-    evaluation.metrics.update(gold.distance(model, tokenizer))
+    evaluation.metrics.update(gold.distance(model, tokenizer) | of_retrained(benchmark.probes, evaluation.records))
     if "forget_truth_ratio" in evaluation.metrics:
         ratios = [ratio for r in evaluation.records["forget"] if (ratio := r["truth_ratio"]) is not None]
         evaluation.metrics["forget_quality"] = forget_quality(ratios, ratios)
@@ -321,6 +327,17 @@ def evaluate_target(
     elif gold is not None and benchmark.questions.get("forget"):
         log.warning("the retrained model sees other tokens in the forget answers, so no distance to it is measured")
     results.add({"method": "target", "removal": "weights", "metrics": evaluation.metrics}, evaluation)
+
+
+def on_the_way_before(
+    path: Path | str, recipe: Recipe, benchmark: Benchmark, results: Results, gold: Retrained | None
+) -> dict[str, float]:
+    """What evaluations on the way would have found of the target; nothing where no utility budget asks."""
+    if recipe.evaluate.utility_budget is None:
+        return {}
+    if recipe.evaluate.each_epoch == "full":
+        return next(row["metrics"] for row in results.rows if row["method"] == "target")
+    return _on_the_way(recipe, benchmark, *_load(path, recipe), gold, None)
 
 
 def with_aggregate(row: Result, results: Results) -> Result:
@@ -351,24 +368,19 @@ def unlearn(
     target: Path | str,
     gold: Retrained | None,
     out: Path,
+    before: Mapping[str, float],
 ) -> tuple[Result, Evaluation]:
-    """One method on the target model: train, evaluate, save `model/`; the result row and the evaluation behind it."""
+    """One method on the target model: train, evaluate, save `model/`; the result row and the evaluation behind it.
+
+    `before` is what evaluations on the way find of the target, for a utility budget.
+    """
     directory = method_directory(recipe, method, out)
-    options = recipe.evaluate
     distance: Distance | None = None
+    share = recipe.evaluate.utility_budget
+    budget = None if share is None else UtilityBudget(share, before)
 
     def trajectory(model: Any) -> dict[str, float]:
-        full = options.each_epoch == "full"
-        return evaluate(
-            model,
-            tokenizer,
-            benchmark,
-            retrained_records=gold.records if gold is not None else None,
-            distance=distance,
-            generate=full,
-            limit=options.limit if full else options.each_epoch_limit,
-            max_new_tokens=options.max_new_tokens,
-        ).metrics
+        return _on_the_way(recipe, benchmark, model, tokenizer, gold, distance)
 
     with measure.peak_memory() as peak:
         training, tokenizer = prepare(
@@ -378,7 +390,7 @@ def unlearn(
             target,
             directory,
             arguments=partial(training_arguments, recipe),
-            evaluate=None if options.each_epoch == "off" else trajectory,
+            evaluate=None if recipe.evaluate.each_epoch == "off" else trajectory,
         )
         trainer = training.trainer
         if gold is not None:
@@ -392,7 +404,14 @@ def unlearn(
         if trainer.reference is not None:
             log.info("reference: %s", trainer.reference.kind)
         checkpoint = last_checkpoint(directory)
+        if budget is not None:
+            trainer.add_callback(budget)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        stopped = None if budget is None else budget.outcome()
+        if budget is not None and stopped is not None:
+            log.info("%s: %s", method.name, stopped["why"])
+            if budget.kept is not None:
+                trainer.restore(budget.kept.step)
     unlearned = training.unlearned()
     evaluation = _evaluate(recipe, benchmark, unlearned, tokenizer, gold, distance)
     models.save(unlearned, tokenizer, directory / "model")
@@ -415,6 +434,7 @@ def unlearn(
             for row in history
             if any(k.startswith("eval_") for k in row)
         ],
+        **({} if stopped is None else {"stopped": stopped}),
     }, evaluation
 
 
@@ -461,6 +481,23 @@ def _load(path: Path | str, recipe: Recipe) -> tuple[Any, Any]:
     if torch.accelerator.is_available() and not recipe.train.use_cpu:
         model.to(torch.accelerator.current_accelerator())
     return model, tokenizer
+
+
+def _on_the_way(
+    recipe: Recipe, benchmark: Benchmark, model: Any, tokenizer: Any, gold: Retrained | None, distance: Distance | None
+) -> dict[str, float]:
+    """What the recipe asks of a model after an epoch."""
+    options, full = recipe.evaluate, recipe.evaluate.each_epoch == "full"
+    return evaluate(
+        model,
+        tokenizer,
+        benchmark,
+        retrained_records=gold.records if gold is not None else None,
+        distance=distance,
+        generate=full,
+        limit=options.limit if full else options.each_epoch_limit,
+        max_new_tokens=options.max_new_tokens,
+    ).metrics
 
 
 def _evaluate(

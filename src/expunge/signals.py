@@ -5,7 +5,8 @@ Knows how a batch is laid out and which signals are asked for; knows nothing of 
 Shapes: B sequences, T positions, N supervised tokens laid end to end, D hidden size, V vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,9 +14,30 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from expunge.data.pairs import Role
-from expunge.logprobs import Head, forward_supervised, supervised, token_divergence, token_logps, uniform_cross_entropy
-from expunge.objectives.base import Needs, Signals
-from expunge.reference import Reference, slices_of
+from expunge.logprobs import (
+    CHUNK,
+    Foreseen,
+    Head,
+    forward_supervised,
+    supervised,
+    token_divergence,
+    token_logps,
+    uniform_cross_entropy,
+)
+from expunge.objectives.base import Needs, Objective, Signals
+from expunge.reference import Reference, ReferenceSignals, slices_of
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one role's signals add to the loss: the objective's weight times their term of it."""
+
+    objective: Objective
+    factor: Tensor | float
+    """One over the number of tokens or sequences that the term is a mean over."""
+
+    def term(self, signals: Signals) -> Tensor:
+        return self.objective.loss(signals).sum() * self.factor
 
 
 def gather_signals(
@@ -24,18 +46,37 @@ def gather_signals(
     needs: Mapping[Role, Needs],
     reference: Reference | None,
     surprisal_V: Tensor | None,
+    shares: Mapping[Role, Share] | None = None,
 ) -> dict[Role, Signals]:
     """The signals of each role that has sequences in `batch`, computing what `needs` asks for and nothing else.
 
     The head runs once over the tokens whose log-probability is wanted, and once more per role over those that are
     compared with the reference's distribution. Where no role needs the head, the forward ends at the wanted layer.
+    `shares` say what the loss will make of the signals; where these are log-probabilities alone, that spares the head
+    a third of its work.
     """
     predicts_BT, target_N = supervised(batch["labels"])
     sequence_N = predicts_BT.nonzero()[:, 0]
     # Rows stand in the batch by role, so each role is one slice of the N tokens and one of the B sequences.
-    sequences = torch.bincount(batch["role"], minlength=len(Role)).tolist()
-    tokens = torch.bincount(batch["role"][sequence_N], minlength=len(Role)).tolist()
+    roles_B, lengths_B = torch.stack([batch["role"], predicts_BT.sum(-1)]).tolist()
+    lengths = {role: [n for own, n in zip(roles_B, lengths_B, strict=True) if own == role] for role in Role}
+    sequences = [len(lengths[role]) for role in Role]
+    tokens = [sum(lengths[role]) for role in Role]
     slices = dict(zip(Role, slices_of(tokens), strict=True))
+    vocab_size = extract_model_from_parallel(model).get_output_embeddings().weight.shape[0]
+
+    def signals_of(role: Role, own: slice, sequence_N: Tensor, sequences: int, **found: Any) -> Signals:
+        """Of some of a role's tokens, `own` among the batch's: `found`, and what is known without the model."""
+        at = slice(own.start - slices[role].start, own.stop - slices[role].start)
+        known = start.get(role, ReferenceSignals())
+        others = {
+            "reference_logp_N": None if known.logp_N is None else known.logp_N[at],
+            "reference_layer_ND": None if known.layer_ND is None else known.layer_ND[at],
+            "surprisal_N": None if surprisal_V is None else surprisal_V.to(target_N.device)[target_N[own]],
+        }
+        given: dict[str, Any] = {name: x for name, x in others.items() if x is not None}
+        return Signals(vocab_size=vocab_size, sequence_N=sequence_N, sequences=sequences, **found, **given)
+
     present = [role for role in Role if sequences[role]]
     start = reference(dict(batch)) if reference is not None else {}
 
@@ -45,7 +86,8 @@ def gather_signals(
         if wanted:
             hidden = torch.cat([hidden_ND[slices[role]] for role in wanted])
             target = torch.cat([target_N[slices[role]] for role in wanted])
-            logp = token_logps(hidden, target, head)
+            foreseen = _foresee(wanted, needs, lengths, slices, shares or {}, signals_of)
+            logp = token_logps(hidden, target, head, foreseen)
             for role, part in zip(wanted, logp.split([tokens[role] for role in wanted]), strict=True):
                 found[role]["logp_N"] = part
                 if needs[role].uniform_ce:
@@ -70,23 +112,66 @@ def gather_signals(
         at_head=at_head if any(needs[role].head for role in present) else None,
         layer=next((needs[role].layer for role in present if needs[role].layer is not None), None),
     )
-    vocab_size = extract_model_from_parallel(model).get_output_embeddings().weight.shape[0]
     result: dict[Role, Signals] = {}
     for role in present:
         own = slices[role]
-        others: dict[str, Any] = {
-            "layer_ND": layer_ND[own] if layer_ND is not None else None,
-            "reference_logp_N": start[role].logp_N if role in start else None,
-            "reference_layer_ND": start[role].layer_ND if role in start else None,
-            "surprisal_N": surprisal_V.to(target_N.device)[target_N[own]] if surprisal_V is not None else None,
-        }
-        result[role] = Signals(
-            vocab_size=vocab_size,
-            sequence_N=sequence_N[own] - sum(sequences[:role]),
-            sequences=sequences[role],
-            **(found[role] if found else {}),
-            **{name: x for name, x in others.items() if x is not None},
-        )
+        given = dict(found[role]) if found else {}
+        if layer_ND is not None:
+            given["layer_ND"] = layer_ND[own]
+        result[role] = signals_of(role, own, sequence_N[own] - sum(sequences[:role]), sequences[role], **given)
     if Role.REFUSAL in result:
         result[Role.FORGET].refusal = result[Role.REFUSAL]
     return result
+
+
+def _foresee(
+    wanted: Sequence[Role],
+    needs: Mapping[Role, Needs],
+    lengths: Mapping[Role, Sequence[int]],
+    slices: Mapping[Role, slice],
+    shares: Mapping[Role, Share],
+    signals_of: Callable[..., Signals],
+) -> Foreseen | None:
+    """What the loss will make of the log-probabilities of these roles, laid end to end.
+
+    `None` where that can't be said: an objective must read log-probabilities alone, of one token at a time or of
+    sequences that fit a chunk.
+    """
+    for role in wanted:
+        alone = replace(needs[role], reference_logp=False, surprisal=False) == Needs(logp=True)
+        if not alone or role not in shares:
+            return None
+        if shares[role].objective.per == "sequence" and max(lengths[role]) > CHUNK:
+            return None
+    places: dict[int, tuple[Role, slice, list[int]]] = {}  # where a chunk begins → its role, its place, its sequences
+    chunks: list[slice] = []
+    end = 0
+    for role in wanted:
+        first = slices[role].start
+        for own in _together(lengths[role]):
+            size = sum(own)
+            places[end] = role, slice(first, first + size), own
+            chunks.append(slice(end, end + size))
+            first, end = first + size, end + size
+
+    def slopes(logp_C: Tensor, chunk: slice) -> Tensor:
+        role, place, own = places[chunk.start]
+        with torch.enable_grad():
+            logp_C = logp_C.detach().requires_grad_()
+            sizes = torch.tensor(own, device=logp_C.device)
+            sequence_C = torch.arange(len(own), device=logp_C.device).repeat_interleave(sizes, output_size=sum(own))
+            term = shares[role].term(signals_of(role, place, sequence_C, len(own), logp_N=logp_C))
+        return shares[role].objective.weight * torch.autograd.grad(term, logp_C)[0]
+
+    return Foreseen(chunks, slopes)
+
+
+def _together(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Sequences by their lengths, as many at a time as fit a chunk; longer ones in parts."""
+    chunk: list[int] = []
+    for length in (part for whole in lengths for part in [*[CHUNK] * ((whole - 1) // CHUNK), (whole - 1) % CHUNK + 1]):
+        if sum(chunk) + length > CHUNK:
+            yield chunk
+            chunk = []
+        chunk.append(length)
+    yield chunk

@@ -25,7 +25,7 @@ from expunge.objectives import NLL, RMU, Objective
 from expunge.objectives.base import Needs
 from expunge.prepare import check_terms, encode_sets
 from expunge.reference import ReferenceKind, build_reference
-from expunge.signals import gather_signals
+from expunge.signals import Share, gather_signals
 
 
 @dataclass
@@ -181,17 +181,22 @@ class UnlearnTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Tensor:
         needs = {role: self._needs(role) for role in Role}
-        signals = gather_signals(model, inputs, needs, self.reference, self.surprisal_V)
+        shares = {
+            role: Share(objective, 1 / counts[0 if objective.per == "token" else 1])
+            for role, objective, counts in (
+                (Role.FORGET, self.objective, num_items_in_batch[:2]),
+                (Role.RETAIN, self.retain, num_items_in_batch[2:]),
+            )
+            if objective is not None
+        }
+        signals = gather_signals(model, inputs, needs, self.reference, self.surprisal_V, shares)
         terms: dict[str, Tensor] = {}
         loss = torch.zeros((), device=inputs["labels"].device)
-        for name, role, objective, counts in (
-            ("forget", Role.FORGET, self.objective, num_items_in_batch[:2]),
-            ("retain", Role.RETAIN, self.retain, num_items_in_batch[2:]),
-        ):
-            if objective is not None and role in signals:
-                term = objective.loss(signals[role]).sum() / counts[0 if objective.per == "token" else 1]
-                loss = loss + objective.weight * term
-                terms[name] = term.detach()
+        for role, share in shares.items():
+            if role in signals:
+                term = share.term(signals[role])
+                loss = loss + share.objective.weight * term
+                terms[role.name.lower()] = term.detach()
         self._terms.append((self.state.global_step + 1, terms))
         return loss
 
@@ -253,6 +258,11 @@ class UnlearnTrainer(Trainer):
             self.model.load_assistant(assistant_weights(Path(resume_from_checkpoint)))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def restore(self, step: int) -> None:
+        """Go back to the weights of the checkpoint that was saved after this step."""
+        if step != self.state.global_step:
+            self._load_from_checkpoint(str(Path(str(self.args.output_dir)) / f"checkpoint-{step}"))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._flush_terms()  # never save what a NaN has touched

@@ -132,7 +132,7 @@ supervised; medians in one process, and the peak of memory beyond weights and gr
 def _ours(method: str, model: Any, sets: Sets, batch: dict[str, Tensor]) -> Step:
     from expunge.objectives import FORGET, RETAIN, ULD, Needs, Objective, Uniform
     from expunge.reference import build_reference
-    from expunge.signals import gather_signals
+    from expunge.signals import Share, gather_signals
 
     terms: tuple[Objective, Objective]
     if method == "uld":
@@ -150,9 +150,14 @@ def _ours(method: str, model: Any, sets: Sets, batch: dict[str, Tensor]) -> Step
     wanted = objective.needs | retain.needs
     reference = build_reference(model, needs, sets, pad_token_id=0) if wanted.reference else None
 
+    shares: dict[Role, Share] = {}
+    for role, term in ((Role.FORGET, objective), (Role.RETAIN, retain)):
+        tokens = sum(len(row) - row.start for row in sets.of(role))
+        shares[role] = Share(term, 1 / (tokens if term.per == "token" else len(sets.of(role))))
+
     def step() -> Tensor:
-        signals = gather_signals(model, batch, needs, reference, None)
-        return objective.loss(signals[Role.FORGET]).mean() + retain.weight * retain.loss(signals[Role.RETAIN]).mean()
+        signals = gather_signals(model, batch, needs, reference, None, shares)
+        return torch.stack([share.objective.weight * share.term(signals[role]) for role, share in shares.items()]).sum()
 
     return step
 

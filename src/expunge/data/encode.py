@@ -68,7 +68,7 @@ def encode(row: Row, tokenizer: Any) -> Encoded:
     Raises `UserError` if the chat template is missing, refuses the conversation or rewrites its last message.
     """
     if "text" in row:
-        return _finish(tokenizer(row["text"])["input_ids"], 1, tokenizer)
+        return _finish(tokenizer(row["text"], verbose=False)["input_ids"], 1, tokenizer)
     messages = _as_messages(row)
     if messages is not None and tokenizer.chat_template:
         return _encode_chat(messages, tokenizer, row.get("opening", ""))
@@ -226,7 +226,8 @@ def _end_token(after: str, tokenizer: Any) -> int:
 
 def _span(text: str, start_char: int, tokenizer: Any, *, add_special_tokens: bool) -> tuple[list[int], int]:
     """Ids of `text` and the first token that reaches past `start_char` (a token may straddle the border)."""
-    encoding = tokenizer(text, return_offsets_mapping=True, add_special_tokens=add_special_tokens)
+    # Not verbose: what is too long is told by `encode_rows`, or cut on purpose.
+    encoding = tokenizer(text, return_offsets_mapping=True, add_special_tokens=add_special_tokens, verbose=False)
     ids, ends = encoding["input_ids"], [end for _, end in encoding["offset_mapping"]]
     first = next((i for i, end in enumerate(ends) if end > start_char), len(ids))
     return ids, max(first, 1)

@@ -184,6 +184,7 @@ def generate(
         do_sample=False,
         num_beams=1,
         use_cache=True,
+        return_dict_in_generate=True,
         max_new_tokens=max_new_tokens,
         pad_token_id=ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         eos_token_id=ends,
@@ -338,7 +339,6 @@ def _generate_batch(
             attention_mask=attention_mask_BT,
             past_key_values=cache,
             generation_config=config,
-            return_dict_in_generate=True,
         )
         new_BT = out.sequences[:, input_ids_BT.shape[1] :]
         for b, new in zip(left, new_BT.tolist(), strict=True):

@@ -1,8 +1,8 @@
 """Run directories → one offline HTML page with its pictures, and the Markdown tables of docs/results.
 
 `glossary` knows what a metric is called, `comparison` which rows may be compared, `overview` which splits stand side by
-side, `verdict` puts numbers into words, `figures` chooses what is drawn, `drawing` and `strips` draw it, `labels` finds
-room for names, `page` and `markdown` lay it out.
+side, `verdict` puts numbers into words; `figures`, `course`, `distance` and `pareto` choose what is drawn, `drawing`,
+`panels` and `strips` draw it, `labels` finds room for names; `page` and `markdown` lay it out.
 None of them knows how a number came about, and none shows one that is not in `results.json` or the median of such
 numbers over seeds. Needs no torch.
 """

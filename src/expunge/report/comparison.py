@@ -94,6 +94,16 @@ class Section:
     def seeds(self) -> list[int]:
         return sorted({run["seed"] for entry in self.entries for run in entry.runs})
 
+    @property
+    def stopped(self) -> list[str]:
+        """For each run with a utility budget, when its training ended, which epoch is kept, and why."""
+        return [
+            f"{name} {run['stopped']['why']}."
+            for entry in self.methods
+            for name, run in zip(entry.names, entry.runs, strict=True)
+            if run.get("stopped")
+        ]
+
     def reference(self, which: Role) -> Entry | None:
         return next((e for e in self.entries if e.role == which), None)
 
@@ -250,6 +260,7 @@ def means(found: Sequence[Section]) -> list[Section]:
                 "metrics": {k: statistics.fmean(v) for k, v in values.items() if len(v) == asked[k]},
                 "seconds": None,
                 "peak_memory_mib": None,
+                "stopped": None,
             }
             entries.append(Entry(entry.label, (row,), entry.directories[:1]))
         directories = tuple(d for part in parts for d in part.directories)

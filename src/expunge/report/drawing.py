@@ -7,7 +7,7 @@ Every mark differs in shape as well as colour and carries its name, so a picture
 Filled marks are methods that change the weights, hollow ones act at inference only.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -18,7 +18,14 @@ from expunge.report.labels import Box, around, leader, place_labels
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "h", "<", "p", ">")
 COLOURS = ("#0b5cad", "#b3410b", "#1a7f4b", "#8a3fa0", "#a3123f", "#00708a", "#6b5900", "#4b4fc4")
-DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2)), (0, (3, 1, 1, 1, 1, 1)))
+DASHES: tuple[Any, ...] = (
+    *("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2))),
+    *((0, (3, 1, 1, 1, 1, 1)), (0, (10, 2.5)), (0, (5, 1.5, 1, 1.5, 1, 1.5, 1, 1.5))),
+)
+"""Their number and that of the marks share no divisor, so that a mark's next round has another dash."""
+
+LETTER = 5.6
+"""Points that a letter of a name takes, at most on average."""
 
 Spot = tuple[float, float, str]
 """x, y, and what a reader is told who points there."""
@@ -35,6 +42,18 @@ class Point:
     hollow: bool = False
     says: str = ""
     seeds: tuple[Spot, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial of a sweep: its number, its place, whether no other beats it, and whether it is the chosen one."""
+
+    name: str
+    x: float
+    y: float
+    says: str
+    front: bool
+    best: bool
 
 
 @dataclass(frozen=True)
@@ -114,6 +133,72 @@ def trajectory(
             anchors.append(ax.transData.transform(where))
         label(ax, names, anchors, blocked, bold=[False] * len(lines) + [True] * len(references))
         return to_svg(fig, name, titles)
+
+
+def trials(
+    points: Mapping[str, Sequence[Trial]],
+    references: Sequence[Point],
+    *,
+    x: Axis,
+    y: Axis,
+    hollow: Mapping[str, bool],
+    level: float | None = None,
+) -> str:
+    """Every method's trials with the line of those that none of its own beats; numbers only on the front of all."""
+    methods, titles = list(points), Titles()
+    everything = [(t.x, t.y) for found in points.values() for t in found] + [(p.x, p.y) for p in references]
+    with figure(8.35, 5.3) as fig:
+        ax = axes(fig, x, y, everything)
+        rows = key(fig, {name: mark_style(name, "method", hollow[name], methods) for name in methods})
+        fig.subplots_adjust(top=0.915 - 0.032 * rows)
+        corner(ax, x, y, None, level, "p = .05" if y.log else "")
+        names, anchors, blocked, bold = [], [], [], []
+        for name, found in points.items():
+            style = mark_style(name, "method", hollow[name], methods)
+            way = [(x.at(t.x), y.at(t.y)) for t in _front(found, x, y)]
+            dashes = DASHES[methods.index(name) % len(DASHES)]
+            ax.plot(*zip(*way, strict=True), color=style["color"], ls=dashes, lw=1, zorder=2)
+            blocked += [around(ax.transData.transform(p), 2.5) for p in _dense(way)]
+            for trial in found:
+                spot = x.at(trial.x), y.at(trial.y)
+                titles.put(ax.plot(*spot, **style | {"ms": 5.5}, zorder=4), trial.says)
+                blocked.append(around(ax.transData.transform(spot), 4))
+                if trial.best:
+                    ax.plot(*spot, marker="o", ms=14, mfc="none", mec=INK, mew=1, zorder=3)
+                if trial.front:
+                    names.append(trial.name)
+                    anchors.append(ax.transData.transform(spot))
+                    bold.append(trial.best)
+        for point in references:
+            spot = x.at(point.x), y.at(point.y)
+            titles.put(ax.plot(*spot, **mark_style(point.name, point.role, False, methods), zorder=3), point.says)
+            names.append(point.name)
+            anchors.append(ax.transData.transform(spot))
+        label(ax, names, anchors, blocked, bold=bold + [True] * len(references))
+        return to_svg(fig, "pareto", titles)
+
+
+def _front(found: Sequence[Trial], x: Axis, y: Axis) -> list[Trial]:
+    """Those that no other one beats in both directions, from left to right."""
+    signs = [1 if axis.best == "high" else -1 for axis in (x, y)]
+
+    def beaten(trial: Trial) -> bool:
+        mine = signs[0] * trial.x, signs[1] * trial.y
+        others = [(signs[0] * t.x, signs[1] * t.y) for t in found]
+        return any(other[0] >= mine[0] and other[1] >= mine[1] and other != mine for other in others)
+
+    return sorted((t for t in found if not beaten(t)), key=lambda t: (t.x, t.y))
+
+
+def key(fig: Any, styles: Mapping[str, dict[str, Any]]) -> int:
+    """Marks and their names along the top of the figure, in as many rows as they need, which it returns."""
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], **style, label=name) for name, style in styles.items()]
+    columns = max(1, min(len(handles), int(580 // (38 + LETTER * max(map(len, styles))))))
+    look: dict[str, Any] = {"frameon": False, "fontsize": 9, "borderaxespad": 0.2, "handlelength": 1.5}
+    fig.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.03, 1), ncols=columns, labelspacing=0.3, **look)
+    return -(-len(handles) // columns)
 
 
 def swatch(name: str, role: Role, hollow: bool, methods: Sequence[str]) -> str:

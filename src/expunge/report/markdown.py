@@ -107,6 +107,7 @@ def write_markdown(directories: Sequence[Path], out: Path, *, command: str) -> P
             text += [f"{INTERVALS}:", "", table]
         for title, table in side_tables(rows):
             text += [f"{title}:", "", table]
+        text += [f"- {line}" for line in section.stopped]
         seeds = ", ".join(map(str, section.seeds))
         text += [f"- {'Seed' if len(section.seeds) == 1 else 'Seeds'}: {seeds}"]
         text += [f"- {name}: {', '.join(values)}" for name, values in versions(rows)] + [""]

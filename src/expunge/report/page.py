@@ -35,17 +35,18 @@ SETS = {
 }
 
 
-def write_report(directories: Sequence[Path], out: Path) -> Path:
+def write_report(directories: Sequence[Path], out: Path, *, first: Sequence[Figure] = ()) -> Path:
     """Write the page to `out` and its pictures to `pictures/` beside it; returns `out`.
 
-    The page needs nothing but itself (no script library, no address on the network) and is the same, byte for byte, for
-    the same directories. `UserError` for a directory without proper results or with a broken record.
+    `first` are pictures that stand above all others. The page needs nothing but itself (no script library, no address
+    on the network) and is the same, byte for byte, for the same directories. `UserError` for a directory without proper
+    results or with a broken record.
     """
     import jinja2
 
     out, found = Path(out), sections(directories)
     splits = {d: [s.name for s in found if d in s.directories] for s in found for d in s.directories}
-    parts, above, drawn = [], [], {}
+    parts, above, drawn = [], [], {f"{figure.name}.svg": figure.svg for figure in first}
     for several in overviews(found):
         name, figure = slug(several.title), overview(several)
         drawn[f"{name}.svg"] = figure.svg
@@ -79,6 +80,7 @@ def write_report(directories: Sequence[Path], out: Path) -> Path:
     page = environment.get_template("page.html.j2").render(
         title=" and ".join(dict.fromkeys(s.name for s in found)) if len(found) < 3 else found[0].name.split(" · ")[0],
         parts=parts,
+        first=[(figure, _inline(figure, "first")) for figure in first],
         overviews=above,
         mixed=_answers(list(mixed.values())),
         recipes=[(d.name, p.read_text(encoding="utf-8")) for d in splits if (p := d / "recipe.yaml").is_file()],

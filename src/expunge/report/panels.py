@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from expunge.report.canvas import INK, MUTED, Titles, ceiling, figure, plain_axes, tick, to_svg
-from expunge.report.drawing import DASHES, Spot, label, mark_style
+from expunge.report.drawing import DASHES, LETTER, Spot, label, mark_style
 from expunge.report.labels import around
 
 FORGET, RETAIN = "#b3261e", "#0b5cad"
-LETTER = 5.6
-"""Points that a letter of a name takes, at most on average."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def distances(
             ax = fig.add_axes((left / width, 34 / height, room / width, (height - 64) / height))
             plain_axes(ax)
             draw = _stems if isinstance(part, Stems) else _curves
-            draw(ax, part, top, base, axis, methods, titles)  # pyright: ignore[reportArgumentType]
+            draw(ax, part, (top, rows), base, axis, methods, titles)  # pyright: ignore[reportArgumentType]
             ax.set_title(
                 part.title, fontsize=9, loc="left", pad=14, x=-(gap - 6) / room, weight="bold", parse_math=False
             )
@@ -116,13 +114,14 @@ def distances(
 def _stems(
     ax: Any,
     part: Stems,
-    top: float,
+    scale: tuple[float, int],
     base: tuple[float, str] | None,
     axis: str,
     methods: Mapping[str, bool],
     titles: Titles,
 ) -> None:
-    """A mark a method at its value, on a stem from 0, with the number beside it."""
+    """A mark a method at its value, on a stem from 0, with the number beside it; `scale` is its end and its rows."""
+    top, rows = scale
     for row, (name, (value, said)) in enumerate(part.values.items()):
         style = mark_style(name, "method", methods[name], list(methods))
         ax.plot([0, value], [row, row], color=style["color"], lw=1.1, zorder=2)
@@ -138,7 +137,7 @@ def _stems(
         )
     ax.set_yticks(range(len(part.values)), list(part.values), parse_math=False)
     ax.tick_params(axis="y", length=0, labelcolor=INK)
-    ax.set_ylim(len(part.values) - 0.4, -0.6)
+    ax.set_ylim(rows - 0.4, -0.6)
     _scale(ax.set_xlim, ax.set_xticks, top * 1.18, top)
     ax.set_xlabel(axis, fontsize=8.5, color=MUTED, labelpad=1, parse_math=False)
     if base is not None:
@@ -150,17 +149,18 @@ def _stems(
 def _curves(
     ax: Any,
     part: Curves,
-    top: float,
+    scale: tuple[float, int],
     base: tuple[float, str] | None,
     axis: str,
     methods: Mapping[str, bool],
     titles: Titles,
 ) -> None:
-    """A line a method, named at its end."""
+    """A line a method, named at its end; `scale` is where the axis ends."""
+    top, _ = scale
     from matplotlib.ticker import MaxNLocator
 
     last = max(x for line in part.lines.values() for x, _, _ in line)
-    ax.set_xlim(0, last * 1.45)
+    ax.set_xlim(-0.05 * last, last * 1.45)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     _scale(ax.set_ylim, ax.set_yticks, top * 1.06, top)
     ax.set_xlabel(part.unit, fontsize=8.5, color=MUTED, labelpad=1)

@@ -146,7 +146,8 @@ class Reproduction(Section):
             seed = own.seed if seed is None else seed
             told = {"split": split, "seed": seed, "runs": runs}
             folder = run.out if "{seed}" in run.out or seed == own.seed else run.out + "-seed{seed}"
-            given = {**keys, **run.keys, "out": str(runs / _filled(folder, **told))}
+            place = _filled(folder, **told | {"split": (split or "").replace(" ", "_")})
+            given = {**keys, **run.keys, "out": str(runs / place)}
             given |= {"seed": seed} if seed != own.seed else {}
             if own.model.scratch is not None and own.finetune.seed is None and seed != own.seed:
                 given["finetune.seed"] = own.seed

@@ -10,18 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from expunge.errors import UserError
-from expunge.report.comparison import Entry, Section, removal, sections, slug, versions
+from expunge.report.comparison import Entry, Section, means, removal, sections, slug, versions
 from expunge.report.figures import PICTURES, overview
-from expunge.report.glossary import METRICS, MISSING, UNKNOWN, number
+from expunge.report.glossary import METRICS, MISSING, UNKNOWN, number, show
 from expunge.report.interval import mean_interval
 from expunge.report.markdown import interval_cell, table_lines
 from expunge.report.overview import overviews
+from expunge.report.pareto import pareto
 from expunge.report.picture import Figure
 from expunge.report.verdict import verdict
 from expunge.reproduce.definition import Job, Reproduction
 from expunge.reproduce.jobs import folders
 
 SECONDS = "seconds"
+
+FEW = 3
+"""Splits up to which each has its result in words; of more the mean says enough."""
 
 READING = {
     SECONDS: "seconds ↓: wall-clock time of training alone, evaluation apart; compare within one machine",
@@ -49,8 +53,13 @@ def write(
     for section, rows, lacking in told:
         text += [f"## {section.name}", "", _table(rows, what.columns)]
         text += [f"Not run here: {', '.join(lacking)}.", ""] if lacking else []
-        text += [f"By their names in `results.json`: {verdict(section)}", ""]
+        if len(told) <= FEW:
+            text += [f"By their names in `results.json`: {verdict(section)}", ""]
+    for mean in means(parts) if told else []:
+        text += [f"## {mean.name}", "", _table(_rows(what, mean)[0], what.columns)]
     text += _how_to_read(what, parts) if told else []
+    for job in jobs:
+        text += _front(job)
     out.mkdir(parents=True, exist_ok=True)
     for file, (part, figure) in zip(_names(name, drawn), drawn, strict=True):
         (out / file).write_text(figure.svg, encoding="utf-8")
@@ -102,6 +111,21 @@ def _values(entry: Entry, name: str) -> list[float]:
     return [v for run in entry.runs if (v := number(run.get("seconds"))) is not None]
 
 
+def _front(job: Job) -> list[str]:
+    """The trials of a sweep that no other beats in both objectives, as a table."""
+    if job.space is None or not (job.out / "trials.json").exists():
+        return []
+    trials = json.loads((job.out / "trials.json").read_text(encoding="utf-8"))
+    front = sorted((t for t in trials if t["front"]), key=lambda t: t["metrics"][job.objectives[1]], reverse=True)
+    heads = [f"{_metric(name).label or name} {_metric(name).hint}".strip() for name in job.objectives]
+    cells = [["trial", "keys", *heads, ""], ["--:", ":--", "--:", "--:", ":--"]]
+    for trial in front:
+        keys = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in trial["keys"].items())
+        values = [show(name, trial["metrics"][name]) for name in job.objectives]
+        cells.append([str(trial["trial"]), keys, *values, "chosen" if trial["best"] else ""])
+    return [f"## Pareto front of {job.out.name}: {len(front)} of {len(trials)} trials", "", table_lines(cells)]
+
+
 def _record(words: str, entry: Entry, columns: Sequence[str], runs: Path) -> dict[str, Any]:
     """A row of the table with every run behind it."""
     summary = {}
@@ -134,7 +158,10 @@ def _how_to_read(what: Reproduction, parts: Sequence[Section]) -> list[str]:
 def _pictures(what: Reproduction, jobs: Sequence[Job], parts: Sequence[Section]) -> Iterator[tuple[str, Figure]]:
     """(what it is of, picture), in the order asked for."""
     for name in what.pictures:
-        if name == "overview":
+        if name == "pareto":
+            swept = [job.out for job in jobs if job.space is not None and (job.out / "trials.json").exists()]
+            yield from ((out.name, figure) for out in swept if (figure := pareto(out)))
+        elif name == "overview":
             yield from ((several.benchmark, overview(several)) for several in overviews(parts))
         else:
             yield from ((section.name, figure) for section in parts if (figure := PICTURES[name](section)))

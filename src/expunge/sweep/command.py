@@ -29,6 +29,7 @@ from expunge.config import Recipe
 from expunge.errors import UserError, did_you_mean
 from expunge.report import write_markdown, write_report
 from expunge.report.glossary import number
+from expunge.report.pareto import pareto
 from expunge.run import check_data, check_methods, load_benchmark, with_default_method
 from expunge.rundir import check_run_directory, write_whole
 from expunge.sweep.choice import Row, rows_of
@@ -275,7 +276,8 @@ def _conclude(rows: list[Row], this: Sweep) -> list[Row]:
     if len(failed) == len(rows):
         raise UserError(f"every trial failed; trial {failed[0]['trial']}: {failed[0]['error']}")
     if folders := [folder for _, folder in _finished_here(rows, this)]:
-        write_report(folders, this.out / "report.html")
+        picture = pareto(this.out)
+        write_report(folders, this.out / "report.html", first=[picture] if picture else [])
         write_markdown(folders, this.out / "results.md", command="expunge sweep, over " + ", ".join(this.space.keys))
     link = this.out / "best"
     link.unlink(missing_ok=True)

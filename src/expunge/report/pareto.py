@@ -1,0 +1,98 @@
+"""The picture of a sweep: every trial in the plane of its two objectives, after figures 2-4 of Unilogit.
+
+Knows the folder that `expunge sweep` leaves; knows nothing of searches or of how marks are drawn.
+Source: Vasilev et al. 2025, arXiv 2505.06027.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from expunge.errors import UserError
+from expunge.report import drawing
+from expunge.report.comparison import LEVEL, Row, load_results, role
+from expunge.report.glossary import METRICS, UNKNOWN, number, show
+from expunge.report.picture import Figure, axis_of, capital, says
+
+
+def pareto(folder: Path) -> Figure | None:
+    """The trials of the sweep in `folder` that are finished and have their runs here; None where there are none.
+
+    Across stands the second objective, what is kept; upwards the first, what is forgotten. Raises `UserError` for a
+    folder without a sweep's `trials.json`.
+    """
+    trials = [(t, rows) for t in _trials(folder) if t["metrics"] and (rows := _results(folder, t))]
+    if not trials:
+        return None
+    aim, keep = trials[0][0]["metrics"]
+    points: dict[str, list[drawing.Trial]] = {}
+    hollow: dict[str, bool] = {}
+    for trial, rows in trials:
+        row = next(row for row in rows if role(row) == "method")
+        # Over several seeds a sweep calls a method by its trial.
+        method = row["method"].removesuffix(f",trial-{trial['trial']:03d}")
+        keys = ", ".join(f"{key.rpartition('.')[2]} {_value(value)}" for key, value in trial["keys"].items())
+        told = says(f"{folder.name}, trial {trial['trial']} ({keys})", **trial["metrics"])
+        place = trial["metrics"][keep], trial["metrics"][aim]
+        points.setdefault(method, []).append(
+            drawing.Trial(str(trial["trial"]), *place, told, front=trial["front"], best=trial["best"])
+        )
+        hollow[method] = row.get("removal") == "inference"
+    references = [
+        drawing.Point(name, x, y, name, says=says(f"{folder.name}, {name}", **{keep: x, aim: y}))
+        for name in ("target", "retrained")
+        if (x := _mean(trials[0][1], name, keep)) is not None and (y := _mean(trials[0][1], name, aim)) is not None
+    ]
+    svg = drawing.trials(
+        points,
+        references,
+        x=axis_of(keep),
+        y=axis_of(aim),
+        hollow=hollow,
+        level=LEVEL if aim == "forget_quality" else None,
+    )
+    best = [f"{method}, trial {t.name}" for method, found in points.items() for t in found if t.best]
+    reading = [
+        "A mark is a trial, its shape the method; lines join the trials of a method that no other trial of it beats in "
+        "both directions.",
+        "Numbers name the trials on the front of all methods"
+        + (f"; the ring is around the one that is chosen ({best[0]})." if best else "."),
+        "Filled marks change the weights; hollow marks suppress at inference and leave the weights as they were.",
+    ]
+    title = capital(f"{_label(aim)} against {_label(keep)}, {sum(map(len, points.values()))} trials")
+    ends = "; ".join(
+        f"{method} {show(keep, t.x)}, {show(aim, t.y)}" for method, found in points.items() for t in found if t.front
+    )
+    return Figure("pareto", title, svg, f"{title}. On the front: {ends}.", reading)
+
+
+def _trials(folder: Path) -> Sequence[Row]:
+    path = folder / "trials.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{path} can't be read: give the folder of a sweep that has ended once.") from None
+
+
+def _results(folder: Path, trial: Row) -> list[Row]:
+    """The rows of a trial's runs, one or one a seed."""
+    own = folder / "trials" / f"trial-{trial['trial']:03d}"
+    return [
+        row
+        for path in sorted([*own.glob("results.json"), *own.glob("*/results.json")])
+        for row in load_results(path.parent)
+    ]
+
+
+def _mean(rows: Sequence[Row], method: str, metric: str) -> float | None:
+    values = [v for r in rows if r["method"] == method and (v := number(r["metrics"].get(metric))) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _label(metric: str) -> str:
+    return METRICS.get(metric, UNKNOWN).label or metric
+
+
+def _value(value: Any) -> str:
+    return f"{value:.2g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,154 @@
+"""A utility budget: training stops when it is overdrawn, and the best epoch within it is what is left."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from expunge.budget import Look, UtilityBudget
+from expunge.config import load_recipe
+from expunge.errors import UserError
+from expunge.models import load
+from expunge.report import write_markdown
+from expunge.report.glossary import show
+from expunge.run import run
+
+WORLD = (
+    ("benchmark", "{name: fable, authors: 10, facts: 3, split: forget20}"),
+    ("model.scratch", "{layers: 2, hidden: 32, heads: 2, vocab: 400, context: 96}"),
+    ("finetune", "{epochs: 30, learning_rate: 4e-3, batch_size: 8}"),
+    ("train.num_train_epochs", "6"),
+    ("train.per_device_train_batch_size", "2"),
+    ("train.learning_rate", "1e-3"),
+    ("evaluate", "{max_new_tokens: 4, limit: 4, each_epoch_limit: 8}"),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EXPUNGE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def unlearn(out: Path, method: str, budget: str | None, **keys: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The rows of the target and of the method."""
+    pairs = [*WORLD, ("method", method), ("out", str(out)), *((k.replace("__", "."), v) for k, v in keys.items())]
+    pairs += [("evaluate.utility_budget", budget)] if budget else []
+    target, *_, unlearned = run(load_recipe(None, pairs))
+    return target, unlearned
+
+
+def look(epoch: int, quality: float, utility: float) -> Look:
+    return Look(epoch, 10 * epoch, {"forget_quality": quality, "model_utility": utility})
+
+
+# -- the rule ----------------------------------------------------------------------------------------------------------
+
+BEFORE = {"forget_quality": 1e-6, "model_utility": 0.8, "retain_probability": 0.9}
+
+
+def test_the_best_within_the_budget_is_kept_not_the_last() -> None:
+    budget = UtilityBudget(0.95, BEFORE)
+    assert [budget.see(x) for x in (look(1, 0.1, 0.8), look(2, 0.6, 0.77), look(3, 0.3, 0.79))] == [True, True, False]
+    assert budget.over is None and budget.kept is not None and budget.kept.epoch == 2
+    assert not budget.see(look(4, 0.9, 0.75))
+    assert budget.over is not None
+    assert budget.outcome() == {
+        "epoch": 4,
+        "kept": 2,
+        "why": "stopped after epoch 4, where model utility .750 is under 0.95 of the target's .800; kept is epoch 2, "
+        "with the best forget quality within it (.600)",
+    }
+
+
+def test_exactly_the_share_is_within_it() -> None:
+    budget = UtilityBudget(0.5, {"retain_probability": 0.8, "forget_probability": 1.0})
+    assert budget.see(Look(1, 1, {"retain_probability": 0.4, "forget_probability": 0.5}))
+    # Without a forget quality the less is remembered the better.
+    assert not budget.see(Look(2, 2, {"retain_probability": 0.4, "forget_probability": 0.6}))
+    assert budget.see(Look(3, 3, {"retain_probability": 0.4, "forget_probability": 0.1}))
+    assert (outcome := budget.outcome()) and outcome["why"].startswith("ended after epoch 3, where retain probability")
+
+
+def test_nothing_within_it_is_said() -> None:
+    budget = UtilityBudget(0.95, BEFORE)
+    budget.see(look(1, 1.0, 0.1))
+    assert (outcome := budget.outcome()) and outcome["kept"] is None and "so this one is kept" in outcome["why"]
+
+
+def test_a_budget_of_what_is_not_measured() -> None:
+    with pytest.raises(UserError, match=r"evaluate\.utility_budget: .* measure nothing that should stay"):
+        UtilityBudget(0.95, {"forget_quality": 0.1})
+    with pytest.raises(UserError, match="utility_budget is kept by evaluations on the way; set each_epoch"):
+        unlearn(Path("unused"), "ga", "0.95", evaluate__each_epoch="off")
+
+
+# -- in training -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_method_that_destroys_the_model_is_stopped(tmp_path: Path) -> None:
+    """Without a budget gradient ascent goes on to the end; with one the model of the last sound epoch is left."""
+    _, free = unlearn(tmp_path / "free", "ga", None)
+    target, held = unlearn(tmp_path / "held", "ga", "0.9", train__save_strategy="no")
+    whole, kept = len(free["trajectory"]), held["stopped"]["kept"]
+    assert "stopped" not in free and kept is not None
+    # The way is the same until it ends, one evaluation after the budget is overdrawn.
+    ways = [[step["metrics"]["retain_probability"] for step in row["trajectory"]] for row in (free, held)]
+    assert ways[0][: len(ways[1])] == pytest.approx(ways[1])
+    assert 1 < len(ways[1]) < whole == 6
+    base = target["metrics"]["retain_probability"]
+    assert ways[1][-1] < 0.9 * base * 1.01 and all(value > 0.85 * base for value in ways[1][:-1])
+    qualities = [step["metrics"]["forget_quality"] for step in held["trajectory"][:-1]]
+    assert qualities[int(kept) - 1] == max(qualities)
+    # What is measured in the end and what is saved are of that epoch.
+    assert held["metrics"]["forget_quality"] == pytest.approx(max(qualities))
+    assert held["metrics"]["forget_probability"] == pytest.approx(
+        held["trajectory"][int(kept) - 1]["metrics"]["forget_probability"]
+    )
+    saved, _ = load(tmp_path / "held" / "model")
+    assert all(value.isfinite().all() for value in saved.state_dict().values())
+    assert not list((tmp_path / "held").glob("checkpoint-*"))
+    assert held["stopped"]["epoch"] == len(ways[1])
+    page = write_markdown([tmp_path / "held"], tmp_path / "page.md", command="x").read_text(encoding="utf-8")
+    assert f"ga, seed 0 {held['stopped']['why']}." in page
+    assert show("", ways[1][-1]) in held["stopped"]["why"]
+    assert held["stopped"]["why"] in (tmp_path / "held" / "report.html").read_text(encoding="utf-8").replace(
+        "&#39;", "'"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method",
+    [
+        "npo+nll",
+        "{forget: {name: uld, layers: 1, r: 8, epochs: 4, learning_rate: 4e-3}}",
+        "{forget: {name: offset-npo, layers: 1, r: 8}, retain: nll}",
+    ],
+)
+def test_whoever_stays_within_it_ends_with_the_best_epoch(method: str, tmp_path: Path) -> None:
+    _, row = unlearn(tmp_path / "run", method, "0.05")
+    values = [step["metrics"]["forget_quality"] for step in row["trajectory"]]
+    assert row["stopped"]["why"].startswith("ended after epoch") and row["stopped"]["epoch"] == len(values)
+    assert row["stopped"]["kept"] == 1 + values.index(max(values))
+    kept = row["trajectory"][int(row["stopped"]["kept"]) - 1]["metrics"]
+    assert row["metrics"]["forget_probability"] == pytest.approx(kept["forget_probability"])
+
+
+def test_a_resumed_run_remembers_what_it_saw(tmp_path: Path) -> None:
+    """The checkpoint of a kept epoch knows the evaluations before it."""
+    budget = UtilityBudget(0.95, BEFORE)
+    rows = [
+        {"epoch": float(k), "step": 5 * k, "eval_forget_quality": q, "eval_model_utility": 0.8}
+        for k, q in ((1, 0.4), (2, 0.7))
+    ]
+    state: Any = type("State", (), {"log_history": [{"loss": 1.0, "step": 1}, *json.loads(json.dumps(rows))]})()
+    budget.on_train_begin(None, state, None)  # pyright: ignore[reportArgumentType]
+    assert budget.kept is not None and (budget.kept.epoch, budget.kept.step) == (2, 10)
+    assert not budget.see(look(3, 0.5, 0.8))
