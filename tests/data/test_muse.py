@@ -159,8 +159,8 @@ def test_fewer_examples_for_a_short_context(tmp_path, shots):
     example = {"question": "Where?", "answer": "In {Oslo}"}
     _write(tmp_path, "knowmem/forget_qa_icl", [example, {"question": "When?", "answer": "Now"}])
     (row,) = _probes(muse.load(path=tmp_path, shots=shots))["knowmem_f"].rows
-    told = "Question: Where?\nAnswer: In {Oslo}\n\nQuestion: When?\nAnswer: Now\n\n".split("\n\n")[:shots]
-    assert row["prompt"] == "".join(f"{one}\n\n" for one in told if one) + "Question: Who?\nAnswer:"
+    told = ["Question: Where?\nAnswer: In {Oslo}\n\n", "Question: When?\nAnswer: Now\n\n"]
+    assert row["prompt"] == "".join(told[:shots]) + "Question: Who?\nAnswer:"
 
 
 @pytest.mark.parametrize("cut, space", [(TEXTS[2].index(" ", 100), " "), (TEXTS[2].index(" ", 100) - 1, "")])
