@@ -137,6 +137,7 @@ def test_whoever_stays_within_it_ends_with_the_best_epoch(method: str, tmp_path:
     values = [step["metrics"]["forget_quality"] for step in row["trajectory"]]
     assert row["stopped"]["why"].startswith("ended after epoch") and row["stopped"]["epoch"] == len(values)
     assert row["stopped"]["kept"] == 1 + values.index(max(values))
+    assert row["stopped"]["kept"] < len(values)  # so that going back is part of this
     kept = row["trajectory"][int(row["stopped"]["kept"]) - 1]["metrics"]
     assert row["metrics"]["forget_probability"] == pytest.approx(kept["forget_probability"])
 

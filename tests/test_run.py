@@ -455,8 +455,9 @@ def test_own_rows_with_a_retrained_model_and_wrong_answers(retrained: str, caplo
     assert [row["method"] for row in rows] == ["target", "retrained", "ga"]
     for row in rows:
         assert {"forget_quality", "forget_truth_ratio", "kl_unlearned"} <= row["metrics"].keys()
-        assert ("privleak" in row["metrics"]) == (row["method"] != "retrained")
-    assert rows[1]["metrics"]["forget_quality"] == 1 and rows[1]["metrics"]["kl_unlearned"] == 0
+        assert "privleak" in row["metrics"]
+    itself = rows[1]["metrics"]
+    assert itself["forget_quality"] == 1 and itself["kl_unlearned"] == itself["privleak"] == 0
     records = [json.loads(line) for line in Path("out/records/ga.forget.jsonl").read_text().splitlines()]
     assert [len(r["perturbed_probabilities"]) for r in records] == [1, 1, 1, 0]
     assert [r["truth_ratio"] is None for r in records] == [False, False, False, True]

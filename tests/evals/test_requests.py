@@ -25,7 +25,7 @@ from transformers import (
 from expunge.data.encode import Encoded, encode, question_row
 from expunge.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
 from expunge.errors import UserError
-from expunge.evals import requests
+from expunge.evals import decoding, requests
 from expunge.logprobs import Head
 
 ANSWERS = ["Ann Lee was born in Oslo.", "Oslo", "In Rome, I think, or it may well have been Paris.", "No."]
@@ -257,8 +257,39 @@ def test_a_prompt_is_answered_once(llama: Any, tokenizer: Any, monkeypatch: pyte
 
     monkeypatch.setattr(llama, "generate", counting)
     answers = requests.generate(llama, tokenizer, [(50, 60), (70,), (50, 60)], max_new_tokens=3, progress=False)
-    assert rows == [2]
+    assert set(rows) == {2}
     assert answers[0] is answers[2]
+
+
+@pytest.mark.parametrize("built", KINDS, indirect=True)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_who_has_ended_leaves_and_who_waits_comes_in(
+    built: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Answers of all lengths, three at a time where nine are asked for: those of the plain loop, in fewer steps."""
+    prompts = [tuple(range(20 + i, 23 + i + i % 4)) for i in range(9)]
+    alone = [plain_greedy(built, prompt, 20, []) for prompt in prompts]
+    ends = list({alone[0][1], alone[3][5], alone[6][9]})  # some end early, some at the cap
+    built.generation_config.eos_token_id = ends
+    monkeypatch.setattr(requests, "end_tokens", lambda *_: ends)
+    rows: list[int] = []
+    original = decoding._Batch.joined
+
+    def counting(self: Any, other: Any) -> Any:
+        both = original(self, other)
+        rows.append(len(both.numbers))
+        assert both.ids_BT.shape[1] - 1 == both.cache.get_seq_length()
+        assert both.ids_BT.shape[1] <= max(map(len, prompts)) + 20, "padding is taken off again"
+        return both
+
+    monkeypatch.setattr(decoding._Batch, "joined", counting)
+    budget = 3 * (max(map(len, prompts)) + 20)
+    found = requests.generate(built, tokenizer, prompts, max_new_tokens=20, token_budget=budget, progress=False)
+    for answer, prompt in zip(found, prompts, strict=True):
+        assert answer.tokens == plain_greedy(built, prompt, 20, ends)
+        assert answer.finished is (len(answer.tokens) < 20)
+    joins = request.node.callspec.params["built"] not in ("window", "narrow window", "mamba")
+    assert (len(rows) > 0) is joins and all(n <= 3 for n in rows)
 
 
 @pytest.fixture

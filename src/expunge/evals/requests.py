@@ -19,6 +19,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from expunge.data.encode import Encoded, encode, question_row
 from expunge.errors import UserError
+from expunge.evals.decoding import greedy
 from expunge.evals.trees import Tree, grow
 from expunge.logprobs import Head, forward_supervised, token_logps, token_statistics
 
@@ -29,8 +30,6 @@ GENERATE_BUDGET = 16_384
 Past 4,096 a forward gains nothing any more and only pads more (measured on a CPU core: a quarter slower at 16,384);
 decoding gains until about 8,192, since every step is one token a sequence.
 """
-ROUND = 8
-"""Tokens decoded before the answers that have ended leave the batch."""
 
 AtHead = Callable[[Sequence[tuple[Encoded, int]], Tensor, Tensor, Head], Tensor]
 """(where N tokens are: a sequence, and the how manieth of its supervised ones; their hidden states [N, D]; the tokens
@@ -172,8 +171,8 @@ def generate(
 ) -> list[Generation]:
     """Greedy answers to the prompts (token ids), in the order given, each of at most `max_new_tokens` tokens.
 
-    Equal to generating one by one: prompts are padded on the left and batched longest first, at most `token_budget`
-    tokens of cache a batch, and a prompt that occurs twice is answered once.
+    Equal to generating one by one: prompts are padded on the left and begun longest first, at most `token_budget`
+    tokens of cache under way (`decoding`), and a prompt that occurs twice is answered once.
     The model's own sampling settings (temperature, repetition penalty, …) take no part; `end_tokens` end an answer,
     and so does the model's context length.
     """
@@ -189,26 +188,21 @@ def generate(
         pad_token_id=ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         eos_token_id=ends,
     )
-    stops, answers = set(ends), dict[tuple[int, ...], Generation]()
-    rounds = not any(part._is_stateful for part in model.modules() if isinstance(part, PreTrainedModel))
+    caps = {p: min(max_new_tokens, context - len(p)) for p in distinct}
+    asked = sorted((p for p in distinct if caps[p] > 0), key=len, reverse=True)
+    rows = max(1, token_budget // (len(asked[0]) + max_new_tokens)) if asked else 0
+    stops, answers = set(ends), dict.fromkeys(distinct, Generation("", (), finished=False))
     with (
         _evaluating(model),
         _own_generation_config_set_aside(model),
-        tqdm(total=len(distinct), desc="generate", leave=False, disable=not progress) as bar,
+        tqdm(total=len(asked), desc="generate", leave=False, disable=not progress) as bar,
     ):
-        tight = [p for p in distinct if len(p) + max_new_tokens > context]
-        roomy = [p for p in distinct if len(p) + max_new_tokens <= context]
-        batches = [[roomy[i] for i in b] for b in _batches([len(p) + max_new_tokens for p in roomy], token_budget)]
-        # A prompt near the end of the context is alone, so that its shorter cap is nobody else's.
-        for rows in [*batches, *([p] for p in tight)]:
-            config.max_new_tokens = min(max_new_tokens, context - len(rows[0]))
-            full = len(rows[0]) >= context
-            news = [[] for _ in rows] if full else _generate_batch(model, rows, config, rounds=rounds)
-            for prompt, new in zip(rows, news, strict=True):
-                length = next((i for i, token in enumerate(new) if token in stops), len(new))
-                text = tokenizer.decode(new[:length], skip_special_tokens=True).strip()
-                answers[prompt] = Generation(text, tuple(new[:length]), finished=length < len(new))
-            bar.update(len(rows))
+        told = greedy(model, asked, [caps[p] for p in asked], config, rows=rows, ended=bar.update)
+    for prompt, new in zip(asked, told, strict=True):
+        finished = new[-1] in stops
+        new = new[:-1] if finished else new
+        text = tokenizer.decode(new, skip_special_tokens=True).strip()
+        answers[prompt] = Generation(text, tuple(new), finished)
     return [answers[p] for p in prompts]
 
 
@@ -315,44 +309,6 @@ def _branches(model: Any, trees: Sequence[Tree], width: int) -> tuple[Tensor, Te
     if model.config.get_text_config()._attn_implementation == "sdpa":
         return sees_BTT[:, None], positions_BT
     return torch.where(sees_BTT[:, None], 0.0, torch.finfo(model.dtype).min).to(model.dtype), positions_BT
-
-
-def _generate_batch(
-    model: Any, rows: Sequence[tuple[int, ...]], config: GenerationConfig, *, rounds: bool
-) -> list[list[int]]:
-    """What follows each prompt; with `rounds`, answers that have ended leave the batch at the end of one."""
-    width, cap = len(rows[0]), config.max_new_tokens  # longest first
-    assert cap is not None
-    input_ids_BT = torch.full((len(rows), width), config.pad_token_id, dtype=torch.long)
-    attention_mask_BT = torch.zeros_like(input_ids_BT)
-    for b, row in enumerate(rows):
-        input_ids_BT[b, width - len(row) :] = torch.tensor(row)
-        attention_mask_BT[b, width - len(row) :] = 1
-    input_ids_BT, attention_mask_BT = input_ids_BT.to(model.device), attention_mask_BT.to(model.device)
-    ends = torch.tensor(config.eos_token_id, device=model.device)
-    told: list[list[int]] = [[] for _ in rows]
-    left, cache = list(range(len(rows))), None
-    while left:
-        config.max_new_tokens = min(ROUND, cap) if rounds else cap
-        out = model.generate(
-            input_ids=input_ids_BT,
-            attention_mask=attention_mask_BT,
-            past_key_values=cache,
-            generation_config=config,
-        )
-        new_BT = out.sequences[:, input_ids_BT.shape[1] :]
-        for b, new in zip(left, new_BT.tolist(), strict=True):
-            told[b] += new
-        cap -= new_BT.shape[1]
-        going = (~torch.isin(new_BT, ends).any(-1)).nonzero()[:, 0]
-        if not cap or not len(going):
-            break
-        left = [left[i] for i in going.tolist()]
-        cache = out.past_key_values
-        cache.batch_select_indices(going)
-        input_ids_BT = out.sequences[going]
-        attention_mask_BT = torch.cat([attention_mask_BT[going], torch.ones_like(new_BT[going])], -1)
-    return told
 
 
 def _batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:

@@ -28,7 +28,7 @@ FEW = 3
 """Splits up to which each has its result in words; of more the mean says enough."""
 
 READING = {
-    SECONDS: "seconds ↓: wall-clock time of training alone, evaluation apart; compare within one machine",
+    SECONDS: "seconds ↓: training alone, on a machine as busy as it was then; compare within a run",
     "removal": "removal: `weights`: the weights are changed; `inference`: they still hold what is suppressed in use",
     "seeds": "of several seeds the mean (forget quality: geometric) and its 95 % interval, percentile bootstrap",
 }
