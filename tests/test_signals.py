@@ -75,8 +75,8 @@ def test_a_step_goes_through_the_head_once(
     assert passes == []
     found = gradients(tiny_model(), sets, FORGET[name](), foresee=True, dtype=dtype)
     assert passes == [sum(len(e) - e.start for e in (*sets.forget, *sets.retain))]
-    exact = {"rtol": 1e-9, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-3, "atol": 1e-6}
-    torch.testing.assert_close(found, expected, **exact)
+    rtol, atol = (1e-9, 1e-12) if dtype == torch.float64 else (1e-3, 1e-6)
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
 
 
 def test_what_cannot_be_foreseen(tiny_model: Callable[..., Any], sets: Sets, passes: list[int]) -> None:

@@ -214,7 +214,7 @@ def _divergence(logp_CV: Tensor, logq_CV: Tensor, divergence: Divergence) -> tup
         value_C = (p_CV * change_CV).sum(-1)
         return value_C, p_CV * (change_CV - value_C[:, None])
     q_CV = logq_CV.exp()
-    slope_CV = logp_CV.exp() - q_CV
+    slope_CV = logp_CV.exp().sub_(q_CV)
     if divergence.kind == "forward":
         return (q_CV * (logq_CV - logp_CV)).sum(-1), slope_CV
     return -(q_CV * logp_CV).sum(-1), slope_CV
