@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from expunge.cli import main
+from expunge.data import augment
 from expunge.data.encode import QUESTION_FORMAT
 from expunge.data.formats import normalise
 from expunge.models import ScratchConfig, build_scratch, save, train_tokenizer
@@ -24,10 +25,17 @@ def test_it_opens_with_the_two_commands() -> None:
 
 
 def test_every_kind_of_row_is_read() -> None:
-    (lines,) = [text.splitlines() for kind, text in BLOCKS if kind == "json"]
+    lines, _ = [text.splitlines() for kind, text in BLOCKS if kind == "json"]
     assert [sorted(normalise(json.loads(line), "README")) for line in lines] == [
         ["answer", "question"], ["completion", "prompt"], ["messages"], ["text"],
     ]  # fmt: skip
+
+
+def test_a_variant_is_of_a_row(tmp_path: Path) -> None:
+    rows, variant = [text for kind, text in BLOCKS if kind == "json"]
+    (tmp_path / "variants.jsonl").write_text(variant, encoding="utf-8")
+    (found,) = augment.read(tmp_path / "variants.jsonl", [json.loads(rows.splitlines()[0])])
+    assert found.kind == "perturbation"
 
 
 @pytest.fixture

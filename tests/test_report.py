@@ -422,6 +422,14 @@ def test_verdict(names: tuple[str, ...], options: dict[str, Any], sentences: lis
     assert [s for s in sentences if s not in says] == [], says
 
 
+def test_a_method_that_changed_next_to_nothing_is_named_with_the_remedy(tmp_path: Path) -> None:
+    run = make_run(tmp_path, methods=some("uld", "npo+kl"), records=False)
+    edit(run, lambda row: row["metrics"].update({"forget_probability": 0.95} if row["method"] == "uld" else {}))
+    says = verdict(sections([run])[0])
+    assert "uld forgot next to nothing (forget probability .950, before .996): raise train.learning_rate or" in says
+    assert "npo+kl forgot" not in says
+
+
 def test_what_would_make_forget_quality_known(tmp_path: Path) -> None:
     run = make_run(tmp_path, methods=some("uld"), benchmark="custom", records=False)
 

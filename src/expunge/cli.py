@@ -560,15 +560,19 @@ def _print_results(rows: list[dict[str, Any]], out: str, *, as_json: bool) -> No
     if as_json:
         print(json.dumps(rows, indent=1, ensure_ascii=False))
         return
+    from expunge.report.comparison import compare, means
+    from expunge.report.verdict import verdict
+
     groups = {(row["benchmark"], row["split"], row["seed"]) for row in rows}
     if len(groups) > 1:
-        from expunge.report.comparison import compare, means
-
         for mean in means(compare([(Path(out), row) for row in rows])):
             _print_rows(mean.name, [entry.runs[0] for entry in mean.entries])
         _console().print(f"{len(groups)} runs; tables of each, and their means: {out}/results.md and {out}/report.html")
         return
     _print_rows(f"{rows[0]['benchmark']} {rows[0]['split']}", rows)
+    (section,) = compare([(Path(out), row) for row in rows])
+    if section.methods:
+        _console().print(verdict(section), end="\n\n")
     _console().print(f"results, records and report: {out}/  (open {out}/report.html)")
 
 

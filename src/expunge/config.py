@@ -536,7 +536,8 @@ def _sentence(error: ValidationError, *, single: bool) -> tuple[str, str]:
         case "extra_forbidden":
             sentence = f"unknown key {path!r}.{_nearest_key(path)}"
         case "missing":
-            sentence = f"the key {path!r} is missing; give it."
+            hint = " (a list: '[Confucius, Bruce Lee]')" if path == "benchmark.targets" else ""
+            sentence = f"the key {path!r} is missing; give it{hint}."
         case "union_tag_not_found":
             sentence = f"{path}: its name is missing; give it (the key {path + '.name'!r})."
         case "value_error":

@@ -314,6 +314,8 @@ def checkpoint_of(path: Path) -> tuple[Path, Any]:
             config = AutoConfig.from_pretrained(folder)
             if isinstance(config, LogitDifferenceConfig):
                 return folder, config
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give the folder that a run of ULD or Offset left.")
     raise UserError(f"{path} is no checkpoint of ULD or Offset; give the folder that such a run left as model/.")
 
 

@@ -185,13 +185,15 @@ def save(model: nn.Module, tokenizer: Any, path: Path) -> None:
 def _check_folder(path: str) -> None:
     folder = Path(path)
     if not folder.exists():
-        if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        # A name on the hub has one slash at most, and its owner is hardly a folder here.
+        if path.startswith((".", "/", "~")) or path.count("/") > 1 or ("/" in path and folder.parent.is_dir()):
             raise UserError(f"model: folder {path!r} does not exist; give an existing folder or a name on the hub.")
         return
     names = [p.name for p in (*folder.iterdir(), *folder.glob("assistant/*"))] if folder.is_dir() else []
     if not any(name.endswith((".safetensors", ".bin", ".index.json")) for name in names):
+        inside = " (did you mean its folder model/?)" if (folder / "model" / "config.json").is_file() else ""
         raise UserError(
-            f"model: {path!r} holds no weights (*.safetensors); give the folder that save_pretrained wrote."
+            f"model: {path!r} holds no weights (*.safetensors); give the folder that save_pretrained wrote{inside}."
         )
 
 

@@ -168,8 +168,10 @@ def test_limit(llama: Any, tokenizer: Any) -> None:
 
 def test_a_prompt_that_fills_the_context_is_named(llama: Any, tokenizer: Any) -> None:
     long = replace(TOLD, rows=[{"prompt": "word " * 500, "completion": " end"}], kinds=None)
-    with pytest.raises(UserError, match="fills the model's context"):
+    with pytest.raises(UserError, match=r"verbmem: question 0 takes \d+ tokens .* fills the model's context of \d+;"):
         measure(llama, tokenizer, [long], progress=False)
+    with pytest.raises(UserError, match=r"fewer examples \(benchmark\.shots\)"):
+        measure(llama, tokenizer, [replace(long, name="knowmem_f")], progress=False)
 
 
 def test_questions_and_probes_are_one_evaluation(llama: Any, tokenizer: Any) -> None:

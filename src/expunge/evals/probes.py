@@ -20,6 +20,9 @@ from expunge.evals.requests import Generation, Score
 
 log = logging.getLogger(__name__)
 
+SHORTER = dict.fromkeys(("knowmem_f", "knowmem_r"), ", or with fewer examples (benchmark.shots)")
+"""What makes the questions of a probe shorter."""
+
 Record = dict[str, Any]
 
 COMPARE: dict[Comparison, Callable[[str, list[str]], float]] = {
@@ -110,6 +113,17 @@ def _first(probe: Probe, limit: int | None) -> Probe:
 
 
 def _sequences(probe: Probe, tokenizer: Any, context: int) -> list[Encoded]:
+    encoded = _encoded(probe, tokenizer, context)
+    for i, e in enumerate(encoded):
+        if e.start >= context:
+            raise UserError(
+                f"{probe.name}: question {i} takes {e.start} tokens before its answer and fills the model's context of "
+                f"{context}; ask a model with a longer one{SHORTER.get(probe.name, '')}."
+            )
+    return encoded
+
+
+def _encoded(probe: Probe, tokenizer: Any, context: int) -> list[Encoded]:
     match probe:
         case Continuations():
             encoded = encode_rows(probe.rows, tokenizer, name=probe.name)

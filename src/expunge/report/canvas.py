@@ -140,9 +140,8 @@ def corner(ax: Any, x: Axis, y: Axis, keep: float | None, level: float | None, l
         ax.axhline(edge, color=MUTED, lw=0.8, ls=(0, (4, 3)), zorder=1)
         ax.annotate(level_label, (right, edge), (5, -3), textcoords="offset points", size=8, color=MUTED)
     (left, _), up = ax.get_xlim(), y.best == "high"
-    arrow = {(True, True): "↘", (True, False): "↗", (False, True): "↙", (False, False): "↖"}[(x.best == "high", up)]
     ax.annotate(
-        f"ideal corner {arrow}" if x.best == "high" else f"{arrow} ideal corner",
+        f"ideal corner {'↓' if up else '↑'}",  # the words stand outside, over or under it
         (right if x.best == "high" else left, top if up else bottom),
         (0, 5) if up else (0, -32),
         textcoords="offset points",

@@ -108,6 +108,8 @@ def write_markdown(directories: Sequence[Path], out: Path, *, command: str) -> P
         for title, table in side_tables(rows):
             text += [f"{title}:", "", table]
         text += [f"- {line}" for line in section.stopped]
+        if section not in found and any(len(part.seeds) > 1 for part in found):
+            text += ["Of each split the median over its seeds.", ""]
         seeds = ", ".join(map(str, section.seeds))
         text += [f"- {'Seed' if len(section.seeds) == 1 else 'Seeds'}: {seeds}"]
         text += [f"- {name}: {', '.join(values)}" for name, values in versions(rows)] + [""]

@@ -10,6 +10,11 @@ from collections.abc import Iterator, Sequence
 from expunge.report.comparison import LEVEL, ROLES, Entry, Section
 from expunge.report.glossary import FORGET_AXES, METRICS, RETAIN_AXES, show
 
+CLEAR = 0.3
+"""Forget probability from which on a model plainly knows the answers."""
+UNMOVED = 0.9
+"""Share of it that, left after unlearning, is next to all."""
+
 
 def verdict(section: Section) -> str:
     """Who forgets best while keeping the rest, who collapsed or talks nonsense, and what is not known."""
@@ -21,6 +26,7 @@ def verdict(section: Section) -> str:
         return f"The methods cannot be judged: these results hold no metric of the {side} set."
     sentences = [
         *_pointless(section, aim),
+        *_unmoved(section),
         *_best(section, keep, aim),
         *_failed(section, keep, aim),
         *_unknown(section, aim),
@@ -35,6 +41,19 @@ def _pointless(section: Section, aim: str) -> Iterator[str]:
     if quality is not None and quality >= LEVEL:
         yield "The target itself, before unlearning, cannot be told from the retrained model"
         yield f"(forget quality {show(aim, quality)}): it had nothing to forget, and what follows says little."
+
+
+def _unmoved(section: Section) -> Iterator[str]:
+    """Methods after which the forget answers are nearly as probable as before: usually too few or too small steps."""
+    target, name = section.reference("target"), "forget_probability"
+    before = target.value(name) if target else None
+    if before is None or before < CLEAR:
+        return
+    still = [e for e in section.methods if (e.value(name) or 0.0) >= UNMOVED * before]
+    if still:
+        values = _and([show(name, e.value(name)) for e in still])
+        yield f"{_and([e.label for e in still])} forgot next to nothing (forget probability {values}, before"
+        yield f"{show(name, before)}): raise train.learning_rate or train.num_train_epochs."
 
 
 def _best(section: Section, keep: str, aim: str) -> Iterator[str]:
@@ -76,7 +95,10 @@ def _best(section: Section, keep: str, aim: str) -> Iterator[str]:
         yield f"{best.label} acts at inference only: the weights still hold what it suppresses."
         other = next((e for e in keepers if not e.inference), None)
         if other:
-            yield f"Of the methods that change the weights, {other.label} forgets best ({_numbers(other, aim, keep)})."
+            better = any(section.score(e) > section.score(other) for e in keepers if not e.inference)
+            whose = " and whose text is not broken" if better else ""
+            yield f"Of the methods that change the weights{whose}, {other.label} forgets best"
+            yield f"({_numbers(other, aim, keep)})."
 
 
 def _against_retrained(section: Section, entry: Entry, aim: str) -> Iterator[str]:
