@@ -221,7 +221,7 @@ def test_an_adapter_is_drawn_by_the_seed(workplace: Path) -> None:
         ("{name: offset-ga, assistant: other}", "vocabulary of 310 tokens and the model one of 292"),
         ("{name: offset-ga, assistant: /nowhere}", "'/nowhere' does not exist"),
         ("{name: uld_distilled, teacher: model}", "model is no checkpoint of ULD"),
-        ("{name: uld_distilled, teacher: nowhere}", "nowhere is no checkpoint of ULD"),
+        ("{name: uld_distilled, teacher: nowhere}", "nowhere does not exist; give the folder"),
     ],
 )
 def test_what_cannot_be_joined_is_refused_before_anything_is_written(

@@ -78,8 +78,8 @@ def trajectory(section: Section) -> Figure | None:
         level=LEVEL if aim == "forget_quality" else None,
     )
     reading = [
-        f"Every dot is an evaluation after one more {unit(section)}; the named mark is the end.",
-        "Lines begin at the target, the model before unlearning."
+        f"Every dot is an evaluation on the way, by {unit(section)}; the named mark is the end.",
+        "Lines begin at the target, the model before unlearning; an assistant's difference begins elsewhere."
         if references and references[0].role == "target"
         else "",
         f"Passed .05 on the way and fell below it again: {', '.join(turned)}." if turned else "",
