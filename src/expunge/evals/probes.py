@@ -20,7 +20,7 @@ from expunge.evals.requests import Generation, Score
 
 log = logging.getLogger(__name__)
 
-SHORTER = dict.fromkeys(("knowmem_f", "knowmem_r"), ", or with fewer examples (benchmark.shots)")
+SHORTER: dict[str, str] = dict.fromkeys(("knowmem_f", "knowmem_r"), ", or with fewer examples (benchmark.shots)")
 """What makes the questions of a probe shorter."""
 
 Record = dict[str, Any]
