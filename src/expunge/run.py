@@ -77,10 +77,11 @@ def run_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, wo
     found: list[list[Result]] = []
     if workers > 1:
         found = side_by_side(partial(run, resume=resume, overwrite=overwrite), each, workers=workers)
-    for i, own in enumerate(each if workers == 1 else []):
-        assert own.out is not None
-        log.info("%d of %d: %s", i + 1, len(each), own.out.name)
-        found.append(run(own, resume=resume, overwrite=overwrite))
+    else:
+        for i, own in enumerate(each):
+            assert own.out is not None
+            log.info("%d of %d: %s", i + 1, len(each), own.out.name)
+            found.append(run(own, resume=resume, overwrite=overwrite))
     assert recipe.out is not None
     folders = [own.out for own in each if own.out is not None]
     write_report(folders, recipe.out / "report.html")

@@ -128,7 +128,7 @@ def test_columns_become_probes(tmp_path):
     assert benchmark.forget == [{"text": text} for text in TEXTS]
     prompt = "Question: Where?\nAnswer: In {Oslo}\n\nQuestion: Who?\nAnswer:"
     verbmem = files["verbmem/forget"]
-    stops = ("\n\n", "\nQuestion", "Question:")
+    asked = {"stops": ("\n\n", "\nQuestion", "Question:"), "shorter": "with fewer examples (benchmark.shots)"}
     assert benchmark.probes == [
         Continuations(
             "verbmem",
@@ -137,13 +137,13 @@ def test_columns_become_probes(tmp_path):
             128,
             passages=True,
         ),
-        Continuations("knowmem_f", [{"prompt": prompt, "completion": " Ann"}], "rouge_l_f1", 32, stops=stops),
+        Continuations("knowmem_f", [{"prompt": prompt, "completion": " Ann"}], "rouge_l_f1", 32, **asked),
         Continuations(
             "knowmem_r",
             [{"prompt": "Question: Who?\nAnswer: Ann\n\nQuestion: Who?\nAnswer:", "completion": " Ann"}] * 2,
             "rouge_l_f1",
             32,
-            stops=stops,
+            **asked,
         ),
         Membership(
             "membership",

@@ -171,7 +171,7 @@ def test_a_prompt_that_fills_the_context_is_named(llama: Any, tokenizer: Any) ->
     with pytest.raises(UserError, match=r"verbmem: question 0 takes \d+ tokens .* fills the model's context of \d+;"):
         measure(llama, tokenizer, [long], progress=False)
     with pytest.raises(UserError, match=r"fewer examples \(benchmark\.shots\)"):
-        measure(llama, tokenizer, [replace(long, name="knowmem_f")], progress=False)
+        measure(llama, tokenizer, [replace(long, shorter="with fewer examples (benchmark.shots)")], progress=False)
 
 
 def test_questions_and_probes_are_one_evaluation(llama: Any, tokenizer: Any) -> None:

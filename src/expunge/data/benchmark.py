@@ -40,6 +40,7 @@ class Continuations:
     Probes of one `pool` have their mean over all rows of all of them, by that name.
     `forgotten` says that the answers are about what is to go, so that broken text among them is counted.
     `passages` says that the prompts are stretches of text, of which a model with a short context gets the end.
+    `shorter` tells a person how the prompts are made to fit such a model.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Continuations:
     pool: str | None = None
     forgotten: bool = False
     passages: bool = False
+    shorter: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from expunge.data.benchmark import Benchmark, Continuations, Membership, Probe, Row
 from expunge.data.formats import Record, normalise, read_records, read_rows
@@ -68,10 +68,11 @@ def load(
         texts = [texts[i] for i in sorted(kept)]
         continued = [row for row, needed in zip(continued, said, strict=True) if needed and needed <= kept]
         members = [member for member, needed in zip(members, seen, strict=True) if needed and needed <= kept]
+    asked: dict[str, Any] = {"stops": NEXT_QUESTION, "shorter": "with fewer examples (benchmark.shots)"}
     probes: list[Probe] = [
         Continuations("verbmem", continued, "rouge_l_f1", VERBMEM_TOKENS, passages=True),
-        Continuations("knowmem_f", files.few_shot("forget", shots), "rouge_l_f1", KNOWMEM_TOKENS, stops=NEXT_QUESTION),
-        Continuations("knowmem_r", files.few_shot("retain", shots), "rouge_l_f1", KNOWMEM_TOKENS, stops=NEXT_QUESTION),
+        Continuations("knowmem_f", files.few_shot("forget", shots), "rouge_l_f1", KNOWMEM_TOKENS, **asked),
+        Continuations("knowmem_r", files.few_shot("retain", shots), "rouge_l_f1", KNOWMEM_TOKENS, **asked),
         Membership("membership", members, files.texts("privleak", "holdout"), retrained_auc),
     ]
     empty = {probe.name for probe in probes if not (probe.rows if isinstance(probe, Continuations) else members)}

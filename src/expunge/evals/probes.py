@@ -20,9 +20,6 @@ from expunge.evals.requests import Generation, Score
 
 log = logging.getLogger(__name__)
 
-SHORTER: dict[str, str] = dict.fromkeys(("knowmem_f", "knowmem_r"), ", or with fewer examples (benchmark.shots)")
-"""What makes the questions of a probe shorter."""
-
 Record = dict[str, Any]
 
 COMPARE: dict[Comparison, Callable[[str, list[str]], float]] = {
@@ -114,11 +111,12 @@ def _first(probe: Probe, limit: int | None) -> Probe:
 
 def _sequences(probe: Probe, tokenizer: Any, context: int) -> list[Encoded]:
     encoded = _encoded(probe, tokenizer, context)
+    shorter = f", or {probe.shorter}" if isinstance(probe, Continuations) and probe.shorter else ""
     for i, e in enumerate(encoded):
         if e.start >= context:
             raise UserError(
                 f"{probe.name}: question {i} takes {e.start} tokens before its answer and fills the model's context of "
-                f"{context}; ask a model with a longer one{SHORTER.get(probe.name, '')}."
+                f"{context}; ask a model with a longer one{shorter}."
             )
     return encoded
 
