@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from expunge.budget import Look, UtilityBudget
-from expunge.config import load_recipe
 from expunge.errors import UserError
 from expunge.models import load
+from expunge.parsing import load_recipe
 from expunge.report import write_markdown
 from expunge.report.glossary import show
 from expunge.run import run

@@ -8,9 +8,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from expunge.config import Recipe, _keys, load_recipe, parse_recipe
+from expunge.config import Recipe
 from expunge.errors import UserError
 from expunge.objectives import FORGET, RETAIN
+from expunge.parsing import _keys, load_recipe, parse_recipe
 
 BASE = (("model", "M"), ("forget", "f.jsonl"))
 RECIPES = Path(__file__).parents[1] / "recipes"

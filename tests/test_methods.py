@@ -15,14 +15,16 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from expunge import load, methods
 from expunge.cli import main
-from expunge.config import Recipe, load_recipe
+from expunge.config import Recipe
 from expunge.data import augment
 from expunge.data.benchmark import Benchmark, Variant
 from expunge.difference import LogitDifferenceForCausalLM
 from expunge.errors import UserError
 from expunge.history import MetricsFile
+from expunge.inputs import load_benchmark
 from expunge.models import ScratchConfig, save, train_tokenizer
-from expunge.run import load_benchmark, run
+from expunge.parsing import load_recipe
+from expunge.run import run
 
 Monkeypatch = pytest.MonkeyPatch
 Model = Callable[..., Any]

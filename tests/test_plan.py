@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,8 @@ import pytest
 import torch
 
 from expunge.cli import main
-from expunge.config import combinations, load_recipe
 from expunge.errors import UserError
+from expunge.parsing import combinations, load_recipe
 from expunge.plan import plan
 from expunge.run import run
 
@@ -43,11 +45,87 @@ def test_it_says_what_is_then_done() -> None:
     for row in rows:
         logged = Path("out", row["method"], "metrics.jsonl").read_text().splitlines()
         assert max(json.loads(line)["step"] for line in logged) == row["steps"]
+    for row in rows:
+        assert row["memory_mib"] == pytest.approx(sum(row["memory"].values()))
     npo, uld = rows
     assert (npo["forget_rows"], npo["retain_rows"]) == (6, 24)
     assert npo["steps"] == 2 * math.ceil(6 / 4) and npo["parameters"] == npo["trainable"]
     assert uld["forget_rows"] == 6 + 6 * 4 and uld["trainable"] < npo["trainable"] / 4
     assert uld["memory_mib"] < npo["memory_mib"]
+
+
+@pytest.mark.parametrize("method", ["npo+kl", "dpo+nll", "rmu", "offset-npo+nll", "uld_distilled"])
+def test_every_kind_of_method_has_a_plan(method: str) -> None:
+    (row,) = plan(recipe(f"[{method}]", **{"method.forget.layer": "1"} if method == "rmu" else {}))
+    assert set(row["memory"]) == {"weights", "gradients", "optimizer", "activations", "logits", "reference"}
+    assert min(row["memory"].values()) >= 0 and row["memory"]["weights"] > 0 and row["memory"]["activations"] > 0
+    assert row["memory"]["reference"] > 0
+
+
+def test_the_parts_follow_the_recipe() -> None:
+    def parts(method: str = "npo+kl", **keys: str) -> dict[str, float]:
+        return plan(recipe(f"[{method}]", **keys))[0]["memory"]
+
+    usual = parts()
+    assert usual["gradients"] == pytest.approx(usual["weights"], rel=0.01)
+    assert usual["optimizer"] == pytest.approx(2 * usual["weights"], rel=0.01)
+    assert parts("ga+nll")["reference"] == 0 < usual["reference"]
+    assert parts(**{"train.reference": "frozen_copy"})["reference"] == usual["weights"]
+    assert parts(**{"train.optim": "sgd"})["optimizer"] == 0
+    assert parts(**{"train.activation_checkpointing": "true"})["activations"] < 0.9 * usual["activations"]
+    lora = parts(**{"model.lora": "{r: 2}"})
+    assert lora["gradients"] < 0.2 * usual["gradients"] and lora["reference"] < usual["reference"]
+
+
+MEASURED = """
+import gc, json, sys
+from functools import partial
+from pathlib import Path
+
+from expunge import measure, methods
+from expunge.inputs import load_benchmark, training_arguments
+from expunge.parsing import load_recipe
+from expunge.plan import plan
+
+def train(model):
+    keys = [("model", model), ("forget", "forget.jsonl"), ("retain", "retain.jsonl"), ("method", "npo+kl")]
+    keys += [("train.max_steps", "2"), ("train.per_device_train_batch_size", "2"), ("train.save_strategy", "no")]
+    chosen = load_recipe(None, [*keys, ("evaluate.each_epoch", "off"), ("threads", "1")])
+    arguments = partial(training_arguments, chosen)
+    options = {"arguments": arguments, "evaluate": None}
+    training, _ = methods.prepare(chosen, chosen.methods[0], load_benchmark(chosen), model, Path("out"), **options)
+    training.trainer.train()
+    return plan(chosen)[0]
+
+train("small")  # what libraries hold from their first use on
+gc.collect()
+before = measure.resident()
+with measure.peak_memory() as peak:
+    row = train("large")
+print(json.dumps({"measured": peak.mib and peak.mib - before, "estimated": row["memory_mib"]}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_estimate_is_what_a_training_takes(tiny_tokenizer: Any) -> None:
+    """Within 15 % of the peak of a process beyond what it held before, 46 million weights in float32."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    common: dict[str, Any] = {"vocab_size": 2000, "max_position_embeddings": 128, "eos_token_id": 0, "pad_token_id": 1}
+    for name, hidden, layers in (("small", 32, 2), ("large", 768, 6)):
+        size = {"hidden_size": hidden, "intermediate_size": 8 * hidden // 3, "num_hidden_layers": layers}
+        config = LlamaConfig(**common, **size, num_attention_heads=4, num_key_value_heads=4, bos_token_id=None)
+        LlamaForCausalLM(config).save_pretrained(name)
+        tiny_tokenizer.save_pretrained(name)
+    for name, count in (("forget", 4), ("retain", 8)):
+        rows = [{"question": f"Where was {name} {i} born?", "answer": f"In town {i}."} for i in range(count)]
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    if found["measured"] is None or torch.cuda.is_available():
+        pytest.skip("the peak of a process's memory can't be measured here")
+    assert found["estimated"] == pytest.approx(found["measured"], rel=0.15)
 
 
 def test_what_the_run_would_refuse_is_refused() -> None:

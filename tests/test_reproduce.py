@@ -11,8 +11,8 @@ import torch
 
 from expunge import shipped
 from expunge.cli import main
-from expunge.config import load_recipe
 from expunge.errors import UserError
+from expunge.parsing import load_recipe
 from expunge.report import load_results
 from expunge.report.glossary import METRICS, show
 from expunge.reproduce import Reproduction, carry_out, missing
@@ -100,6 +100,9 @@ def test_variants_go_to_who_trains_on_them(table: Path) -> None:
     jobs = runs_of("small.yaml", overrides=[("augment", "variants.jsonl"), ("train.num_train_epochs", "2")])
     assert [job.recipe.augment for job in jobs] == [None, "variants.jsonl"]
     assert all(job.recipe.train.num_train_epochs == 2 for job in jobs)
+    # A folder is for benchmarks that are read from one, and the variants beside it are of its rows.
+    jobs = runs_of("small.yaml", overrides=[("augment", "variants.jsonl"), ("benchmark.path", "folder")])
+    assert [job.recipe.augment for job in jobs] == [None, None]
 
 
 @pytest.mark.parametrize(

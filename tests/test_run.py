@@ -12,13 +12,15 @@ import torch
 from expunge import methods
 from expunge import run as main_path
 from expunge.cli import main
-from expunge.config import Recipe, load_recipe
+from expunge.config import Recipe
 from expunge.errors import UserError
 from expunge.evals.aggregate import aggregate
 from expunge.evals.tofu import Evaluation
 from expunge.history import MetricsFile
+from expunge.inputs import check_methods, load_benchmark
 from expunge.models import save
 from expunge.objectives import GA
+from expunge.parsing import load_recipe
 from expunge.run import run
 
 Monkeypatch = pytest.MonkeyPatch
@@ -304,15 +306,25 @@ def test_the_trajectory(workplace: Path, each_epoch: str, points: int) -> None:
         )
 
 
-def test_the_default_method_and_the_sets_it_is_measured_on(workplace: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_default_method_and_the_sets_it_is_measured_on(
+    workplace: Path, tiny_model: Model, tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tiny_model(layers=2, hidden=16), tiny_tokenizer, workplace / "model")  # of one, no assistant can be cut
     with caplog.at_level(logging.INFO, "expunge"):
         rows = run(own(retain="retain.jsonl"))
-    assert [row["method"] for row in rows] == ["target", "unilogit+nll"]
-    assert "no method named; taking unilogit+nll" in caplog.text and "forget: 4 rows" in caplog.text
+    assert [(row["method"], row["removal"]) for row in rows[1:]] == [("uld_distilled", "weights")]
+    assert "no method named; taking uld_distilled: of the methods that change the weights" in caplog.text
+    assert "uld_distilled trains on the forget rows alone" in caplog.text and "forget: 4 rows" in caplog.text
     assert {"forget_probability", "retain_probability", "held_out_probability"} <= rows[1]["metrics"].keys()
-    assert {p.name for p in Path("out/records").glob("unilogit+nll.*")} == {
-        f"unilogit+nll.{name}.jsonl" for name in ("forget", "retain", "held_out", "membership")
+    assert {p.name for p in Path("out/records").glob("uld_distilled.*")} == {
+        f"uld_distilled.{name}.jsonl" for name in ("forget", "retain", "held_out", "membership")
     }
+
+
+def test_the_default_method_without_rows_to_keep(workplace: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "expunge"):
+        assert [row["method"] for row in run(own())] == ["target", "undial"]
+    assert "no method named; taking undial: without retain rows" in caplog.text
 
 
 def test_no_methods_at_all_is_a_baseline(workplace: Path) -> None:
@@ -348,7 +360,7 @@ def test_a_tokenizer_without_padding_gets_one(workplace: Path, tiny_tokenizer: A
 
 def test_one_target_for_several_seeds() -> None:
     """`finetune.seed` fixes the from-scratch models while the recipe's seed varies."""
-    benchmark = main_path.load_benchmark(fable())
+    benchmark = load_benchmark(fable())
     first, again, other = (
         main_path.starting_models(fable(**keys), benchmark)
         for keys in ({}, {"seed": "1", "finetune__seed": "0"}, {"seed": "1"})
@@ -387,7 +399,7 @@ def test_evaluation_alone(workplace: Path) -> None:
 def test_against_a_retrained_model_of_ones_own(tmp_path: Path) -> None:
     rows = run(fable(method="ga", out=str(tmp_path / "first")))
     keys = {"benchmark": dict(FABLE)["benchmark"], "model": str(tmp_path / "first" / "model")}
-    keys["retrained"] = str(main_path.starting_models(fable(), main_path.load_benchmark(fable()))[1])
+    keys["retrained"] = str(main_path.starting_models(fable(), load_benchmark(fable()))[1])
     recipe = load_recipe(None, [*keys.items(), ("evaluate.limit", "2"), ("out", str(tmp_path / "second"))])
     found = main_path.evaluate_only(recipe)
     assert [row["method"] for row in found] == ["target", "retrained"]
@@ -517,9 +529,11 @@ def test_a_retrained_model_of_another_vocabulary(
 
 def test_variants_that_serve_twice_are_told(workplace: Path, caplog: pytest.LogCaptureFixture) -> None:
     keys = {"method": "{forget: {name: uld, layers: 1, r: 2, epochs: 1}}", "retain": "retain.jsonl"}
-    benchmark = main_path.load_benchmark(own(augment=variants(range(4), wrong=1), **keys))
+    recipe = own(augment=variants(range(4), wrong=1), **keys)
+    benchmark = load_benchmark(recipe)
+    check_methods(recipe, benchmark)
     assert "uld trains on variants that its truth ratio is measured with: 8 times" in caplog.text
     assert len(benchmark.variants) == 8
     caplog.clear()
-    main_path.load_benchmark(own(augment=variants(range(4), wrong=1), retain="retain.jsonl", method="ga"))
+    check_methods(own(augment=variants(range(4), wrong=1), retain="retain.jsonl", method="ga"), benchmark)
     assert "trains on" not in caplog.text, "a method that takes none is not concerned"

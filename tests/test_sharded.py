@@ -1,5 +1,6 @@
-"""A model sharded over two ranks (FSDP2) takes the steps of a whole one, whatever is asked of its reference."""
+"""Two ranks do what one process does: steps of a sharded model, evaluation, references, checkpoints."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -10,116 +11,114 @@ from typing import Any
 
 import pytest
 
+from expunge import UserError, load
 from expunge.models import save
 
-CASES = {
-    "unilogit+nll": ("full", "lora"),
-    "npo+kl": ("full", "lora"),
-    "undial+kl": ("full", "lora"),
-    "rmu+anchor": ("full",),
-    "uld": ("assistant",),
-}
-"""Objectives, and what of the model trains."""
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-KINDS = {"full": ("cached_hidden", "frozen_copy"), "lora": ("cached_hidden", "adapter_off"), "assistant": ("auto",)}
-
-SCRIPT = """
-import json, os, sys, torch
-from contextlib import nullcontext
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
-from expunge import load, objectives
-from expunge.bench.training import assistant
-from expunge.data.encode import Encoded
-from expunge.data.pairs import Collator, Role, Sets
-from expunge.logprobs import decoder_layers
-from expunge.models import LoraConfig
-from expunge.objectives import FORGET, RETAIN, ULD, Uniform
-from expunge.reference import build_reference
-from expunge.signals import Share, gather_signals
-
-torch.set_num_threads(1)
-torch.distributed.init_process_group("gloo")
-rank = torch.distributed.get_rank()
-generator = torch.Generator().manual_seed(0)
-rows = [Encoded(tuple(torch.randint(5, 200, (9 + i,), generator=generator).tolist()), 4) for i in range(8)]
-sets = Sets(forget=rows[:4], retain=rows[4:])
-collate = Collator(sets, 0)
+SCRIPT = Path(__file__).with_name("two_ranks.py")
 
 
-def steps(method, trains, kind, sharded):
-    "The weights that two steps of SGD leave, whole."
-    model, _ = load(sys.argv[1], dtype="float32")
-    torch.manual_seed(0)  # adapters begin at random
-    if method == "uld":
-        objective, retain = ULD(), Uniform(weight=5.0)
-        model = assistant(model)
-    else:
-        forget, kept = method.split("+")
-        objective = FORGET[forget](**({"layer": 1} if forget == "rmu" else {}))
-        retain = RETAIN[kept](**({"layer": 1} if kept == "anchor" else {}))
-    if trains == "lora":
-        from peft import get_peft_model
-        model = get_peft_model(model, LoraConfig(r=2).peft())
-    if trains != "full":  # an adapter that does nothing yet would make its reference the model itself
-        for name, p in model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(p, std=0.05)
-    needs = {Role.FORGET: objective.needs, Role.REFUSAL: objectives.Needs(), Role.RETAIN: retain.needs}
-    wanted = objective.needs | retain.needs
-    start = model.disable_adapter() if trains == "lora" else nullcontext()
-    with start:
-        reference = build_reference(model, needs, sets, pad_token_id=0, kind=kind) if wanted.reference else None
-    began = [p.detach().clone() for p in model.parameters() if p.requires_grad]
-    if sharded:
-        for layer in decoder_layers(model):
-            fully_shard(layer)
-        fully_shard(model)
-    mine = range(rank, 4, 2) if sharded else range(4)
-    batch = collate([[(Role.FORGET, i), (Role.RETAIN, i)] for i in mine])
-    count = {role: sum(len(e) - e.start for e in sets.of(role)) for role in (Role.FORGET, Role.RETAIN)}
-    ranks = 2 if sharded else 1  # gradients are averaged over them
-    trained = [p for p in model.parameters() if p.requires_grad]
-    for _ in range(2):
-        terms = ((objective, Role.FORGET), (retain, Role.RETAIN))
-        shares = {r: Share(o, 1 / (count[r] if o.per == "token" else 4)) for o, r in terms}
-        signals = gather_signals(model, batch, needs, reference, None, shares)
-        loss = sum(s.objective.weight * s.term(signals[r]) for r, s in shares.items()) * ranks
-        loss.backward()
-        with torch.no_grad():
-            for p in trained:
-                if p.grad is not None:
-                    p -= 0.1 * p.grad
-                    p.grad = None
-    ended = [p.full_tensor() if isinstance(p, DTensor) else p.detach() for p in trained]
-    assert max((a - b).abs().max().item() for a, b in zip(began, ended)) > 1e-4
-    return ended
+def script() -> Any:
+    spec = importlib.util.spec_from_file_location("two_ranks", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-for method, trains, kind in json.loads(sys.argv[2]):
-    before = steps(method, trains, kind, False)
-    after = steps(method, trains, kind, True)
-    off = max((a - b).abs().max().item() for a, b in zip(before, after))
-    if rank == 0:
-        print("RESULT", method, trains, kind, off, flush=True)
-torch.distributed.barrier()
-os._exit(0)  # torch's teardown of gloo threads aborts now and then, after everything has been done
-"""
-
-
-@pytest.mark.slow
-def test_sharded_steps_are_whole_steps(tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> None:
-    cases = [(method, trains, kind) for method, ways in CASES.items() for trains in ways for kind in KINDS[trains]]
-    save(tiny_model(layers=4), tiny_tokenizer, tmp_path / "model")
-    script = tmp_path / "steps.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(
-        [*command, str(tmp_path / "model"), json.dumps(cases)],
-        capture_output=True, text=True, env=environment, timeout=280, check=False,
-    )  # fmt: skip
+def launch(*words: str, ranks: int, cache: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *words]
+    here = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "EXPUNGE_CACHE": str(cache)}
+    environment = {**os.environ, **here}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=800, check=False)
     assert done.returncode == 0, done.stderr[-6000:]
-    found = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("RESULT")]
-    assert [tuple(case[:3]) for case in found] == cases
-    assert max(float(case[3]) for case in found) < 1e-5, found
+
+
+@pytest.fixture(scope="module")
+def one() -> Any:
+    """The same, for one process to do."""
+    return script()
+
+
+@pytest.fixture(scope="module")
+def folder(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[..., Any], tiny_tokenizer: Any, one: Any
+) -> Path:
+    """Where two ranks have been at work, after one process left a checkpoint for them to go on from."""
+    folder = tmp_path_factory.mktemp("ranks")
+    save(tiny_model(layers=4), tiny_tokenizer, folder / "model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EXPUNGE_CACHE", str(folder / "cache"))
+        (folder / "one.json").write_text(json.dumps(one.losses(one.trainer(folder / "one", lora=True))))
+    launch(str(SCRIPT), str(folder), ranks=2, cache=folder / "cache of two")
+    return folder
+
+
+@pytest.fixture
+def found(folder: Path) -> dict[str, Any]:
+    """What two ranks found."""
+    return json.loads((folder / "found.json").read_text())
+
+
+def test_sharded_steps_are_whole_steps(found: dict[str, Any], one: Any) -> None:
+    asked = [(m, trains, kind) for m, ways in one.CASES.items() for trains, kinds in ways.items() for kind in kinds]
+    assert found["ranks"] == 2
+    assert [tuple(case[:3]) for case in found["steps"]] == asked
+    assert max(case[3] for case in found["steps"]) < 1e-6, found["steps"]  # of how far the weights moved
+
+
+def test_each_rank_scores_its_part(found: dict[str, Any], folder: Path, one: Any) -> None:
+    alone, (read,) = one.scores(load(folder / "model")[0])
+    assert found["scores"] == pytest.approx(alone, abs=1e-5)
+    assert sum(found["read"]) == read and min(found["read"]) > 0
+
+
+def test_each_row_of_a_reference_is_asked_about_once(found: dict[str, Any]) -> None:
+    first, again = found["asked"]
+    assert sum(first) == 20 and min(first) >= 8
+    assert again == [4, 0]  # the batch that names it
+
+
+def test_an_evaluation_is_that_of_one_process(found: dict[str, Any], folder: Path, one: Any) -> None:
+    """Shared out among whole models, and in step by the parts of a sharded one."""
+    alone = one.evaluated(*load(folder / "whole"), folder)
+    assert alone["metrics"]["kl_unlearned"] > 1e-3  # the training before it has moved the model
+    for kind in ("shared evaluation", "sharded evaluation"):
+        assert found[kind]["metrics"] == pytest.approx(alone["metrics"], rel=1e-4, abs=1e-5)
+        for name, rows in alone["records"].items():
+            assert [row["generated"] for row in found[kind]["records"][name]] == [row["generated"] for row in rows]
+
+
+def test_training_is_that_of_one_process(
+    found: dict[str, Any], folder: Path, one: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXPUNGE_CACHE", str(folder / "cache"))
+    alone = one.losses(one.trainer(folder / "full"))
+    assert len(alone) == 6 and abs(alone[-1][0] - alone[0][0]) > 0.1
+    same(found["sharded"], alone)
+    same(found["lora"], json.loads((folder / "one.json").read_text()))
+
+
+def test_a_checkpoint_goes_on_with_another_number_of_ranks(
+    found: dict[str, Any], folder: Path, one: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXPUNGE_CACHE", str(folder / "cache"))
+    alone = json.loads((folder / "one.json").read_text())
+    same(found["one to two"], alone)
+    same(one.losses(one.trainer(folder / "lora back", lora=True), resume=folder / "lora"), alone)
+    launch(str(SCRIPT), str(folder), ranks=1, cache=folder / "cache")
+    same(json.loads((folder / "back.json").read_text()), found["sharded"])
+
+
+def test_a_checkpoint_of_other_steps_is_refused(folder: Path, one: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPUNGE_CACHE", str(folder / "cache"))
+    with pytest.raises(UserError, match=r"3 steps were 1\.50 epochs and would be 0\.75 now"):
+        one.losses(one.trainer(folder / "other", lora=True, batch=2), resume=folder / "one")
+
+
+def same(some: list[list[float]], others: list[list[float]]) -> None:
+    """Losses of six steps, to 1e-5 of their size."""
+    assert len(some) == len(others) == 6
+    for a, b in zip(some, others, strict=True):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-6)

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from expunge.cli import main
-from expunge.config import load_recipe
+from expunge.parsing import load_recipe
 
 optuna = pytest.importorskip("optuna", reason="the extra expunge[sweep] is not installed")
 

@@ -12,7 +12,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -69,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 2
         _quiet_libraries()
-        args.run(args, overrides)
+        with _together():
+            args.run(args, overrides)
     except UserError as error:
         print(f"expunge: {error}", file=sys.stderr)
         return 2
@@ -177,7 +179,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--no-run", action="store_true", help="write the page from what is finished")
     sub.add_argument("--json", action="store_true", help="print the list, or what would be run, as JSON")
 
-    sub = command("recipes", _recipes, "list the recipes that come with expunge")
+    sub = command("recipes", _recipes, "list the recipes that come with expunge, or its configs of accelerate launch")
+    sub.add_argument(
+        "--launch", nargs="?", const="", metavar="NAME", help="list the launch configs; with a name print its path"
+    )
     sub.add_argument("--json", action="store_true")
 
     sub = command("eval", _eval, "measure a checkpoint as it is: --benchmark NAME, or --forget FILE")
@@ -224,19 +229,21 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("bench", _bench, "measure what things cost here, as ratios within one process")
     sub.add_argument(
         "what",
-        choices=["training", "decode", "evaluation"],
+        choices=["training", "growth", "decode", "evaluation"],
         default="training",
         nargs="?",
-        help="a step beside plain fine-tuning and the usual way to write it (default), a token of the difference, or "
-        "an evaluation beside the usual way to write it",
+        help="a step beside plain fine-tuning and the usual way to write it (default); how that grows with vocabulary, "
+        "length, forget set and K; a token of the difference; an evaluation beside the usual way to write it",
     )
     sub.add_argument("--shape", help="size of the random model (default tiny; small for decode)")
     sub.add_argument("--methods", help="of training, with commas; all without it")
+    sub.add_argument("--by", help="of growth, which sizes, written out or a file: {vocabulary: [8192, 16384]}")
     sub.add_argument("--sequences", type=int, default=8, help="of a training step (default %(default)s)")
-    sub.add_argument("--length", type=int, default=256, help="tokens of each (default %(default)s)")
+    sub.add_argument("--length", type=int, help="tokens of each (default 256; 64 for the tiny shape)")
     sub.add_argument("--questions", type=int, default=40, help="of an evaluation's forget set (default %(default)s)")
     sub.add_argument("--threads", type=int, help="CPU threads (default all)")
     sub.add_argument("--markdown", type=Path, help="also write the table to this file")
+    sub.add_argument("--svg", type=Path, help="also write the picture (training, growth) to this file")
     sub.add_argument("--json", action="store_true")
 
     sub = command("methods", _methods, "list the objectives, what each needs and when to use it")
@@ -248,7 +255,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
-    from expunge.config import load_recipe
+    from expunge.parsing import load_recipe
 
     world = [("benchmark.seed", value) for key, value in overrides if key == "seed"]  # a seed is a world of its own
     recipe = load_recipe(DEMO, [*world, *overrides, ("out", args.out)])
@@ -256,7 +263,7 @@ def _demo(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
 
 
 def _run(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
-    from expunge.config import load_recipe
+    from expunge.parsing import load_recipe
 
     path = Path(args.recipe) if args.recipe else None
     out = args.out or f"runs/{_run_name(path)}"
@@ -277,7 +284,7 @@ def _repeated(recipe: "Recipe", seeds: int | None) -> "Recipe":
 
 
 def _sweep(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
-    from expunge.config import load_recipe, read_mapping
+    from expunge.parsing import load_recipe, read_mapping
 
     try:
         from expunge.sweep import Space, sweep
@@ -348,6 +355,9 @@ def _reproduce(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> No
 def _recipes(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     from expunge import shipped
 
+    if args.launch is not None:
+        _launchers(args.launch, shipped.launchers(), as_json=args.json)
+        return
     folder = shipped.recipes()
     found = sorted(folder.rglob("*.yaml"))
     rows = [
@@ -356,6 +366,20 @@ def _recipes(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> Non
     ]
     shown = rows if args.json else [{"recipe": row["recipe"], "what it does": row["what"]} for row in rows]
     _print_list(shown, title=f"in {folder}; expunge run FOLDER/RECIPE", as_json=args.json)
+
+
+def _launchers(name: str, paths: dict[str, Path], *, as_json: bool) -> None:
+    from expunge.shipped import first_comment
+
+    if name and name not in paths:
+        raise UserError(f"recipes --launch: no {name!r}.{did_you_mean(name, paths)} Known: {', '.join(paths)}.")
+    if name:
+        print(paths[name])
+        return
+    rows = [{"name": name, "what": first_comment(path), "path": str(path)} for name, path in paths.items()]
+    shown = rows if as_json else [{"name": row["name"], "what it is": row["what"]} for row in rows]
+    title = 'accelerate launch --config_file "$(expunge recipes --launch NAME)" -m expunge run …'
+    _print_list(shown, title=title, as_json=as_json)
 
 
 def _print_list(rows: Sequence[dict[str, Any]], *, title: str, as_json: bool) -> None:
@@ -374,7 +398,7 @@ def _print_list(rows: Sequence[dict[str, Any]], *, title: str, as_json: bool) ->
 
 
 def _print_plan(recipe: "Recipe", *, as_json: bool) -> None:
-    from expunge.config import combinations
+    from expunge.parsing import combinations
     from expunge.plan import plan
 
     rows = [row for own in ([r for _, r in combinations(recipe)] if recipe.over else [recipe]) for row in plan(own)]
@@ -385,7 +409,7 @@ def _print_plan(recipe: "Recipe", *, as_json: bool) -> None:
     from rich.table import Table
 
     splits = list(dict.fromkeys(f"{row['benchmark']} {row['split']}" for row in rows))
-    title = "nothing is run; MiB: estimate of training's peak, AdamW, float32"
+    title = "nothing is run; MiB: estimate of training's peak, on a CPU beyond the process's own (parts: --json)"
     table = Table(box=SIMPLE_HEAD, title=title, collapse_padding=True, pad_edge=False)
     if len(splits) > 1:
         table.add_column("split", no_wrap=True, max_width=12)  # a person's name may be longer; the numbers matter more
@@ -409,7 +433,7 @@ def _short(value: float) -> str:
 
 
 def _eval(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
-    from expunge.config import load_recipe
+    from expunge.parsing import load_recipe
     from expunge.run import evaluate_only
 
     out = args.out or f"runs/eval-{Path(args.model).name}"
@@ -418,9 +442,9 @@ def _eval(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
 
 
 def _augment(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
-    from expunge.config import load_recipe
     from expunge.data.writer import compose
-    from expunge.run import load_benchmark
+    from expunge.inputs import load_benchmark
+    from expunge.parsing import load_recipe
 
     recipe = load_recipe(None, overrides)
     if recipe.model.name is None:
@@ -438,8 +462,8 @@ def _augment(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None
 
 
 def _distill(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
-    from expunge.config import load_recipe
     from expunge.difference import checkpoint_of
+    from expunge.parsing import load_recipe
 
     folder, config = checkpoint_of(Path(args.checkpoint))
     keys = [("model", config.base), ("method", "uld_distilled"), ("method.forget.teacher", str(folder))]
@@ -471,12 +495,17 @@ def _report(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None
 
 
 def _bench(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
-    from expunge.bench import decode, evaluation, training
-    from expunge.bench.shapes import SHAPES
+    from expunge.bench import decode, evaluation, growth, training
+    from expunge.bench.shapes import SHAPES, usual_length
+    from expunge.parsing import read_mapping
 
     shape = args.shape or ("small" if args.what == "decode" else "tiny")
     if shape not in SHAPES:
         raise UserError(f"bench: no shape {shape!r}.{did_you_mean(shape, SHAPES)} Known: {', '.join(SHAPES)}.")
+    if args.sequences < 2 or args.sequences % 2 or (args.length is not None and args.length < 2):
+        raise UserError("bench: half of the sequences are to forget; give an even number of them, of 2 tokens or more.")
+    if args.svg is not None and args.what in ("decode", "evaluation"):
+        raise UserError(f"bench {args.what} draws no picture; leave --svg out, or take --markdown.")
     command = f"expunge bench {args.what} --shape {shape}"
     if args.what == "decode":
         bench: Any = decode
@@ -485,6 +514,12 @@ def _bench(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
         bench = evaluation
         found = evaluation.measure(shape, questions=args.questions, threads=args.threads)
         command += f" --questions {args.questions}"
+    elif args.what == "growth":
+        bench = growth
+        by = read_mapping(args.by, what="--by") if args.by else None
+        sizes = growth.sizes_for(shape, by, sequences=args.sequences, length=args.length or usual_length(shape))
+        found = growth.measure(shape, sizes, threads=args.threads)
+        command += f" --sequences {sizes.sequences} --length {sizes.length}" + (f" --by '{args.by}'" if args.by else "")
     else:
         bench = training
         methods = tuple(args.methods.split(",")) if args.methods else training.METHODS
@@ -493,19 +528,31 @@ def _bench(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
                 f"bench: no method {unknown[0]!r}.{did_you_mean(unknown[0], training.METHODS)} Known: "
                 f"{', '.join(training.METHODS)}."
             )
-        size = {"sequences": args.sequences, "length": args.length}
+        size = {"sequences": args.sequences, "length": args.length or usual_length(shape)}
         found = training.measure(shape, methods=methods, threads=args.threads, **size)
-        command += f" --sequences {args.sequences} --length {args.length}"
+        command += f" --methods {args.methods}" if args.methods else ""
+        command += f" --sequences {size['sequences']} --length {size['length']}"
     command += f" --threads {args.threads}" if args.threads else ""
     if args.markdown is not None:
         args.markdown.parent.mkdir(parents=True, exist_ok=True)
         args.markdown.write_text(bench.markdown(found, command=command), encoding="utf-8")
+    if args.svg is not None:
+        args.svg.parent.mkdir(parents=True, exist_ok=True)
+        args.svg.write_text(bench.svg(found), encoding="utf-8")
     if args.json:
         print(json.dumps(found, indent=1))
         return
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(*bench.HEADS, title=f"{found['shape']}, {found['device']}, {found['threads']} threads")
+    title = f"{found['shape']}, {found['device']}, {found['threads']} threads"
+    table = Table(box=SIMPLE_HEAD, title=title, collapse_padding=True, pad_edge=False)
+    for k, head in enumerate(bench.HEADS):
+        table.add_column(
+            head.replace(" / ", " /\n").replace(": ", ":\n").replace(" (", "\n("),
+            no_wrap=True,
+            justify="right" if k else "left",
+        )
     for row in bench.cells(found):
         table.add_row(*row)
     _console().print(table)
@@ -629,6 +676,23 @@ def _run_name(path: Path | None) -> str:
         return "run"
     parts = path.with_suffix("").parts
     return "-".join(parts[parts.index("recipes") + 1 :] if "recipes" in parts else parts[-1:])
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Carry out a command along with the other processes that a launcher started, if it did; the first one speaks."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    if os.environ.get("RANK", "0") != "0":
+        os.environ["TQDM_DISABLE"] = "1"
+        logging.getLogger("expunge").setLevel(logging.ERROR)
+    from expunge import ranks
+
+    ranks.join()
+    with open(os.devnull, "w") as nowhere, nullcontext() if ranks.first() else redirect_stdout(nowhere):
+        yield
+    ranks.leave()
 
 
 def _quiet_libraries() -> None:

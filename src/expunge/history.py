@@ -26,6 +26,8 @@ class MetricsFile(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.seconds = next((r["seconds"] for r in reversed(state.log_history) if "seconds" in r), 0.0)
+        if not state.is_world_process_zero:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text("".join(json.dumps(row) + "\n" for row in state.log_history), encoding="utf-8")
 
@@ -39,6 +41,8 @@ class MetricsFile(TrainerCallback):
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         row = state.log_history[-1]
         row["seconds"] = round(self.seconds, 3)
+        if not state.is_world_process_zero:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 

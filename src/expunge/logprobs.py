@@ -60,7 +60,7 @@ class Head:
             scale = config.logit_scale
         return cls(
             forward=partial(type(module).forward, module),  # the class's own: see `forward_supervised`
-            vocab_size=base.get_output_embeddings().weight.shape[0],
+            vocab_size=vocabulary_size(base),
             linear=linear,
             softcap=getattr(config, "final_logit_softcapping", None),
             scale=scale,
@@ -105,6 +105,12 @@ class Foreseen:
 
     chunks: Sequence[slice]
     slopes: Callable[[Tensor, slice], Tensor]
+
+
+def vocabulary_size(model: nn.Module) -> int:
+    """V, the rows of the output head, also where its weights are spread over ranks."""
+    weight: Any = extract_model_from_parallel(model).get_output_embeddings().weight
+    return getattr(weight, "ds_shape", weight.shape)[0]  # ZeRO-3 leaves an empty tensor behind
 
 
 def token_logps(hidden_ND: Tensor, target_N: Tensor, head: Head, foreseen: Foreseen | None = None) -> Tensor:

@@ -34,6 +34,14 @@ def peak_memory() -> Iterator[Peak]:
     peak.mib = int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
+def resident() -> float | None:
+    """MiB of memory that the process holds now; `None` where the system can't tell."""
+    try:
+        return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
+    except OSError:
+        return None
+
+
 def versions() -> dict[str, str]:
     """What a result depends on besides its recipe."""
     names = ("expunge", "torch", "transformers", "peft", "accelerate")

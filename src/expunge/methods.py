@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers.trainer_utils import IntervalStrategy, set_seed
 
-from expunge import models
+from expunge import models, ranks
 from expunge.assistant import first_layers, layer_count, linear_names
 from expunge.config import Method, Recipe
 from expunge.data.augment import choose
@@ -115,7 +115,7 @@ def _direct(recipe: Recipe, target: Path | str, args: UnlearnConfig, common: dic
     )
     peft = lora.peft() if lora is not None else None
     trainer = UnlearnTrainer(model, args, processing_class=tokenizer, peft_config=peft, **common)
-    return Training(trainer, lambda: trainer.accelerator.unwrap_model(trainer.model)), tokenizer
+    return Training(trainer, trainer.whole_model), tokenizer
 
 
 def _through_assistant(
@@ -139,6 +139,7 @@ def _through_assistant(
     evaluate = common["evaluate"]
     common = {**common, "evaluate": None if evaluate is None else lambda trained: evaluate(joined(trained))}
     trainer = UnlearnTrainer(small, args, processing_class=tokenizer, peft_config=adapter, **common)
+    _check_whole(trainer, uld)
     return Training(trainer, lambda: joined(trainer.accelerator.unwrap_model(trainer.model))), tokenizer
 
 
@@ -156,7 +157,17 @@ def _offset(
         assistant, start = (models.load(offset.assistant, dtype="float32")[0] for _ in range(2))
         difference = LogitDifferenceForCausalLM(config, model, assistant=assistant, start=start)
     trainer = UnlearnTrainer(difference, args, processing_class=tokenizer, **common)
+    _check_whole(trainer, offset)
     return Training(trainer, lambda: trainer.accelerator.unwrap_model(trainer.model)), tokenizer
+
+
+def _check_whole(trainer: UnlearnTrainer, forget: ULD | Offset) -> None:
+    """Raise `UserError` where weights that assistant and base share would be spread over ranks."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise UserError(
+            f"{forget.name} trains an assistant on the base model's own weights, which FSDP and DeepSpeed would take "
+            f"apart; launch it without them: accelerate launch --multi_gpu -m expunge run."
+        )
 
 
 def _teacher(
@@ -191,7 +202,9 @@ def _teacher(
     checkpoint = last_checkpoint(folder)
     training.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     difference = training.unlearned()
-    models.save(difference, tokenizer, done)
+    if ranks.first():
+        models.save(difference, tokenizer, done)
+    ranks.wait()
     return difference, training.trainer.state.log_history[-1].get("seconds", 0.0)
 
 

@@ -20,6 +20,7 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from expunge.data.encode import prepare_tokenizer
 from expunge.errors import UserError
@@ -79,6 +80,8 @@ def load(path: str | Path, *, dtype: Dtype = "auto") -> tuple[Any, Any]:
     """
     path = str(path)
     _check_folder(path)
+    # Every process has the whole model until it trains; with DeepSpeed about, transformers would spread it out at once.
+    unset_hf_deepspeed_config()
     import expunge.difference  # noqa: F401  makes transformers know our own kind of checkpoint
 
     try:

@@ -1,6 +1,6 @@
 """What a recipe would do, without doing it: rows, steps, parameters, memory.
 
-Knows sizes; loads no weights and trains nothing.
+Knows which models a method trains and which it keeps beside them; loads no weights and trains nothing.
 """
 
 import math
@@ -10,15 +10,13 @@ from typing import Any
 
 import torch
 
-from expunge import models
-from expunge.assistant import layer_count, linear_names
+from expunge import memory, models
+from expunge.assistant import first_layers, layer_count, linear_names
 from expunge.config import Method, Recipe
 from expunge.data.benchmark import Benchmark
-from expunge.logprobs import CHUNK
-from expunge.methods import Material, retain_term
-from expunge.objectives import ULD, Offset, ULDDistilled
-from expunge.prepare import encode_sets
-from expunge.run import (
+from expunge.data.pairs import Role
+from expunge.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
+from expunge.inputs import (
     check_data,
     check_methods,
     load_benchmark,
@@ -26,11 +24,19 @@ from expunge.run import (
     training_arguments,
     with_default_method,
 )
+from expunge.memory import Memory
+from expunge.methods import Material, retain_term
+from expunge.objectives import RMU, ULD, Needs, Objective, Offset, ULDDistilled
+from expunge.prepare import encode_sets
+from expunge.trainer import train_only
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One method of a recipe: what it trains on, for how long, and what that takes."""
+    """One method of a recipe: what it trains on, for how long, and what that takes.
+
+    `memory_mib` is the sum of the parts in `memory`: training's peak beyond what the process held before (`memory.py`).
+    """
 
     benchmark: str
     split: str
@@ -42,6 +48,7 @@ class Plan:
     parameters: int
     trainable: int
     memory_mib: float
+    memory: Memory
 
 
 def plan(recipe: Recipe) -> list[dict[str, Any]]:
@@ -72,69 +79,80 @@ def _plan(recipe: Recipe, method: Method, benchmark: Benchmark, tokenizer: Any, 
     )
     world = args.per_device_train_batch_size * args.gradient_accumulation_steps
     steps = math.ceil(math.ceil(len(sets.forget) / world) * args.num_train_epochs)
-    text = config.get_text_config()
-    layers = text.num_hidden_layers
-    parts = [part for part in (sets.forget, sets.refusal, sets.retain) if part]
-    longest = sum(max(map(len, part)) for part in parts)
-    total, trainable, running = _parameters(recipe, method, config)
+    needs = _needs(method.forget, retain)
+    batch = memory.largest_batch(sets, needs, args)
+    with torch.device("meta"):
+        outline = _outline(recipe, method, config)
+    total = models.parameter_count(outline.whole or outline.trained)
+    trainable = sum(p.numel() for p in outline.trained.parameters() if p.requires_grad)
+    reference = memory.reference_bytes(outline.trained, needs, sets, args, teacher=outline.teacher)
+    peak = memory.peak(outline.trained, batch, needs, args, reference)
     return Plan(
         benchmark=benchmark.name,
         split=benchmark.split,
         method=method.name,
         forget_rows=len(sets.forget),
         retain_rows=len(sets.retain),
-        tokens=sum(len(e) for part in parts for e in part),
+        tokens=sum(len(e) for part in (sets.forget, sets.refusal, sets.retain) for e in part),
         steps=args.max_steps if args.max_steps > 0 else steps,
         parameters=total,
         trainable=trainable,
-        memory_mib=_memory(
-            text,
-            weights=total,
-            trainable=trainable,
-            tokens=longest * args.per_device_train_batch_size,
-            layers=running or layers,
-            checkpointing=bool(args.gradient_checkpointing),
-        ),
+        memory_mib=peak.total,
+        memory=peak,
     )
 
 
-def _parameters(recipe: Recipe, method: Method, config: Any) -> tuple[int, int, int | None]:
-    """(all, those that train, the layers that run where those are not all) of the method's model."""
+def _needs(forget: Objective, retain: Objective | None) -> dict[Role, Needs]:
+    return {
+        Role.FORGET: forget.needs,
+        Role.REFUSAL: forget.needs if forget.needs.refusal else Needs(),
+        Role.RETAIN: retain.needs if retain is not None else Needs(),
+    }
+
+
+@dataclass(frozen=True)
+class _Outline:
+    """Models without weights, as `methods.prepare` makes them: what trains, the whole of what that is a part of, and a
+    teacher."""
+
+    trained: Any
+    whole: Any = None
+    teacher: Any = None
+
+
+def _outline(recipe: Recipe, method: Method, config: Any) -> _Outline:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        outline = AutoModelForCausalLM.from_config(config)
-    total = models.parameter_count(outline)
-    forget = method.forget
-    if isinstance(forget, ULD | Offset) and not isinstance(forget, ULDDistilled):
-        if isinstance(forget, Offset) and forget.assistant is not None:
-            _, small = models.load_tokenizer_and_config(forget.assistant)
-            with torch.device("meta"):
-                own = models.parameter_count(AutoModelForCausalLM.from_config(small))
-            return total + 2 * own, own, None
+    forget, lora = method.forget, recipe.model.lora
+
+    def build(*, trains: bool = False) -> Any:
+        dtype = getattr(torch, recipe.model.dtype, None)  # none for auto: the checkpoint's, or float32 to train it
+        if dtype is None:
+            dtype = torch.float32 if trains and lora is None else getattr(config, "dtype", None) or torch.float32
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+    def difference(base: Any, forget: ULD | Offset) -> Any:
         layers = layer_count(config, forget.layers)
-        lora = LoraConfig(r=forget.r, target_modules=linear_names(outline, layers))
-        adapter = _trainable(get_peft_model(outline, lora))
-        return total + adapter, adapter, layers if isinstance(forget, ULD) else None
-    if recipe.model.lora is not None:
-        adapter = _trainable(get_peft_model(outline, recipe.model.lora.peft()))
-        return total + adapter, adapter, None
-    return total, total, None
+        settings = LogitDifferenceConfig(layers=layers, relative=isinstance(forget, Offset))
+        return LogitDifferenceForCausalLM(settings, base, lora=LoraConfig(r=forget.r, task_type="CAUSAL_LM"))
 
-
-def _trainable(model: Any) -> int:
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def _memory(text: Any, *, weights: int, trainable: int, tokens: int, layers: int, checkpointing: bool) -> float:
-    """MiB of weights, gradients, AdamW's two moments, activations of the largest batch, and one chunk of logits.
-
-    float32 throughout. A layer keeps, for each token, about 9 vectors of its width and 4 of its MLP's; with gradient
-    checkpointing one vector, and one layer in full at a time.
-    """
-    width, inner = text.hidden_size, getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-    layer = tokens * (9 * width + 4 * inner)
-    activations = layers * tokens * width + layer if checkpointing else layers * layer
-    logits = 3 * CHUNK * text.vocab_size
-    return 4 * (weights + 3 * trainable + activations + logits) / 2**20
+    if isinstance(forget, Offset) and forget.assistant is not None:
+        _, small = models.load_tokenizer_and_config(forget.assistant)
+        others = [AutoModelForCausalLM.from_config(small, dtype=torch.float32) for _ in range(2)]
+        settings = LogitDifferenceConfig(tau=0.0, relative=True)
+        return _Outline(LogitDifferenceForCausalLM(settings, build(), assistant=others[0], start=others[1]))
+    if isinstance(forget, Offset):
+        return _Outline(difference(build(), forget))
+    if isinstance(forget, ULD) and not isinstance(forget, ULDDistilled):
+        base = build()
+        layers = layer_count(config, forget.layers)
+        small = first_layers(base, layers)
+        adapter = LoraConfig(r=forget.r, target_modules=linear_names(small, layers), task_type="CAUSAL_LM")
+        return _Outline(get_peft_model(small, adapter), whole=difference(base, forget))
+    model = build(trains=True)
+    if lora is not None:
+        model = get_peft_model(model, lora.peft())
+    if isinstance(forget, RMU):
+        train_only(model, forget.trainable_layers)
+    return _Outline(model, teacher=difference(build(), forget) if isinstance(forget, ULDDistilled) else None)

@@ -2,8 +2,8 @@
 
 | kind            | how                                               | costs                                    |
 |-----------------|---------------------------------------------------|------------------------------------------|
-| `cached_logps`  | log-probabilities of every row, once              | a number a token                         |
-| `cached_hidden` | last hidden states where needed, once; z⁰ = W⁰h⁰  | D numbers a token, W⁰ if the head trains  |
+| `cached_logps`  | log-probabilities of every row, once              | a number a token, on disk                |
+| `cached_hidden` | last hidden states where needed, once; z⁰ = W⁰h⁰  | D numbers a token, on disk; W⁰ if it trains |
 | `adapter_off`   | a forward with the LoRA adapter switched off      | a forward a step                         |
 | `frozen_copy`   | a forward of a copy of the whole model            | a second model, a forward a step         |
 
@@ -12,10 +12,10 @@ Knows the starting model only; nothing of objectives or losses.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 import torch
@@ -23,6 +23,8 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from expunge import ranks, refcache
+from expunge.data.encode import Encoded
 from expunge.data.pairs import Collator, Role, Sets
 from expunge.errors import UserError, did_you_mean
 from expunge.logprobs import Head, forward_supervised, supervised, token_logps
@@ -112,8 +114,22 @@ class LiveReference(Reference):
         return signals
 
 
+@dataclass(frozen=True)
+class _Lot:
+    """Rows of one role that are asked about at once, the tokens of each, and where in the role's tables they begin."""
+
+    role: Role
+    rows: list[int]
+    lengths: list[int]
+    start: int
+
+
 class CachedReference(Reference):
-    """Looks up what a live reference said, before training began, of every row that training will see."""
+    """Looks up what a live reference said, before training began, of every row that training will see.
+
+    It is kept on disk (`refcache`), where other runs with the same model and rows find it. Of several ranks each asks
+    about a part of the rows.
+    """
 
     def __init__(
         self,
@@ -125,27 +141,45 @@ class CachedReference(Reference):
         retain_rows: Collection[int] | None,
     ) -> None:
         self.kind, self.head = kind, live.head
-        self.rows: dict[tuple[int, int], ReferenceSignals] = {}
         device = next(live.model.parameters()).device
         collate = Collator(sets, pad_token_id)
-        todo = [
-            (role, row)
-            for role in Role
-            if live.needs[role].reference
-            for row in (range(len(sets.of(role))) if role != Role.RETAIN or retain_rows is None else retain_rows)
-        ]
-        todo.sort(key=lambda pair: (pair[0], -len(sets.of(pair[0])[pair[1]])))
-        for i in tqdm(range(0, len(todo), batch_size), desc="reference", leave=False):
-            pairs = todo[i : i + batch_size]
-            batch = {k: v.to(device) for k, v in collate([[pair] for pair in pairs]).items()}
-            for role, signals in live(batch).items():
-                own = [row for r, row in pairs if r == role]
-                lengths = [len(sets.of(role)[row]) - max(sets.of(role)[row].start, 1) for row in own]
-                for row in own:
-                    self.rows[role, row] = ReferenceSignals()
-                for name, x in signals.parts():
-                    for row, part in zip(own, x.cpu().split(lengths), strict=True):
-                        setattr(self.rows[role, row], name, part.clone())
+        lots: list[_Lot] = []
+        leads: dict[Role, int] = {}  # the first lot of each role
+        for role in (role for role in Role if live.needs[role].reference and sets.of(role)):
+            rows = range(len(sets.of(role))) if role != Role.RETAIN or retain_rows is None else sorted(retain_rows)
+            leads[role] = len(lots)
+            lots += _lots(role, sets.of(role), rows, batch_size)
+        tokens = {lot.role: lot.start + sum(lot.lengths) for lot in lots}
+
+        def ask(i: int) -> dict[str, Tensor]:
+            batch = {k: v.to(device) for k, v in collate([[(lots[i].role, row)] for row in lots[i].rows]).items()}
+            return {_table(lots[i].role, name): x for name, x in live(batch)[lots[i].role].parts()}
+
+        known: dict[int, dict[str, Tensor]] = {}
+
+        def identify() -> tuple[str, dict[str, refcache.Shape]]:
+            """The tables' key and shapes. Weights and rows decide on the key, and the first answers for each role do:
+            they tell models apart that differ in settings, precision or versions alone."""
+            known.update({i: ask(i) for i in leads.values()})
+            shapes = {name: (tokens[r], x) for r, i in leads.items() for name, x in known[i].items()}
+            asked = [(lot.role, [sets.of(lot.role)[row] for row in lot.rows]) for lot in lots]
+            said = [x for _, x in shapes.values()]
+            key = refcache.digest(refcache.FORMAT, refcache.fingerprint(live.model), asked, *shapes, *said)
+            return key, {name: ((count, *x.shape[1:]), x.dtype) for name, (count, x) in shapes.items()}
+
+        def fill(write: refcache.Write) -> None:
+            mine = [*known, *ranks.share(i for i in range(len(lots)) if i not in leads.values())]
+            for i in tqdm(mine, desc="reference", leave=False):
+                for name, x in (known.get(i) or ask(i)).items():
+                    write(name, lots[i].start, x)
+
+        tables = refcache.kept(*ranks.told(identify), fill) if lots else {}
+        names = [field.name for field in fields(ReferenceSignals)]
+        self.rows: dict[tuple[int, int], ReferenceSignals] = {}
+        for lot in lots:
+            own = {name: tables[table] for name in names if (table := _table(lot.role, name)) in tables}
+            for row, at in zip(lot.rows, slices_of(lot.lengths, lot.start), strict=True):
+                self.rows[lot.role, row] = ReferenceSignals(**{name: x[at] for name, x in own.items()})
 
     def __call__(self, batch: dict[str, Tensor]) -> dict[Role, ReferenceSignals]:
         device = batch["labels"].device
@@ -175,9 +209,24 @@ class TaughtReference(Reference):
         return (self.start if role == Role.RETAIN else self.teacher).head
 
 
-def slices_of(sizes: list[int]) -> list[slice]:
-    """Where parts of these sizes, laid end to end, begin and end."""
-    return [slice(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(len(sizes))]
+def _lots(role: Role, encoded: Sequence[Encoded], rows: Iterable[int], size: int) -> list[_Lot]:
+    """The rows in lots of `size`, longest first."""
+    lots: list[_Lot] = []
+    order, start = sorted(rows, key=lambda row: -len(encoded[row])), 0
+    for i in range(0, len(order), size):
+        lengths = [len(encoded[row]) - max(encoded[row].start, 1) for row in order[i : i + size]]
+        lots.append(_Lot(role, order[i : i + size], lengths, start))
+        start += sum(lengths)
+    return lots
+
+
+def _table(role: Role, name: str) -> str:
+    return f"{role.name.lower()}.{name}"
+
+
+def slices_of(sizes: list[int], start: int = 0) -> list[slice]:
+    """Where parts of these sizes, laid end to end from `start`, begin and end."""
+    return [slice(start + sum(sizes[:i]), start + sum(sizes[: i + 1])) for i in range(len(sizes))]
 
 
 def build_reference(
@@ -215,7 +264,7 @@ def build_reference(
     has_adapter = hasattr(base, "disable_adapter")
     check_kind(kind, needs[Role.FORGET] | needs[Role.RETAIN], has_adapter=has_adapter)
     if kind == "auto":
-        kind = _choose(base, needs, sets, has_adapter)
+        kind = choose_kind(base, needs, sets, has_adapter)
     if kind == "adapter_off":
         return LiveReference(model, needs, kind, context=base.disable_adapter)
     if kind == "frozen_copy":
@@ -244,7 +293,8 @@ def check_kind(kind: str, needs: Needs, *, has_adapter: bool) -> None:
         )
 
 
-def _choose(base: Any, needs: Mapping[Role, Needs], sets: Sets, has_adapter: bool) -> ReferenceKind:
+def choose_kind(base: Any, needs: Mapping[Role, Needs], sets: Sets, has_adapter: bool) -> ReferenceKind:
+    """What `auto` takes, as `build_reference` says."""
     if not any(n.divergence or n.reference_layer for n in needs.values()):
         return "cached_logps"
     width = base.config.get_text_config().hidden_size

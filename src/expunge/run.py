@@ -5,35 +5,18 @@ Read from `run` downwards. Knows the order of things; knows nothing of losses or
 
 import logging
 import shutil
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
-from expunge import measure, models
-from expunge.assistant import layer_count
+from expunge import measure, models, ranks
 from expunge.budget import UtilityBudget
-from expunge.config import (
-    FableConfig,
-    ListingsConfig,
-    Method,
-    MuseConfig,
-    Recipe,
-    RwkuConfig,
-    TofuConfig,
-    combinations,
-    parse_recipe,
-)
-from expunge.data import custom, fable, listings, mmlu, muse, rwku, tofu
-from expunge.data.augment import read as read_variants
-from expunge.data.benchmark import Benchmark, Variant
-from expunge.data.checks import check_disjoint, check_not_empty, near_duplicates, summarise
-from expunge.difference import checkpoint_of
+from expunge.config import Method, Recipe
+from expunge.data.benchmark import Benchmark
+from expunge.data.checks import summarise
 from expunge.errors import UserError
 from expunge.evals.aggregate import aggregate
 from expunge.evals.divergence import SoftLabels
@@ -43,15 +26,13 @@ from expunge.evals.probes import of_retrained
 from expunge.evals.retrained import Distance, Retrained
 from expunge.evals.tofu import Evaluation
 from expunge.history import last_checkpoint
-from expunge.methods import Material, prepare, retain_term
-from expunge.objectives import ULD, Needs, Objective, Offset, ULDDistilled
+from expunge.inputs import check_data, check_methods, load_benchmark, training_arguments, with_default_method
+from expunge.methods import prepare
 from expunge.parallel import side_by_side
-from expunge.prepare import check_terms, encode_sets
-from expunge.reference import check_kind
+from expunge.parsing import combinations
 from expunge.report import write_markdown, write_report
 from expunge.rundir import Result, Results, check_run_directory
-from expunge.targets import row_texts, train_from_scratch
-from expunge.trainer import UnlearnConfig
+from expunge.targets import train_from_scratch
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +65,10 @@ def run_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, wo
             found.append(run(own, resume=resume, overwrite=overwrite))
     assert recipe.out is not None
     folders = [own.out for own in each if own.out is not None]
-    write_report(folders, recipe.out / "report.html")
+    _report(folders, recipe.out / "report.html")
     tables = recipe.out / "results.md"
-    write_markdown(folders, tables, command=f"expunge report {' '.join(map(str, folders))} --markdown {tables}")
+    if ranks.first():
+        write_markdown(folders, tables, command=f"expunge report {' '.join(map(str, folders))} --markdown {tables}")
     return [row for rows in found for row in rows]
 
 
@@ -117,7 +99,7 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> lis
                 row, evaluation = unlearn(recipe, method, benchmark, target, gold, out, before)
                 results.add(with_aggregate(row, results), evaluation)
     tell_what_is_unknown(benchmark, retrained)
-    write_report([out], out / "report.html")
+    _report([out], out / "report.html")
     log.info("report: %s", out / "report.html")
     return results.rows
 
@@ -135,148 +117,8 @@ def evaluate_only(recipe: Recipe, *, overwrite: bool = False) -> list[Result]:
     gold = evaluate_retrained(retrained, recipe, benchmark, results) if retrained is not None else None
     evaluate_target(target, recipe, benchmark, results, gold)
     tell_what_is_unknown(benchmark, retrained)
-    write_report([out], out / "report.html")
+    _report([out], out / "report.html")
     return results.rows
-
-
-def load_benchmark(recipe: Recipe) -> Benchmark:
-    """The data that the recipe names."""
-    variants: list[Variant] = []
-    match recipe.benchmark:
-        case FableConfig() as c:
-            world: dict[str, Any] = {"split": c.split, "authors": c.authors, "facts": c.facts, "seed": c.seed}
-            benchmark, variants = fable.load(**world), fable.variants(**world)
-        case ListingsConfig() as c:
-            shop: dict[str, Any] = c.model_dump(exclude={"name"})
-            benchmark, variants = listings.load(**shop), listings.variants(**shop)
-        case MuseConfig() as c:
-            corpus: Any = c.name.removeprefix("muse-")
-            benchmark = muse.load(corpus=corpus, **c.model_dump(exclude={"name"}))
-        case RwkuConfig() as c:
-            benchmark = rwku.load_batch(c.targets, c.path, corpus=c.corpus, retain=c.retain, texts=c.texts)
-        case TofuConfig() as c:
-            benchmark = tofu.load(split=c.split, path=c.path)
-        case _:
-            assert recipe.data is not None
-            benchmark = custom.load(forget=recipe.data.forget, retain=recipe.data.retain, seed=recipe.seed)
-    if recipe.augment is not None:
-        variants = read_variants(recipe.augment, benchmark.forget)
-    wanting = [m.name for m in recipe.methods if any(m.augment.model_dump().values())]
-    if recipe.data is not None and variants:
-        single = sum(n == 1 for n in Counter((v.row, v.kind) for v in variants).values())
-        benchmark, variants = custom.ask_with(variants, benchmark, seed=recipe.seed)
-        if wanting and single:
-            log.warning(
-                "%s trains on variants that its truth ratio is measured with: %d times there is only one paraphrase or "
-                "wrong answer of a row; give two of each (expunge augment --perturbations 2)",
-                " and ".join(wanting), single,
-            )  # fmt: skip
-    if recipe.evaluate.mmlu is not None:
-        benchmark = replace(benchmark, probes=[*benchmark.probes, mmlu.load(recipe.evaluate.mmlu)])
-    if wanting and not variants:
-        log.warning(
-            "%s trains on the forget rows alone, which teaches it their wording: no paraphrases and wrong answers are "
-            "given (--augment FILE; expunge augment writes one)",
-            " and ".join(wanting),
-        )
-    return replace(benchmark, variants=variants)
-
-
-def with_default_method(recipe: Recipe, benchmark: Benchmark) -> Recipe:
-    """Unilogit, with NLL on the retain rows where there are any, when the recipe does not say which methods.
-
-    An empty list says that there are none: a baseline, of which only the starting models are measured.
-    """
-    if "methods" in recipe.model_fields_set:
-        return recipe
-    method = "unilogit+nll" if benchmark.retain else "unilogit"
-    log.info("no method named; taking %s", method)
-    return parse_recipe({**recipe.model_dump(exclude_unset=True), "method": method}, where="recipe")
-
-
-def check_data(benchmark: Benchmark) -> None:
-    """Look at the rows before anything else happens: none missing, none on both sides, none nearly so unseen."""
-    check_not_empty(benchmark.forget, "forget")
-    check_disjoint(benchmark.forget, benchmark.retain)
-    if close := near_duplicates(benchmark.forget, benchmark.retain):
-        worst = max(close, key=lambda d: d.similarity)
-        log.warning(
-            "%d forget rows are nearly the same as a retain row (closest: forget row %d, similarity %.2f); "
-            "what one asks to forget the other asks to keep",
-            len(close), worst.forget, worst.similarity,
-        )  # fmt: skip
-
-
-def check_methods(recipe: Recipe, benchmark: Benchmark) -> None:
-    """Everything that would stop a method later, found out now: no weights are loaded and nothing is written."""
-    if recipe.model.scratch is None:
-        models.check_dtype(recipe.model.dtype, lora=recipe.model.lora is not None, pure_bf16=recipe.model.pure_bf16)
-    tokenizer, config = tokenizer_and_config(recipe, benchmark)
-    if recipe.retrained is not None:
-        models.load_tokenizer_and_config(recipe.retrained)
-    if recipe.model.lora is not None:
-        _check_lora(recipe.model.lora, config)
-    encoded: set[Any] = set()
-    for method in recipe.methods:
-        check_method(recipe, method, benchmark, tokenizer, config, encoded)
-
-
-def tokenizer_and_config(recipe: Recipe, benchmark: Benchmark) -> tuple[Any, Any]:
-    """Those of the model to unlearn, which need not be there yet."""
-    scratch = recipe.model.scratch
-    if scratch is None:
-        assert recipe.model.name is not None
-        return models.load_tokenizer_and_config(recipe.model.name)
-    tokenizer = models.train_tokenizer(row_texts(benchmark.learnt), scratch)
-    return tokenizer, models.scratch_config(scratch, tokenizer)
-
-
-def check_method(
-    recipe: Recipe, method: Method, benchmark: Benchmark, tokenizer: Any, config: Any, encoded: set[Any]
-) -> None:
-    """`check_methods` for one of them; `encoded` remembers which sets have been encoded already."""
-    material, retain = Material.of(recipe, method, benchmark), retain_term(method)
-    data: dict[str, Any] = {
-        "forget_rows": material.forget,
-        "retain_rows": material.retain,
-        "refusals": material.refusals,
-        "config": config,
-    }
-    check_terms(method.forget, retain, **data)
-    args = training_arguments(recipe, method, Path("unused"))
-    needs = method.forget.needs | (retain.needs if retain is not None else Needs())
-    has_adapter = recipe.model.lora is not None and not isinstance(method.forget, ULD | Offset)
-    check_kind(args.reference, needs, has_adapter=has_adapter)
-    check_assistant(method.forget, config, recipe)
-    lengths: dict[str, Any] = {"max_length": args.max_length, "overflow": args.overflow, "overlap": args.overlap}
-    key = (retain is None, needs.refusal, *method.augment.model_dump().values(), *lengths.values())
-    if key not in encoded:
-        encode_sets(method.forget, retain, **data, **lengths, tokenizer=tokenizer, seed=recipe.seed)
-        encoded.add(key)
-
-
-def check_assistant(forget: Objective, config: Any, recipe: Recipe) -> None:
-    """Raise `UserError` for an assistant that can't be had; say so where a setting has no use."""
-    if not isinstance(forget, ULD | Offset):
-        return
-    if recipe.model.lora is not None and not isinstance(forget, ULDDistilled):
-        log.warning("model.lora is not used by %s, whose assistant has an adapter of its own (r)", forget.name)
-    if isinstance(forget, Offset) and forget.assistant is not None:
-        _, found = models.load_tokenizer_and_config(forget.assistant)
-        remedy = "take a small model of the same family"
-        _check_vocabulary(f"method.forget.assistant: {forget.assistant!r}", found, config, remedy)
-    elif isinstance(forget, ULDDistilled) and forget.teacher is not None:
-        _, found = checkpoint_of(Path(forget.teacher))
-        remedy = f"distil into the model that it was trained for, {found.base}"
-        _check_vocabulary(f"method.forget.teacher: {forget.teacher!r}", found, config, remedy)
-    else:
-        layer_count(config, forget.layers)
-
-
-def _check_vocabulary(name: str, found: Any, config: Any, remedy: str) -> None:
-    own, other = (c.get_text_config().vocab_size for c in (found, config))
-    if own != other:
-        raise UserError(f"{name} has a vocabulary of {own} tokens and the model one of {other}; {remedy}.")
 
 
 def starting_models(recipe: Recipe, benchmark: Benchmark) -> tuple[Path | str, Path | str | None]:
@@ -415,9 +257,10 @@ def unlearn(
                 trainer.restore(budget.kept.step)
     unlearned = training.unlearned()
     evaluation = _evaluate(recipe, benchmark, unlearned, tokenizer, gold, distance)
-    models.save(unlearned, tokenizer, directory / "model")
-    for stale in (*directory.glob("checkpoint-*"), *directory.glob("teacher")):
-        shutil.rmtree(stale)
+    if ranks.first():
+        models.save(unlearned, tokenizer, directory / "model")
+        for stale in (*directory.glob("checkpoint-*"), *directory.glob("teacher")):
+            shutil.rmtree(stale)
     history = trainer.state.log_history
     return {
         "method": method.name,
@@ -444,37 +287,9 @@ def method_directory(recipe: Recipe, method: Method, out: Path) -> Path:
     return out if len(recipe.methods) == 1 else out / method.name
 
 
-def training_arguments(recipe: Recipe, method: Method, directory: Path) -> UnlearnConfig:
-    """The recipe's training keys, then an assistant's pace, then the method's own keys."""
-    own: dict[str, Any] = {}
-    if isinstance(method.forget, ULD) and not isinstance(method.forget, ULDDistilled):
-        own = {"learning_rate": method.forget.learning_rate, "num_train_epochs": method.forget.epochs}
-    settings = {**recipe.train.model_dump(exclude_unset=True), **own, **method.train.model_dump(exclude_unset=True)}
-    try:
-        args = UnlearnConfig(
-            **settings,
-            output_dir=str(directory),
-            seed=recipe.seed,
-            eval_strategy="no" if recipe.evaluate.each_epoch == "off" else "epoch",
-            eval_every=recipe.evaluate.every,
-        )
-        get_reporting_integration_callbacks(args.report_to)  # knows the names, and is asked for them too late otherwise
-        return args
-    except (ValueError, TypeError, ImportError) as error:
-        raise UserError(f"train: {str(error).strip().splitlines()[0]}") from error
-
-
-def _check_lora(lora: models.LoraConfig, config: Any) -> None:
-    """Put the adapter on a model without weights: `UserError` where the model has no such layers."""
-    from peft import get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        outline = AutoModelForCausalLM.from_config(config)
-    try:
-        get_peft_model(outline, lora.peft())
-    except ValueError as error:
-        raise UserError(f"model.lora.targets: {str(error).splitlines()[0]}") from error
+def _report(directories: list[Path], path: Path) -> None:
+    if ranks.first():
+        write_report(directories, path)
 
 
 def _load(path: Path | str, recipe: Recipe) -> tuple[Any, Any]:

@@ -6,24 +6,28 @@ Knows `recipe.yaml`, `results.json` and `records/`; knows nothing of how a numbe
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from expunge import measure
-from expunge.config import Recipe, load_recipe
+from expunge import measure, ranks
+from expunge.config import Recipe
 from expunge.data.benchmark import Benchmark
 from expunge.errors import UserError
-from expunge.evals.tofu import Evaluation
+from expunge.evals.tofu import Evaluation, Record
+from expunge.parsing import load_recipe
 from expunge.report import load_results
 
 Result = dict[str, Any]
 
 FIRST = {"target": 0, "retrained": 1}
 """Where the rows that every method is compared with stand in results.json."""
+
+CUT = ("per_device_train_batch_size", "gradient_accumulation_steps")
+"""With another number of processes a step of as many sequences is cut up in another way; the trainer counts them."""
 
 WRITTEN = ("recipe.yaml", "results.json", "metrics.jsonl", "report.html", "records", "pictures", "model")
 """What a run leaves in its directory, besides one folder a method where there are several."""
@@ -71,9 +75,10 @@ def open_run_directory(recipe: Recipe, out: Path) -> None:
 
 
 def first_difference(old: Recipe, new: Recipe) -> str | None:
-    """The first key that two recipes do not share, but for where they are written."""
+    """The first key that two recipes do not share, but for where they are written and how steps are cut up."""
     a, b = (dict(_leaves(recipe.model_dump(mode="json", exclude={"out"}))) for recipe in (old, new))
-    return next((key for key in {**a, **b} if a.get(key) != b.get(key)), None)
+    differ = (key for key in {**a, **b} if a.get(key) != b.get(key))
+    return next((key for key in differ if not key.endswith(CUT)), None)
 
 
 def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -94,7 +99,7 @@ def write_whole(path: Path, text: str) -> None:
 class Results:
     """`results.json` and `records/`, written again after every method so that nothing finished is lost.
 
-    The first result opens the run directory.
+    The first result opens the run directory. Every rank holds the rows, the first one writes them.
     """
 
     def __init__(self, out: Path, recipe: Recipe, benchmark: Benchmark, *, resume: bool) -> None:
@@ -113,13 +118,8 @@ class Results:
         }
 
     def add(self, row: Result, evaluation: Evaluation) -> None:
-        if not self.rows:
+        if not self.rows and ranks.first():
             open_run_directory(self.recipe, self.out)
-        records = self.out / "records"
-        records.mkdir(exist_ok=True)
-        for name, rows in evaluation.records.items():
-            text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
-            (records / f"{row['method']}.{name}.jsonl").write_text(text, encoding="utf-8")
         self.rows.append(
             {
                 "method": row["method"],
@@ -134,4 +134,14 @@ class Results:
             }
         )
         self.rows.sort(key=lambda r: FIRST.get(r["method"], 2))
+        if ranks.first():
+            self._write(row["method"], evaluation.records)
+        ranks.wait()
+
+    def _write(self, method: str, found: Mapping[str, Sequence[Record]]) -> None:
+        records = self.out / "records"
+        records.mkdir(exist_ok=True)
+        for name, rows in found.items():
+            text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
+            (records / f"{method}.{name}.jsonl").write_text(text, encoding="utf-8")
         write_whole(self.path, json.dumps(self.rows, indent=1, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""What comes with expunge beside its code: recipes, and how the tables and figures of papers are made again.
+"""What comes with expunge beside its code: recipes, how papers' tables and figures are made again, and launch configs.
 
 Knows where these files are and what each says it does; imports nothing, so that they are listed at once.
 """
@@ -16,6 +16,11 @@ def recipes() -> Path:
 def reproductions() -> dict[str, Path]:
     """The files of `expunge reproduce` by their names."""
     return {path.stem: path for path in sorted((HERE / "reproduce").glob("*.yaml"))}
+
+
+def launchers() -> dict[str, Path]:
+    """The configs of `accelerate launch` by their names."""
+    return {path.stem: path for path in sorted((HERE / "launch").glob("*.yaml"))}
 
 
 def first_comment(path: Path) -> str:

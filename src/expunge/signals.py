@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from expunge.data.pairs import Role
@@ -23,6 +22,7 @@ from expunge.logprobs import (
     token_divergence,
     token_logps,
     uniform_cross_entropy,
+    vocabulary_size,
 )
 from expunge.objectives.base import Needs, Objective, Signals
 from expunge.reference import Reference, ReferenceSignals, slices_of
@@ -63,7 +63,7 @@ def gather_signals(
     sequences = [len(lengths[role]) for role in Role]
     tokens = [sum(lengths[role]) for role in Role]
     slices = dict(zip(Role, slices_of(tokens), strict=True))
-    vocab_size = extract_model_from_parallel(model).get_output_embeddings().weight.shape[0]
+    vocab_size = vocabulary_size(model)
 
     def signals_of(role: Role, own: slice, sequence_N: Tensor, sequences: int, **found: Any) -> Signals:
         """Of some of a role's tokens, `own` among the batch's: `found`, and what is known without the model."""

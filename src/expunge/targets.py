@@ -15,8 +15,10 @@ from typing import Any
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
+from expunge import ranks
 from expunge.data.benchmark import Row
 from expunge.data.encode import QUESTION_FORMAT
+from expunge.errors import UserError
 from expunge.models import ScratchConfig, build_scratch, save, train_tokenizer
 from expunge.objectives import NLL
 
@@ -69,6 +71,11 @@ def train_from_scratch(
         "vocabulary": _digest(vocabulary_rows),
     }
     final = cache_directory() / "targets" / _digest(recipe)[:16]
+    if ranks.count() > 1 and not final.exists():
+        raise UserError(
+            "models trained from scratch are trained by one process; give the same command without a launcher first, "
+            "which keeps them, or name a trained model with --model."
+        )
     final.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{final}.lock"):
         if not final.exists():

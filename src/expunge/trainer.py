@@ -4,7 +4,9 @@ A `transformers.Trainer` in everything else: arguments, optimizers, schedules, c
 Knows nothing of benchmarks or of any particular objective.
 """
 
+import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
+from expunge import ranks
 from expunge.data.benchmark import Row
 from expunge.data.encode import Overflow, prepare_tokenizer
 from expunge.data.pairs import Collator, PairedDataset, PairSampler, Role, Sets
@@ -21,6 +32,7 @@ from expunge.difference import LogitDifferenceForCausalLM, assistant_weights
 from expunge.errors import UserError
 from expunge.history import EvaluateEvery, LossBar, MetricsFile
 from expunge.logprobs import check_head, decoder_layers
+from expunge.models import load
 from expunge.objectives import NLL, RMU, Objective
 from expunge.objectives.base import Needs
 from expunge.prepare import check_terms, encode_sets
@@ -63,6 +75,18 @@ class UnlearnConfig(TrainingArguments):
     def __post_init__(self) -> None:
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
+
+
+class EpochsOrder(TrainerCallback):
+    """Tells the sampler which epoch begins: the trainer does not reach it where several ranks take one up midway."""
+
+    def on_epoch_begin(
+        self, args: Any, state: TrainerState, control: TrainerControl, train_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        sampler = train_dataloader.batch_sampler
+        while not isinstance(sampler, PairSampler):
+            sampler = sampler.batch_sampler if hasattr(sampler, "batch_sampler") else sampler.sampler
+        sampler.set_epoch(int(state.epoch or 0))
 
 
 class TrainingDiverged(UserError):
@@ -135,7 +159,7 @@ class UnlearnTrainer(Trainer):
 
             model = get_peft_model(model, peft_config)
         if isinstance(objective, RMU):
-            _train_only(model, objective.trainable_layers)
+            train_only(model, objective.trainable_layers)
         self.evaluator = evaluate
         self.reference = None
         self._terms: list[tuple[int, dict[str, Tensor]]] = []
@@ -154,9 +178,12 @@ class UnlearnTrainer(Trainer):
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(LossBar)
+        self.add_callback(EpochsOrder())
         self.add_callback(EvaluateEvery(args.eval_every))
         self.add_callback(MetricsFile(Path(str(args.output_dir))))
         check_head(model)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            model.to(args.device)  # where it is spread out from, later on: what is asked of it before is asked there
         needs = self._needs(Role.FORGET) | self._needs(Role.RETAIN)
         if needs.reference:
             self.reference = build_reference(
@@ -253,11 +280,40 @@ class UnlearnTrainer(Trainer):
             logs = {**logs, **self._flush_terms()}
         super().log(logs, start_time)
 
+    def whole_model(self) -> Any:
+        """The model as it is now with all its weights here: itself, or a copy where they are spread over ranks."""
+        model = self.accelerator.unwrap_model(self.model)
+        if not ranks.is_sharded(model):
+            return model
+        folder = Path(str(self.args.output_dir)) / "whole"
+        self.save_model(str(folder))
+        ranks.wait()
+        copy, _ = load(folder)
+        ranks.wait()
+        if ranks.first():
+            shutil.rmtree(folder)
+        return copy.to(self.args.device)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self._check_pace(Path(resume_from_checkpoint))
         if isinstance(self.model, LogitDifferenceForCausalLM):
             self.model.load_assistant(assistant_weights(Path(resume_from_checkpoint)))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _check_pace(self, checkpoint: Path) -> None:
+        """Raise `UserError` for a checkpoint whose steps had another number of sequences: its rows would be others."""
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        batches = math.ceil(len(self._get_train_sampler()) / (self._train_batch_size * self.args.world_size))
+        steps = math.ceil(batches / self.args.gradient_accumulation_steps)
+        epochs, within = divmod(state["global_step"], steps)
+        epoch = epochs + within * self.args.gradient_accumulation_steps / batches
+        if abs(epoch - state["epoch"]) * steps > 0.5:
+            raise UserError(
+                f"{checkpoint}: {state['global_step']} steps were {state['epoch']:.2f} epochs and would be {epoch:.2f} "
+                f"now; give as many sequences a step as then (train.per_device_train_batch_size × "
+                f"train.gradient_accumulation_steps × processes)."
+            )
 
     def restore(self, step: int) -> None:
         """Go back to the weights of the checkpoint that was saved after this step."""
@@ -276,7 +332,10 @@ class UnlearnTrainer(Trainer):
         steps = [step for step, _ in self._terms]
         means: dict[str, float] = {}
         for name in names:
-            values = torch.stack([terms[name] for _, terms in self._terms]).float().cpu()
+            values = torch.stack([terms[name] for _, terms in self._terms]).float()
+            if self.args.world_size > 1:  # each rank has its own sequences' part, divided by their number over all
+                values = torch.as_tensor(self.accelerator.reduce(values, "mean"))
+            values = values.cpu()
             if not values.isfinite().all():
                 step = steps[int((~values.isfinite()).nonzero()[0])]
                 raise TrainingDiverged(
@@ -289,7 +348,7 @@ class UnlearnTrainer(Trainer):
         return means
 
 
-def _train_only(model: nn.Module, layers: range) -> None:
+def train_only(model: nn.Module, layers: range) -> None:
     """Freeze everything but what is trainable now in `layers`."""
     keep = {id(p) for i in layers for p in decoder_layers(model)[i].parameters() if p.requires_grad}
     for p in model.parameters():

@@ -45,3 +45,8 @@ SHAPES = {
     "8b": Shape(layers=32, hidden=4_096, intermediate=14_336, heads=32, kv_heads=8, vocab=128_256),
 }
 """`small` and `wide` are what two CPU cores can carry; `1b` and `8b` are Llama 3.2 1B's and Llama 3 8B's."""
+
+
+def usual_length(shape: str) -> int:
+    """Tokens of a sequence that suit the size: the smallest is there to be done within a minute."""
+    return 64 if shape == "tiny" else 256

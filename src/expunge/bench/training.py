@@ -5,30 +5,28 @@
     ours    the trainer's step; references cached before
 
 The step is forward and backward; the optimizer's update is the same for all three. Times are medians of turns taken
-in one process; memory is the peak of one step, in a process of its own, beyond weights and gradients.
+in one process; memory is the peak of one step, in a process of its own, beyond weights and optimizer: gradients,
+activations, logits, and what a reference holds.
 """
 
-import json
-import logging
-import os
+import gc
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from expunge.bench import naive
+from expunge.bench import naive, picture
+from expunge.bench.apart import apart
 from expunge.bench.shapes import SHAPES, Shape
-from expunge.bench.turns import milliseconds, page
+from expunge.bench.turns import count_flops, milliseconds, own_cache, page, utilisation
 from expunge.data.encode import Encoded
 from expunge.data.pairs import Collator, Role, Sets
-from expunge.measure import peak_memory, versions
-
-log = logging.getLogger(__name__)
+from expunge.measure import peak_memory, resident, versions
+from expunge.objectives import FORGET, RETAIN, ULD, Needs, Objective, Uniform
 
 METHODS = (
     "ga+nll", "npo+nll", "simnpo+nll", "wga+nll", "unilogit+nll", "npo+kl", "unilogit+kl", "undial+nll", "undial+kl",
@@ -41,66 +39,106 @@ Step = Callable[[], Tensor]
 
 def measure(
     shape: str, *, methods: tuple[str, ...] = METHODS, sequences: int = 8, length: int = 256,
-    rounds: int = 5, threads: int | None = None, memory: bool = True,
+    rounds: int | None = None, threads: int | None = None, memory: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """`{shape, device, …, rows}`; a row: `{objective, shape, device, step_ms, peak_mib}`, each by kind.
+    """`{shape, device, …, rows}`; a row: `{objective, shape, device, step_ms, peak_mib, tokens_per_s, mfu}`.
 
-    `sequences` of `length` tokens, half of them to forget, every token supervised. ULD's naive step is a dense one of
-    the whole model on both sides; its own runs the assistant's layers alone.
+    The last four are by kind; MFU, which only CUDA has, is the share of the device's dense bfloat16 speed that the
+    operations of plain fine-tuning on these tokens take. `sequences` of `length` tokens, half of them to forget, every
+    token supervised. ULD's naive step is a dense one of the whole model on both sides; its own runs the assistant's
+    layers alone.
     """
     from tqdm.auto import tqdm
 
     if threads is not None:
         torch.set_num_threads(threads)
-    about = versions()
+    about, size = versions(), SHAPES[shape]
+    rounds = rounds or (3 if shape == "tiny" else 5)
+    floors: dict[int, float | None] = {}
     rows = []
     for method in tqdm(methods, desc="bench", leave=False):
-        steps = prepare(method, SHAPES[shape], sequences, length)
-        row: dict[str, Any] = {"objective": method, "shape": shape, "device": about["device"]}
-        row["step_ms"] = _race(steps, rounds)
+        with own_cache():
+            steps = prepare(method, size, sequences, length)
+            row: dict[str, Any] = {"objective": method, "shape": shape, "device": about["device"]}
+            row["step_ms"] = race(steps, rounds)
+            useful = count_flops(steps["floor"]) if torch.cuda.is_available() else 0
         del steps
+        count = len(_roles(method)) * (sequences // 2)
         if memory:
-            options = {"method": method, "shape": shape, "sequences": sequences, "length": length}
-            row["peak_mib"] = {kind: _apart({**options, "kind": kind, "threads": threads}) for kind in KINDS}
+            options = {"sequences": sequences, "length": length, "threads": threads}
+            if count not in floors:  # the same for all methods that see as many sequences
+                floors[count] = apart(peak, method, size, "floor", **options)
+            own = {kind: apart(peak, method, size, kind, **options) for kind in KINDS[1:]}
+            row["peak_mib"] = {"floor": floors[count], **own}
+        row["tokens_per_s"] = {kind: 1000 * count * length / ms for kind, ms in row["step_ms"].items()}
+        if torch.cuda.is_available() and method != "uld":  # whose steps are of different models
+            row["mfu"] = {kind: utilisation(useful, ms, about["device"]) for kind, ms in row["step_ms"].items()}
         rows.append(row)
     return {"shape": shape, "sequences": sequences, "length": length, **about, "rows": rows}
 
 
-def prepare(method: str, size: Shape, sequences: int, length: int, kinds: tuple[str, ...] = KINDS) -> dict[str, Step]:
-    """A step for each kind on the same random batch: it leaves gradients and returns the loss."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model = size.build(device, dtype).train()
+def prepare(
+    method: str, size: Shape, sequences: int, length: int, kinds: tuple[str, ...] = KINDS, layers: int | None = None
+) -> dict[str, Step]:
+    """A step for each kind on the same random batch: it leaves gradients and returns the loss.
+
+    `layers` are those of ULD's assistant, by default a quarter of the model's.
+    """
+    model, half = build(size), sequences // 2
+    sets = random_sets(method, size.vocab, half, length)
+    batch = batch_of(method, sets, range(half), model.device)
+    # An assistant freezes the layers that it is cut from.
+    own = {"ours": build(size)} if method == "uld" and len(kinds) > 1 else {}
+    return {kind: step_of(kind, method, own.get(kind, model), sets, batch, layers) for kind in kinds}
+
+
+def build(size: Shape) -> Any:
+    """A model of random weights in training mode; bfloat16 on CUDA, float32 on the CPU."""
+    cuda = torch.cuda.is_available()
+    return size.build(torch.device("cuda" if cuda else "cpu"), torch.bfloat16 if cuda else torch.float32).train()
+
+
+def random_sets(method: str, vocab: int, rows: int, length: int) -> Sets:
+    """`rows` random rows for each role that `method` sees, every token supervised."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(2, size.vocab, (2 * sequences, length), generator=generator).tolist()
-    half = sequences // 2
-    rows = [Encoded(tuple(row), 1) for row in ids]
-    needs_refusal = method.startswith("dpo")
-    sets = Sets(forget=rows[:half], retain=rows[half : 2 * half], refusal=rows[-half:] if needs_refusal else [])
-    roles = (Role.FORGET, Role.REFUSAL, Role.RETAIN) if needs_refusal else (Role.FORGET, Role.RETAIN)
-    collate = Collator(sets, 0)
-    batch = {k: v.to(device) for k, v in collate([[(role, i)] for role in roles for i in range(half)]).items()}
-    parts = {role: {k: v[batch["role"] == role] for k, v in batch.items()} for role in roles}
-
-    def floor() -> Tensor:
-        out = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"])
-        return out.loss
-
-    steps: dict[str, Step] = {"floor": floor}
-    if "naive" in kinds:
-        name = "ga+nll" if method == "uld" else method
-        needs_start = name.split("+")[0] in ("npo", "dpo", "undial") or name.endswith("+kl")
-        start = deepcopy(model).requires_grad_(False) if needs_start else None
-        steps["naive"] = lambda: naive.loss(
-            name, model, start, parts[Role.FORGET], parts[Role.RETAIN], parts.get(Role.REFUSAL)
-        )
-    if "ours" in kinds:
-        steps["ours"] = _ours(method, model, sets, batch)
-    chosen = {kind: steps[kind] for kind in kinds}
-    return {kind: _with_backward(step, model) for kind, step in chosen.items()}
+    roles = _roles(method)
+    ids = torch.randint(2, vocab, (len(roles), rows, length), generator=generator).tolist()
+    found = {role: [Encoded(tuple(row), 1) for row in own] for role, own in zip(roles, ids, strict=True)}
+    return Sets(found[Role.FORGET], found[Role.RETAIN], found.get(Role.REFUSAL, []))
 
 
-HEADS = ("method", "ms: floor", "naive", "ours", "ours / floor", "naive / ours", "MiB: floor", "naive", "ours")
+def batch_of(method: str, sets: Sets, rows: range, device: torch.device) -> dict[str, Tensor]:
+    """These rows of every role."""
+    batch = Collator(sets, 0)([[(role, i)] for role in _roles(method) for i in rows])
+    return {name: x.to(device) for name, x in batch.items()}
+
+
+def step_of(
+    kind: str, method: str, model: Any, sets: Sets, batch: dict[str, Tensor], layers: int | None = None
+) -> Step:
+    """One step of a kind: the gradients are made anew, as after an optimizer's update."""
+    if kind == "ours" and method == "uld":
+        model = assistant(model, layers)
+    make = {
+        "floor": lambda: _floor(model, batch),
+        "naive": lambda: _naive(method, model, batch),
+        "ours": lambda: partial(ours(method, model, sets), batch),
+    }
+    step = make[kind]()
+
+    def whole() -> Tensor:
+        model.zero_grad()
+        loss = step()
+        loss.backward()
+        return loss.detach()
+
+    return whole
+
+
+HEADS = (
+    *("method", "ms: floor", "naive", "ours", "ours / floor", "naive / ours"),
+    *("MiB: floor", "naive", "ours", "naive / ours", "tokens/s"),
+)
 
 
 def cells(found: dict[str, Any]) -> list[list[str]]:
@@ -110,7 +148,10 @@ def cells(found: dict[str, Any]) -> list[list[str]]:
         ms, mib = row["step_ms"], row.get("peak_mib") or dict.fromkeys(KINDS)
         line = [row["objective"], *(f"{ms[kind]:.0f}" for kind in KINDS)]
         line += [f"{ms['ours'] / ms['floor']:.2f}", f"{ms['naive'] / ms['ours']:.2f}"]
-        table.append([*line, *("–" if mib[kind] is None else f"{mib[kind]:,.0f}" for kind in KINDS)])
+        line += ["–" if mib[kind] is None else f"{mib[kind]:,.0f}" for kind in KINDS]
+        naive, own = mib["naive"], mib["ours"]
+        line.append(f"{naive / own:.2f}" if naive and own else "–")
+        table.append([*line, f"{row['tokens_per_s']['ours']:,.0f}"])
     return table
 
 
@@ -120,115 +161,123 @@ def markdown(found: dict[str, Any], *, command: str) -> str:
         f"""# What an unlearning step costs
 
 Forward and backward of {found["sequences"]} sequences of {found["length"]} tokens, half of them to forget, every token
-supervised; medians in one process, and the peak of memory beyond weights and gradients in a process for each:""",
+supervised; medians in one process, and the peak of memory beyond weights and optimizer in a process for each:""",
         command,
         [HEADS, [":--", *["--:"] * (len(HEADS) - 1)], *cells(found)],
         "Floor: plain fine-tuning on the same tokens. Naive: a forward for each role and each model, dense float32 "
-        "logits, a\ncopied reference model. For `uld`, naive is a dense step of the whole model.",
+        "logits, a\ncopied reference model. For `uld`, naive is a dense step of the whole model. Tokens/s are ours.",
         found,
     )
 
 
-def _ours(method: str, model: Any, sets: Sets, batch: dict[str, Tensor]) -> Step:
-    from expunge.objectives import FORGET, RETAIN, ULD, Needs, Objective, Uniform
+def svg(found: dict[str, Any]) -> str:
+    """Time and memory of every method, floor, naive and ours side by side."""
+    return picture.steps(found["rows"])
+
+
+def _roles(method: str) -> tuple[Role, ...]:
+    return (Role.FORGET, Role.REFUSAL, Role.RETAIN) if method.startswith("dpo") else (Role.FORGET, Role.RETAIN)
+
+
+def _floor(model: Any, batch: dict[str, Tensor]) -> Step:
+    own = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+    return lambda: model(**own).loss
+
+
+def _naive(method: str, model: Any, batch: dict[str, Tensor]) -> Step:
+    name = "ga+nll" if method == "uld" else method
+    needs_start = name.split("+")[0] in ("npo", "dpo", "undial") or name.endswith("+kl")
+    start = deepcopy(model).requires_grad_(False) if needs_start else None
+    parts = {role: {k: v[batch["role"] == role] for k, v in batch.items()} for role in _roles(method)}
+    return lambda: naive.loss(name, model, start, parts[Role.FORGET], parts[Role.RETAIN], parts.get(Role.REFUSAL))
+
+
+def ours(method: str, model: Any, sets: Sets) -> Callable[[dict[str, Tensor]], Tensor]:
+    """The trainer's loss of a batch; what the starting model says of `sets` is cached first.
+
+    For ULD, `model` is the assistant.
+    """
     from expunge.reference import build_reference
     from expunge.signals import Share, gather_signals
 
-    terms: tuple[Objective, Objective]
-    if method == "uld":
-        model = assistant(model)
-        terms = ULD(), Uniform(weight=5.0)
-    else:
-        forget, _, kept = method.partition("+")
-        terms = FORGET[forget](), RETAIN[kept]()
-    objective, retain = terms
-    needs = {
-        Role.FORGET: objective.needs,
-        Role.RETAIN: retain.needs,
-        Role.REFUSAL: objective.needs if objective.needs.refusal else Needs(),
-    }
+    objective, retain = terms(method)
+    needs = needs_of(method)
     wanted = objective.needs | retain.needs
     reference = build_reference(model, needs, sets, pad_token_id=0) if wanted.reference else None
-
     shares: dict[Role, Share] = {}
     for role, term in ((Role.FORGET, objective), (Role.RETAIN, retain)):
         tokens = sum(len(row) - row.start for row in sets.of(role))
         shares[role] = Share(term, 1 / (tokens if term.per == "token" else len(sets.of(role))))
 
-    def step() -> Tensor:
+    def loss(batch: dict[str, Tensor]) -> Tensor:
         signals = gather_signals(model, batch, needs, reference, None, shares)
         return torch.stack([share.objective.weight * share.term(signals[role]) for role, share in shares.items()]).sum()
 
-    return step
+    return loss
 
 
-def assistant(model: Any) -> Any:
+def terms(method: str) -> tuple[Objective, Objective]:
+    """The forget and the retain objective of `npo+kl`, as their defaults are; ULD brings its own."""
+    if method == "uld":
+        return ULD(), Uniform(weight=5.0)
+    forget, _, kept = method.partition("+")
+    return FORGET[forget](), RETAIN[kept]()
+
+
+def needs_of(method: str) -> dict[Role, Needs]:
+    objective, retain = terms(method)
+    refusal = objective.needs if objective.needs.refusal else Needs()
+    return {Role.FORGET: objective.needs, Role.RETAIN: retain.needs, Role.REFUSAL: refusal}
+
+
+def assistant(model: Any, layers: int | None = None) -> Any:
+    """ULD's: the first `layers` of the model under a LoRA adapter."""
     from peft import LoraConfig, get_peft_model
 
     from expunge.assistant import first_layers, layer_count, linear_names
 
-    layers = layer_count(model, None)
+    layers = layer_count(model, layers)
     small = first_layers(model, layers).requires_grad_(False)
     return get_peft_model(small, LoraConfig(r=16, lora_alpha=32, target_modules=linear_names(small, layers)))
 
 
-def _with_backward(step: Step, model: Any) -> Step:
-    def whole() -> Tensor:
-        for p in model.parameters():
-            if p.grad is not None:
-                p.grad.zero_()
-        loss = step()
-        loss.backward()
-        return loss.detach()
-
-    return whole
-
-
-def _race(steps: dict[str, Step], rounds: int) -> dict[str, float]:
-    """Median milliseconds, in turns; the first turn of each warms up."""
+def race(steps: dict[str, Step], rounds: int, *, warm: bool = False) -> dict[str, float]:
+    """Median milliseconds, in turns; unless they are `warm`, the first turn of each does not count."""
     times: dict[str, list[float]] = {kind: [] for kind in steps}
-    for turn in range(rounds + 1):
+    for turn in range(rounds + (not warm)):
         for kind, step in steps.items():
             took = milliseconds(step)
-            if turn:
+            if warm or turn:
                 times[kind].append(took)
     return {kind: statistics.median(values) for kind, values in times.items()}
 
 
-def _apart(options: dict[str, Any]) -> float | None:
-    """`peak` in a process of its own, where nothing of another step is left."""
-    words = [sys.executable, "-m", "expunge.bench.training", json.dumps(options)]
-    environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run(words, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        log.warning("memory of %s (%s) is not known: %s", options["method"], options["kind"], done.stderr[-300:])
-        return None
-    return json.loads(done.stdout)
+def peak(
+    method: str, size: Shape, kind: str, sequences: int, length: int, threads: int | None, layers: int | None = None
+) -> float | None:
+    """MiB that one step holds at most beyond weights and optimizer, its reference included."""
+
+    def step(model: Any, sequences: int, length: int) -> None:
+        half = sequences // 2
+        sets = random_sets(method, size.vocab, half, length)
+        step_of(kind, method, model, sets, batch_of(method, sets, range(half), model.device), layers)()
+
+    return beyond_weights(size, lambda model: step(model, 2, 8), lambda model: step(model, sequences, length), threads)
 
 
-def peak(method: str, shape: str, kind: str, sequences: int, length: int, threads: int | None) -> float | None:
-    """MiB that one step holds at most, beyond weights, gradients, references and the batch."""
+def beyond_weights(
+    size: Shape, warm_up: Callable[[Any], object], work: Callable[[Any], object], threads: int | None
+) -> float | None:
+    """MiB that `work` holds at most beyond the model that it gets. A `warm_up` goes before: what libraries hold from
+    their first use on is not the work's."""
     if threads is not None:
         torch.set_num_threads(threads)
-    (step,) = prepare(method, SHAPES[shape], sequences, length, (kind,)).values()
-    step()  # allocates the gradients
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        before = torch.cuda.memory_allocated() / 2**20
-    else:
-        before = _resident()
-    with peak_memory() as found:
-        step()
+    with own_cache():
+        model = build(size)
+        warm_up(model)
+        model.zero_grad()
+        gc.collect()
+        before = torch.cuda.memory_allocated() / 2**20 if torch.cuda.is_available() else resident()
+        with peak_memory() as found:
+            work(model)
     return None if found.mib is None or before is None else found.mib - before
-
-
-def _resident() -> float | None:
-    try:
-        with open("/proc/self/status", encoding="ascii") as stream:
-            return int(stream.read().split("VmRSS:")[1].split()[0]) / 1024
-    except OSError:
-        return None
-
-
-if __name__ == "__main__":
-    print(json.dumps(peak(**json.loads(sys.argv[1]))))

@@ -1,10 +1,16 @@
-"""What every measurement does: take the time of one turn, and write its table as a page."""
+"""What every measurement does: take the time of one turn, count its operations, and write its table as a page."""
 
+import os
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+DENSE_BF16 = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
+"""Operations a second without sparsity, as the maker's data sheets say, by a part of the device's name."""
 
 
 def milliseconds(step: Callable[[], object]) -> float:
@@ -14,6 +20,54 @@ def milliseconds(step: Callable[[], object]) -> float:
     step()
     _synchronize()
     return 1000 * (time.perf_counter() - begun)
+
+
+def count_flops(step: Callable[[], object]) -> int:
+    """Floating-point operations of one `step` in matrix products and attention."""
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+    def forward(query: Any, key: Any, value: Any, *_args: Any, **_options: Any) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    def backward(slope: Any, query: Any, key: Any, value: Any, *_args: Any, **_options: Any) -> int:
+        return sdpa_backward_flop_count(slope, query, key, value)
+
+    aten: Any = torch.ops.aten
+    on_cpu = {  # the counter knows CUDA's
+        aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+    with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def utilisation(flops: int, ms: float, device: str) -> float | None:
+    """The share of a device's speed in bfloat16 that so many operations in so many milliseconds are, if it is known."""
+    speed = next((speed for name, speed in DENSE_BF16.items() if name in device), None)
+    return None if speed is None else 1000 * flops / ms / speed
+
+
+@contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """Environment variables that are as before afterwards."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def own_cache() -> Iterator[None]:
+    """References are computed, not found: expunge's cache is an empty folder meanwhile."""
+    with tempfile.TemporaryDirectory() as folder, environment(EXPUNGE_CACHE=folder):
+        yield
 
 
 def page(head: str, command: str, lines: Sequence[Sequence[str]], legend: str, found: Mapping[str, Any]) -> str:

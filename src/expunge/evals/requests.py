@@ -6,10 +6,10 @@ Shapes: `B` rows of a batch, `T` padded positions, `N` supervised tokens of a ba
 """
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,11 +17,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel
 
+from expunge import ranks
 from expunge.data.encode import Encoded, encode, question_row
 from expunge.errors import UserError
 from expunge.evals.decoding import greedy
 from expunge.evals.trees import Tree, grow
 from expunge.logprobs import Head, forward_supervised, token_logps, token_statistics
+
+T = TypeVar("T")
 
 SCORE_BUDGET = 4_096
 GENERATE_BUDGET = 16_384
@@ -137,6 +140,9 @@ def at_answers(
     All asks are answered by one forward of every distinct sequence, and sequences that begin alike are read as one
     row (`trees`) by models that can do so. Rows are padded on the right and batched longest first, at most
     `token_budget` padded tokens a batch. The model keeps its training or evaluation mode. Errors are those of `score`.
+
+    Of several ranks each runs a part of the batches, and all get everything; where the model's weights are spread over
+    them, all run all of it, in step.
     """
     fitted = [fit(model, ask.sequences) for ask in asks]
     distinct = dict.fromkeys(sequence for sequences in fitted for sequence in sequences)
@@ -144,12 +150,13 @@ def at_answers(
     wanted = [(set(sequences), ask.at_head) for sequences, ask in zip(fitted, asks, strict=True)]
     found: list[dict[Encoded, Tensor]] = [{} for _ in asks]
     with _evaluating(model), tqdm(total=len(distinct), desc="score", leave=False, disable=not progress) as bar:
-        for batch in _batches([len(tree) for tree in trees], token_budget):
+        for batch in _own_part(model, _batches([len(tree) for tree in trees], token_budget)):
             rows = [trees[i] for i in batch]
             for own, parts in zip(found, _at_trees(model, rows, wanted), strict=True):
                 own.update(parts)
             bar.update(sum(len(tree.sequences) for tree in rows))
-    return [[own[s] for s in sequences] for own, sequences in zip(found, fitted, strict=True)]
+    whole = [ranks.merged(own) for own in found]
+    return [[own[s] for s in sequences] for own, sequences in zip(whole, fitted, strict=True)]
 
 
 def fit(model: Any, sequences: Sequence[Encoded]) -> list[Encoded]:
@@ -172,7 +179,8 @@ def generate(
     """Greedy answers to the prompts (token ids), in the order given, each of at most `max_new_tokens` tokens.
 
     Equal to generating one by one: prompts are padded on the left and begun longest first, at most `token_budget`
-    tokens of cache under way (`decoding`), and a prompt that occurs twice is answered once.
+    tokens of cache under way (`decoding`), and a prompt that occurs twice is answered once. Ranks share the prompts as
+    in `at_answers`.
     The model's own sampling settings (temperature, repetition penalty, …) take no part; `end_tokens` end an answer,
     and so does the model's context length.
     """
@@ -189,9 +197,9 @@ def generate(
         eos_token_id=ends,
     )
     caps = {p: min(max_new_tokens, context - len(p)) for p in distinct}
-    asked = sorted((p for p in distinct if caps[p] > 0), key=len, reverse=True)
+    asked = _own_part(model, sorted((p for p in distinct if caps[p] > 0), key=len, reverse=True))
     rows = max(1, token_budget // (len(asked[0]) + max_new_tokens)) if asked else 0
-    stops, answers = set(ends), dict.fromkeys(distinct, Generation("", (), finished=False))
+    stops, answers = set(ends), dict[tuple[int, ...], Generation]()
     with (
         _evaluating(model),
         _own_generation_config_set_aside(model),
@@ -203,7 +211,8 @@ def generate(
         new = new[:-1] if finished else new
         text = tokenizer.decode(new, skip_special_tokens=True).strip()
         answers[prompt] = Generation(text, tuple(new), finished)
-    return [answers[p] for p in prompts]
+    answers = ranks.merged(answers)
+    return [answers.get(p) or Generation("", (), finished=False) for p in prompts]
 
 
 def context_length(model: Any) -> int:
@@ -309,6 +318,11 @@ def _branches(model: Any, trees: Sequence[Tree], width: int) -> tuple[Tensor, Te
     if model.config.get_text_config()._attn_implementation == "sdpa":
         return sees_BTT[:, None], positions_BT
     return torch.where(sees_BTT[:, None], 0.0, torch.finfo(model.dtype).min).to(model.dtype), positions_BT
+
+
+def _own_part(model: Any, items: Iterable[T]) -> list[T]:
+    """What of `items` this rank asks `model` about."""
+    return list(items) if ranks.is_sharded(model) else ranks.share(items)
 
 
 def _batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:

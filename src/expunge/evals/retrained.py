@@ -18,7 +18,7 @@ from expunge.data.encode import Encoded
 from expunge.evals.divergence import SoftLabels, kl
 from expunge.evals.requests import Ask, at_answers, fit
 from expunge.evals.tofu import Record, encode_answers
-from expunge.logprobs import CHUNK, Head
+from expunge.logprobs import CHUNK, Head, vocabulary_size
 
 
 class Retrained:
@@ -80,7 +80,7 @@ class Distance:
         """
         gold = self.retrained
         answers = fit(model, encode_answers(gold.questions, tokenizer))
-        same = model.get_output_embeddings().weight.shape[0] == gold.head.vocab_size
+        same = vocabulary_size(model) == gold.head.vocab_size
         if not answers or not same or any(answer not in gold.hidden for answer in answers):
             return []
         retrained = gold.head.to(model.device)

@@ -93,6 +93,7 @@ def distances(
     top = ceiling([*values, *([base[0]] if base else [])])
     rows = max(len(part.values) if isinstance(part, Stems) else 7 for part in parts)
     titles = Titles()
+    sheet = _Sheet(top, rows, base, axis, methods, titles)
     width, height = 601, 64 + 17 * max(4, rows)
     with figure(width / 72, height / 72) as fig:
         gaps = [LETTER * max(map(len, p.values)) + 14 if isinstance(p, Stems) else 34 for p in parts]
@@ -102,8 +103,10 @@ def distances(
             left += gap
             ax = fig.add_axes((left / width, 34 / height, room / width, (height - 64) / height))
             plain_axes(ax)
-            draw = _stems if isinstance(part, Stems) else _curves
-            draw(ax, part, (top, rows), base, axis, methods, titles)  # pyright: ignore[reportArgumentType]
+            if isinstance(part, Stems):
+                _stems(ax, part, sheet)
+            else:
+                _curves(ax, part, sheet)
             ax.set_title(
                 part.title, fontsize=9, loc="left", pad=14, x=-(gap - 6) / room, weight="bold", parse_math=False
             )
@@ -111,21 +114,24 @@ def distances(
         return to_svg(fig, "distance", titles)
 
 
-def _stems(
-    ax: Any,
-    part: Stems,
-    scale: tuple[float, int],
-    base: tuple[float, str] | None,
-    axis: str,
-    methods: Mapping[str, bool],
-    titles: Titles,
-) -> None:
-    """A mark a method at its value, on a stem from 0, with the number beside it; `scale` is its end and its rows."""
-    top, rows = scale
+@dataclass(frozen=True)
+class _Sheet:
+    """What all panels of a picture share: see `distances`. The scale ends at `top`; stems have room for `rows`."""
+
+    top: float
+    rows: int
+    base: tuple[float, str] | None
+    axis: str
+    methods: Mapping[str, bool]
+    titles: Titles
+
+
+def _stems(ax: Any, part: Stems, sheet: _Sheet) -> None:
+    """A mark a method at its value, on a stem from 0, with the number beside it."""
     for row, (name, (value, said)) in enumerate(part.values.items()):
-        style = mark_style(name, "method", methods[name], list(methods))
+        style = mark_style(name, "method", sheet.methods[name], list(sheet.methods))
         ax.plot([0, value], [row, row], color=style["color"], lw=1.1, zorder=2)
-        titles.put(ax.plot(value, row, **style, zorder=3), said)
+        sheet.titles.put(ax.plot(value, row, **style, zorder=3), said)
         ax.annotate(
             f"{value:.2f}",
             (value, row),
@@ -137,52 +143,43 @@ def _stems(
         )
     ax.set_yticks(range(len(part.values)), list(part.values), parse_math=False)
     ax.tick_params(axis="y", length=0, labelcolor=INK)
-    ax.set_ylim(rows - 0.4, -0.6)
-    _scale(ax.set_xlim, ax.set_xticks, top * 1.18, top)
-    ax.set_xlabel(axis, fontsize=8.5, color=MUTED, labelpad=1, parse_math=False)
-    if base is not None:
-        ax.axvline(base[0], color=INK, lw=1, ls=(0, (4, 3)), zorder=1)
+    ax.set_ylim(sheet.rows - 0.4, -0.6)
+    _scale(ax.set_xlim, ax.set_xticks, sheet.top * 1.18, sheet.top)
+    ax.set_xlabel(sheet.axis, fontsize=8.5, color=MUTED, labelpad=1, parse_math=False)
+    if sheet.base is not None:
+        ax.axvline(sheet.base[0], color=INK, lw=1, ls=(0, (4, 3)), zorder=1)
         words = {"textcoords": "offset points", "ha": "center", "size": 8, "color": MUTED}
-        ax.annotate(base[1], (base[0], -0.6), (0, 3), **words)
+        ax.annotate(sheet.base[1], (sheet.base[0], -0.6), (0, 3), **words)
 
 
-def _curves(
-    ax: Any,
-    part: Curves,
-    scale: tuple[float, int],
-    base: tuple[float, str] | None,
-    axis: str,
-    methods: Mapping[str, bool],
-    titles: Titles,
-) -> None:
-    """A line a method, named at its end; `scale` is where the axis ends."""
-    top, _ = scale
+def _curves(ax: Any, part: Curves, sheet: _Sheet) -> None:
+    """A line a method, named at its end."""
     from matplotlib.ticker import MaxNLocator
 
     last = max(x for line in part.lines.values() for x, _, _ in line)
     ax.set_xlim(-0.05 * last, last * 1.45)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
-    _scale(ax.set_ylim, ax.set_yticks, top * 1.06, top)
+    _scale(ax.set_ylim, ax.set_yticks, sheet.top * 1.06, sheet.top)
     ax.set_xlabel(part.unit, fontsize=8.5, color=MUTED, labelpad=1)
-    ax.set_ylabel(axis, fontsize=8.5, color=MUTED, labelpad=2, parse_math=False)
+    ax.set_ylabel(sheet.axis, fontsize=8.5, color=MUTED, labelpad=2, parse_math=False)
     anchors, blocked = [], []
-    if base is not None:
-        ax.axhline(base[0], color=INK, lw=1, ls=(0, (4, 3)), zorder=1)
+    if sheet.base is not None:
+        ax.axhline(sheet.base[0], color=INK, lw=1, ls=(0, (4, 3)), zorder=1)
         ax.annotate(
-            base[1], (1, base[0]), (-2, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
+            sheet.base[1], (1, sheet.base[0]), (-2, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
             ha="right", size=8, color=MUTED,
         )  # fmt: skip
-        low, high = (ax.transData.transform((x, base[0])) for x in (0, last * 1.45))
+        low, high = (ax.transData.transform((x, sheet.base[0])) for x in (0, last * 1.45))
         blocked += [
             (low[0], low[1] - 1, high[0], high[1] + 1),
-            (high[0] - LETTER * len(base[1]), high[1], *(high + 12)),
+            (high[0] - LETTER * len(sheet.base[1]), high[1], *(high + 12)),
         ]
     for name, line in part.lines.items():
-        style = mark_style(name, "method", methods[name], list(methods))
-        dashes = DASHES[list(methods).index(name) % len(DASHES)]
+        style = mark_style(name, "method", sheet.methods[name], list(sheet.methods))
+        dashes = DASHES[list(sheet.methods).index(name) % len(DASHES)]
         ax.plot([x for x, _, _ in line], [y for _, y, _ in line], color=style["color"], ls=dashes, lw=1.2, zorder=2)
         for x, y, said in line:
-            titles.put(ax.plot(x, y, **style | {"ms": 4.5}, zorder=3), said)
+            sheet.titles.put(ax.plot(x, y, **style | {"ms": 4.5}, zorder=3), said)
             blocked.append(around(ax.transData.transform((x, y)), 3))
         anchors.append(ax.transData.transform(line[-1][:2]))
     label(ax, list(part.lines), anchors, blocked, [False] * len(anchors))

@@ -11,8 +11,9 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from expunge import shipped
-from expunge.config import Recipe, Section, combinations, load_recipe, read_mapping, with_keys
+from expunge.config import Recipe, Section
 from expunge.errors import UserError, did_you_mean
+from expunge.parsing import combinations, load_recipe, read_mapping, with_keys
 
 Overrides = Sequence[tuple[str, str]]
 
@@ -111,6 +112,7 @@ class Reproduction(Section):
         """What is to be run, in order, with its folders in `runs`; `path` is this reproduction's file.
 
         `overrides` set further keys of every recipe; `augment` only of those with a method that trains on variants.
+        Benchmarks that are generated, variants and all, take neither `benchmark.path` nor the variants beside it.
         All seeds unlearn the same target. Raises `UserError` for a split that the set does not know, and for keys that
         are not to be set.
         """
@@ -162,12 +164,15 @@ class Reproduction(Section):
 
 
 def _with(path: Path, overrides: Overrides, keys: Mapping[str, Any], split: str | None) -> Recipe:
-    """The recipe with these keys. A recipe of several splits is run for one; variants go to who trains on them."""
+    """The recipe with these keys. A recipe of several splits is run for one; files go to who reads them."""
     without = {"over"} if split is not None and "over" not in keys else set()
-    made = with_keys(load_recipe(path, overrides), keys, where=path.name, without=without)
+    generated = "path" not in type(load_recipe(path).benchmark).__annotations__
+    unread = {"benchmark.path", "augment"} if generated and "benchmark.path" in dict(overrides) else set()
+    read = [pair for pair in overrides if pair[0] not in unread]
+    made = with_keys(load_recipe(path, read), keys, where=path.name, without=without)
     if made.augment is None or any(any(method.augment.model_dump().values()) for method in made.methods):
         return made
-    others = [pair for pair in overrides if pair[0] != "augment"]
+    others = [pair for pair in read if pair[0] != "augment"]
     return with_keys(load_recipe(path, others), keys, where=path.name, without=without)
 
 

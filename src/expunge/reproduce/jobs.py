@@ -9,8 +9,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from expunge.config import Recipe, load_recipe, parse_recipe, read_mapping
+from expunge.config import Recipe
 from expunge.errors import UserError
+from expunge.parsing import load_recipe, parse_recipe, read_mapping
 from expunge.report import load_results
 from expunge.reproduce.definition import Job
 from expunge.rundir import first_difference

@@ -27,10 +27,10 @@ from optuna.trial import TrialState
 
 from expunge.config import Recipe
 from expunge.errors import UserError, did_you_mean
+from expunge.inputs import check_data, check_methods, load_benchmark, with_default_method
 from expunge.report import write_markdown, write_report
 from expunge.report.glossary import number
 from expunge.report.pareto import pareto
-from expunge.run import check_data, check_methods, load_benchmark, with_default_method
 from expunge.rundir import check_run_directory, write_whole
 from expunge.sweep.choice import Row, rows_of
 from expunge.sweep.definition import Objectives, Sweep

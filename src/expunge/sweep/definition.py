@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expunge.config import Recipe, combinations, parse_recipe, read_mapping, with_keys
+from expunge.config import Recipe
+from expunge.parsing import combinations, parse_recipe, read_mapping, with_keys
 from expunge.rundir import first_difference
 from expunge.sweep.space import Params, Search, Space
 

@@ -11,8 +11,9 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
-from expunge.config import Recipe, Section, with_keys
+from expunge.config import Recipe, Section
 from expunge.errors import UserError
+from expunge.parsing import with_keys
 
 Search = Literal["grid", "random", "tpe"]
 SEARCHES: tuple[Search, ...] = get_args(Search)

@@ -15,8 +15,9 @@ from statistics import fmean
 from filelock import FileLock
 from optuna.trial import Trial
 
-from expunge.config import Recipe, parse_recipe
+from expunge.config import Recipe
 from expunge.errors import UserError
+from expunge.parsing import parse_recipe
 from expunge.report import load_results
 from expunge.report.comparison import role
 from expunge.report.glossary import number

@@ -1,0 +1,32 @@
+"""The method that is taken when a recipe names none, and why. docs/choosing.md has the comparisons behind it.
+
+Knows what rows there are; knows nothing of how a method works.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from expunge.data.benchmark import Benchmark
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """A recipe's `method`, and a sentence for the person who did not name one."""
+
+    method: dict[str, Any]
+    why: str
+
+
+def recommend(benchmark: Benchmark) -> Recommendation:
+    """What changes the weights and does best on data like this: questions or texts, with or without rows to keep."""
+    if not benchmark.retain:
+        return Recommendation(
+            {"forget": "undial"},
+            "without retain rows it gives up the least of everything else; a retain set (--retain FILE) is worth more "
+            "than any choice of method",
+        )
+    return Recommendation(
+        {"forget": "uld_distilled"},
+        "of the methods that change the weights it comes nearest to a model that never saw the forget rows, and writes "
+        "no broken text; --method uld takes half the time where suppression in use is enough",
+    )
