@@ -128,7 +128,7 @@ def test_own_rows_need_no_other_key(run: Run, tmp_path: Path, model: Path, kind:
     forget = write(tmp_path / "f.jsonl", *FORMATS[kind])
     assert run("run", "--model", model, "--forget", forget, "--train.num_train_epochs", "1")[0] == 0
     rows = json.loads((tmp_path / "runs" / "run" / "results.json").read_text())
-    assert [row["method"] for row in rows] == ["target", "unilogit"]  # nothing to retain, so no retain objective
+    assert [row["method"] for row in rows] == ["target", "undial"]  # the one for nothing to retain
     assert "forget_quality" not in rows[1]["metrics"]  # nobody can know without a retrained model
     loaded, _ = expunge.load(tmp_path / "runs" / "run" / "model")
     same = AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "run" / "model")
@@ -182,7 +182,7 @@ def test_the_demo(run: Run, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on_as_if_nothing_had_been(run: Run, tmp_path: Path) -> None:
     recipe = write(tmp_path / "tiny.yaml", TINY)
-    words = ["run", str(recipe), "--train.num_train_epochs", "40", "--json"]
+    words = ["run", str(recipe), "--method", "unilogit+nll", "--train.num_train_epochs", "40", "--json"]
     command = [sys.executable, "-m", "expunge", *words, "--out", "killed"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)

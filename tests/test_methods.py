@@ -21,7 +21,7 @@ from expunge.data.benchmark import Benchmark, Variant
 from expunge.difference import LogitDifferenceForCausalLM
 from expunge.errors import UserError
 from expunge.history import MetricsFile
-from expunge.inputs import load_benchmark
+from expunge.inputs import load_benchmark, tell_about_variants
 from expunge.models import ScratchConfig, save, train_tokenizer
 from expunge.parsing import load_recipe
 from expunge.run import run
@@ -98,7 +98,8 @@ def test_rows_and_variants(workplace: Path, forget: str, augment: str, sizes: tu
 
 
 def test_without_variants_it_is_said(workplace: Path, caplog: pytest.LogCaptureFixture) -> None:
-    load_benchmark(load_recipe(None, [("model", "model"), ("forget", "forget.jsonl"), ("method", "uld")]))
+    given = load_recipe(None, [("model", "model"), ("forget", "forget.jsonl"), ("method", "uld")])
+    tell_about_variants(given, load_benchmark(given))
     assert "uld trains on the forget rows alone" in caplog.text
 
 

@@ -17,7 +17,7 @@ from expunge.errors import UserError
 from expunge.evals.aggregate import aggregate
 from expunge.evals.tofu import Evaluation
 from expunge.history import MetricsFile
-from expunge.inputs import check_methods, load_benchmark
+from expunge.inputs import load_benchmark, tell_about_variants
 from expunge.models import save
 from expunge.objectives import GA
 from expunge.parsing import load_recipe
@@ -124,7 +124,7 @@ def test_interrupted_in_the_second_method_it_goes_on_there(tmp_path: Path, monke
 def test_resume_wants_the_same_recipe_however_it_is_written(workplace: Path) -> None:
     run(own())
     before = files(workplace / "out")
-    run(own(seed="0", method="unilogit"), resume=True)  # both are the defaults
+    run(own(seed="0", method="undial"), resume=True)  # both are the defaults
     assert {k: v for k, v in files(workplace / "out").items() if "report" not in k} == {
         k: v for k, v in before.items() if "report" not in k
     }
@@ -134,13 +134,13 @@ def test_resume_wants_the_same_recipe_however_it_is_written(workplace: Path) -> 
         ("retain", "retain.jsonl", "data.retain"),
     ):
         with pytest.raises(UserError, match=f"another recipe than the one to resume: {named} differs"):
-            run(own(**{"method": "unilogit", key: value}), resume=True)
+            run(own(**{"method": "undial", key: value}), resume=True)
     with pytest.raises(UserError, match="give one of them"):
         run(own(), resume=True, overwrite=True)
 
 
 def test_resume_where_nothing_was_begun_begins(workplace: Path) -> None:
-    assert [row["method"] for row in run(own(), resume=True)] == ["target", "unilogit"]
+    assert [row["method"] for row in run(own(), resume=True)] == ["target", "undial"]
 
 
 # -- what a new one spares -------------------------------------------------------------------------------------------
@@ -531,9 +531,9 @@ def test_variants_that_serve_twice_are_told(workplace: Path, caplog: pytest.LogC
     keys = {"method": "{forget: {name: uld, layers: 1, r: 2, epochs: 1}}", "retain": "retain.jsonl"}
     recipe = own(augment=variants(range(4), wrong=1), **keys)
     benchmark = load_benchmark(recipe)
-    check_methods(recipe, benchmark)
+    tell_about_variants(recipe, benchmark)
     assert "uld trains on variants that its truth ratio is measured with: 8 times" in caplog.text
     assert len(benchmark.variants) == 8
     caplog.clear()
-    check_methods(own(augment=variants(range(4), wrong=1), retain="retain.jsonl", method="ga"), benchmark)
+    tell_about_variants(own(augment=variants(range(4), wrong=1), retain="retain.jsonl", method="ga"), benchmark)
     assert "trains on" not in caplog.text, "a method that takes none is not concerned"

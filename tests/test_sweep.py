@@ -314,7 +314,7 @@ def test_without_optuna(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     ("space", "words", "says"),
     [
         ("{train.lerning_rate: [1e-3]}", [], "unknown key 'train.lerning_rate'. Did you mean 'train.learning_rate'?"),
-        ("{train.learning_rate: [1e-3, fast]}", [], "train.learning_rate: 'fast' is not valid"),
+        ("{train.learning_rate: [1e-3, fast]}", ["--method", "ga"], "train.learning_rate: 'fast' is not valid"),
         ("{method: [npo+nll, nop+nll]}", [], "Did you mean 'npo'?"),
         ("{method: {choices: []}}", [], "space: method.choices: list should have at least 1 item"),
         ("{method: [ga, ga]}", [], "space: method: ga stands there twice"),

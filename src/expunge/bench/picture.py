@@ -60,7 +60,7 @@ def growth(rows: Sequence[Mapping[str, Any]]) -> str:
             own = [row for row in rows if row["by"] == cause]
             for line, (what, unit) in enumerate(UNITS.items()):
                 ax = grid[line][column]
-                _panel(ax, [row for row in own if None not in row[what]], what, titles)
+                _panel(ax, [row for row in own if all(row[what])], what, titles)  # of nothing there is no logarithm
                 if column == 0:
                     ax.set_ylabel(unit.replace("weights and", "weights\nand"), size=8.5)
             grid[1][column].set_xlabel(WORDS[cause].replace(" (", "\n("), size=8.5)
@@ -79,6 +79,9 @@ def _panel(ax: Any, rows: Sequence[Mapping[str, Any]], what: str, titles: Titles
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     plain_axes(ax)
+    if not rows:
+        ax.axis("off")
+        return
     ax.grid(color="#eaeef2", lw=0.8)
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
