@@ -84,16 +84,14 @@ def epochs(panels: Sequence[Panel], *, unit: str, forget: str, retain: str, goal
 def distances(
     parts: Sequence[Stems | Curves], *, base: tuple[float, str] | None, axis: str, methods: Mapping[str, bool]
 ) -> str:
-    """The panels side by side on one scale, which `axis` names; `base` is what all are held against, and its name.
+    """The panels side by side, each on a scale of its own, of which `axis` names the unit.
+
+    `base` is what all are held against, and its name: one value far out in one panel leaves the others readable.
 
     `methods`: every method and whether its mark is hollow, in the order of the marks.
     """
-    values = [v for part in parts if isinstance(part, Stems) for v, _ in part.values.values()]
-    values += [y for part in parts if isinstance(part, Curves) for line in part.lines.values() for _, y, _ in line]
-    top = ceiling([*values, *([base[0]] if base else [])])
     rows = max(len(part.values) if isinstance(part, Stems) else 7 for part in parts)
     titles = Titles()
-    sheet = _Sheet(top, rows, base, axis, methods, titles)
     width, height = 601, 64 + 17 * max(4, rows)
     with figure(width / 72, height / 72) as fig:
         gaps = [LETTER * max(map(len, p.values)) + 14 if isinstance(p, Stems) else 34 for p in parts]
@@ -103,6 +101,7 @@ def distances(
             left += gap
             ax = fig.add_axes((left / width, 34 / height, room / width, (height - 64) / height))
             plain_axes(ax)
+            sheet = _Sheet(_top(part, base), rows, base, axis, methods, titles)
             if isinstance(part, Stems):
                 _stems(ax, part, sheet)
             else:
@@ -116,7 +115,7 @@ def distances(
 
 @dataclass(frozen=True)
 class _Sheet:
-    """What all panels of a picture share: see `distances`. The scale ends at `top`; stems have room for `rows`."""
+    """What a panel must know beside its values (see `distances`): its scale ends at `top`, stems have `rows` rows."""
 
     top: float
     rows: int
@@ -183,6 +182,15 @@ def _curves(ax: Any, part: Curves, sheet: _Sheet) -> None:
             blocked.append(around(ax.transData.transform((x, y)), 3))
         anchors.append(ax.transData.transform(line[-1][:2]))
     label(ax, list(part.lines), anchors, blocked, [False] * len(anchors))
+
+
+def _top(part: Stems | Curves, base: tuple[float, str] | None) -> float:
+    """Where the panel's scale ends: beyond all of its values and the base."""
+    if isinstance(part, Stems):
+        values = [value for value, _ in part.values.values()]
+    else:
+        values = [y for line in part.lines.values() for _, y, _ in line]
+    return ceiling([*values, *([base[0]] if base else [])])
 
 
 def _scale(set_limits: Any, set_ticks: Any, end: float, top: float) -> None:
