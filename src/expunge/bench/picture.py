@@ -80,7 +80,7 @@ def _panel(ax: Any, rows: Sequence[Mapping[str, Any]], what: str, titles: Titles
 
     plain_axes(ax)
     if not rows:
-        ax.axis("off")
+        ax.set_yticks([])
         return
     ax.grid(color="#eaeef2", lw=0.8)
     ax.set_xscale("log", base=2)
