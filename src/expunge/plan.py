@@ -14,7 +14,6 @@ from expunge import memory, models
 from expunge.assistant import first_layers, layer_count, linear_names
 from expunge.config import Method, Recipe
 from expunge.data.benchmark import Benchmark
-from expunge.data.pairs import Role
 from expunge.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
 from expunge.inputs import (
     check_data,
@@ -26,8 +25,9 @@ from expunge.inputs import (
 )
 from expunge.memory import Memory
 from expunge.methods import Material, retain_term
-from expunge.objectives import RMU, ULD, Needs, Objective, Offset, ULDDistilled
+from expunge.objectives import RMU, ULD, Offset, ULDDistilled
 from expunge.prepare import encode_sets
+from expunge.signals import needs_by_role
 from expunge.trainer import train_only
 
 
@@ -79,7 +79,7 @@ def _plan(recipe: Recipe, method: Method, benchmark: Benchmark, tokenizer: Any, 
     )
     world = args.per_device_train_batch_size * args.gradient_accumulation_steps
     steps = math.ceil(math.ceil(len(sets.forget) / world) * args.num_train_epochs)
-    needs = _needs(method.forget, retain)
+    needs = needs_by_role(method.forget, retain)
     batch = memory.largest_batch(sets, needs, args)
     with torch.device("meta"):
         outline = _outline(recipe, method, config)
@@ -100,14 +100,6 @@ def _plan(recipe: Recipe, method: Method, benchmark: Benchmark, tokenizer: Any, 
         memory_mib=peak.total,
         memory=peak,
     )
-
-
-def _needs(forget: Objective, retain: Objective | None) -> dict[Role, Needs]:
-    return {
-        Role.FORGET: forget.needs,
-        Role.REFUSAL: forget.needs if forget.needs.refusal else Needs(),
-        Role.RETAIN: retain.needs if retain is not None else Needs(),
-    }
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,16 @@ class Share:
         return self.objective.loss(signals).sum() * self.factor
 
 
+def needs_by_role(objective: Objective | None, retain: Objective | None) -> dict[Role, Needs]:
+    """What is asked of each role's sequences: the forget objective's needs, of refusals too where it has them."""
+    forget = objective.needs if objective is not None else Needs()
+    return {
+        Role.FORGET: forget,
+        Role.REFUSAL: forget if forget.refusal else Needs(),
+        Role.RETAIN: retain.needs if retain is not None else Needs(),
+    }
+
+
 def gather_signals(
     model: nn.Module,
     batch: Mapping[str, Tensor],

@@ -34,10 +34,9 @@ from expunge.history import EvaluateEvery, LossBar, MetricsFile
 from expunge.logprobs import check_head, decoder_layers
 from expunge.models import load
 from expunge.objectives import NLL, RMU, Objective
-from expunge.objectives.base import Needs
 from expunge.prepare import check_terms, encode_sets
 from expunge.reference import ReferenceKind, build_reference
-from expunge.signals import Share, gather_signals
+from expunge.signals import Share, gather_signals, needs_by_role
 
 
 @dataclass
@@ -137,6 +136,7 @@ class UnlearnTrainer(Trainer):
         tokenizer = prepare_tokenizer(processing_class)
         self.objective = objective
         self.retain = NLL() if objective is None and retain is None else retain
+        self.needs = needs_by_role(self.objective, self.retain)
         data: dict[str, Any] = {
             "forget_rows": forget_dataset,
             "retain_rows": retain_dataset,
@@ -167,7 +167,7 @@ class UnlearnTrainer(Trainer):
             model=model,
             args=args,
             data_collator=Collator(self.sets, tokenizer.pad_token_id),
-            train_dataset=PairedDataset(self.sets, refusals=self._needs(Role.FORGET).refusal),
+            train_dataset=PairedDataset(self.sets, refusals=self.needs[Role.FORGET].refusal),
             # Trainer wants to see something to evaluate on; `evaluate` below never looks at it.
             eval_dataset=[] if evaluate is not None else None,  # pyright: ignore[reportArgumentType]
             processing_class=tokenizer,
@@ -184,11 +184,11 @@ class UnlearnTrainer(Trainer):
         check_head(model)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             model.to(args.device)  # where it is spread out from, later on: what is asked of it before is asked there
-        needs = self._needs(Role.FORGET) | self._needs(Role.RETAIN)
+        needs = self.needs[Role.FORGET] | self.needs[Role.RETAIN]
         if needs.reference:
             self.reference = build_reference(
                 model,
-                {role: self._needs(role) for role in Role},
+                self.needs,
                 self.sets,
                 pad_token_id=tokenizer.pad_token_id,
                 kind=args.reference,
@@ -207,7 +207,6 @@ class UnlearnTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Tensor:
-        needs = {role: self._needs(role) for role in Role}
         shares = {
             role: Share(objective, 1 / counts[0 if objective.per == "token" else 1])
             for role, objective, counts in (
@@ -216,7 +215,7 @@ class UnlearnTrainer(Trainer):
             )
             if objective is not None
         }
-        signals = gather_signals(model, inputs, needs, self.reference, self.surprisal_V, shares)
+        signals = gather_signals(model, inputs, self.needs, self.reference, self.surprisal_V, shares)
         terms: dict[str, Tensor] = {}
         loss = torch.zeros((), device=inputs["labels"].device)
         for role, share in shares.items():
@@ -226,11 +225,6 @@ class UnlearnTrainer(Trainer):
                 terms[role.name.lower()] = term.detach()
         self._terms.append((self.state.global_step + 1, terms))
         return loss
-
-    def _needs(self, role: Role) -> Needs:
-        objective = self.retain if role == Role.RETAIN else self.objective
-        needs = objective.needs if objective is not None else Needs()
-        return needs if role != Role.REFUSAL or needs.refusal else Needs()
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """Supervised tokens and sequences of the whole optimizer step: [forget tokens, forget sequences, retain …].

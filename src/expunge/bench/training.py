@@ -27,6 +27,7 @@ from expunge.data.encode import Encoded
 from expunge.data.pairs import Collator, Role, Sets
 from expunge.measure import peak_memory, resident, versions
 from expunge.objectives import FORGET, RETAIN, ULD, Needs, Objective, Uniform
+from expunge.signals import Share, gather_signals, needs_by_role
 
 METHODS = (
     "ga+nll", "npo+nll", "simnpo+nll", "wga+nll", "unilogit+nll", "npo+kl", "unilogit+kl", "undial+nll", "undial+kl",
@@ -198,7 +199,6 @@ def ours(method: str, model: Any, sets: Sets) -> Callable[[dict[str, Tensor]], T
     For ULD, `model` is the assistant.
     """
     from expunge.reference import build_reference
-    from expunge.signals import Share, gather_signals
 
     objective, retain = terms(method)
     needs = needs_of(method)
@@ -225,9 +225,7 @@ def terms(method: str) -> tuple[Objective, Objective]:
 
 
 def needs_of(method: str) -> dict[Role, Needs]:
-    objective, retain = terms(method)
-    refusal = objective.needs if objective.needs.refusal else Needs()
-    return {Role.FORGET: objective.needs, Role.RETAIN: retain.needs, Role.REFUSAL: refusal}
+    return needs_by_role(*terms(method))
 
 
 def assistant(model: Any, layers: int | None = None) -> Any:
