@@ -22,16 +22,18 @@ from expunge.errors import UserError
 from expunge.logprobs import (
     CHUNK,
     IGNORE,
-    Foreseen,
+    Chunk,
     Head,
     check_head,
     decoder_layers,
     dense_logps,
     forward_supervised,
+    logp_of,
     supervised,
     supervised_logps,
     token_divergence,
     token_logps,
+    token_numbers,
     uniform_cross_entropy,
 )
 from expunge.objectives import Divergence
@@ -363,10 +365,10 @@ def test_a_loss_foreseen_is_a_gradient_taken_once(
         made.append(len(hidden_CD))
         return head.forward(hidden_CD)
 
-    chunks = [slice(i, min(i + 100, tokens)) for i in range(0, max(tokens, 1), 100)]
-    foreseen = Foreseen(chunks, lambda logp_C, _own: (2 * logp_C).exp())
+    places = [slice(i, min(i + 100, tokens)) for i in range(0, max(tokens, 1), 100)]
+    chunks = [Chunk(own, logp_of(target_N[own]), lambda logp_C: (2 * logp_C).exp()) for own in places]
     power = 2 if right else 3
-    logp_N = token_logps(hidden_ND, target_N, replace(head, forward=counted), foreseen)
+    logp_N = token_numbers(hidden_ND, replace(head, forward=counted), chunks)
     ours = torch.autograd.grad(-5 * (power * logp_N).exp().sum(), wanted, materialize_grads=True)
     expected_N = dense_logits(hidden_ND, head, layer).log_softmax(-1)[torch.arange(tokens), target_N]
     theirs = torch.autograd.grad(-5 * (power * expected_N).exp().sum(), wanted, materialize_grads=True)

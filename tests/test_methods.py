@@ -163,6 +163,20 @@ def test_distilling_comes_nearer_to_the_teacher(workplace: Path) -> None:
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
 
 
+def test_the_methods_own_pace_is_not_its_teachers(workplace: Path, monkeypatch: Monkeypatch) -> None:
+    paces: list[tuple[float, float]] = []
+
+    class Watched(methods.UnlearnTrainer):
+        def __init__(self, model: Any, args: Any, **kwargs: Any) -> None:
+            paces.append((args.learning_rate, args.num_train_epochs))
+            super().__init__(model, args, **kwargs)
+
+    monkeypatch.setattr(methods, "UnlearnTrainer", Watched)
+    own = {"method__train__learning_rate": "3e-4", "method__train__num_train_epochs": "1"}
+    run(recipe("{name: uld_distilled, epochs: 2, learning_rate: 1.0e-2, r: 4}", **own))
+    assert paces == [(1e-2, 2), (3e-4, 1)]
+
+
 def test_distilled_into_an_adapter(workplace: Path) -> None:
     _, row = run(recipe(DISTILLED, model__lora="{r: 2}"))
     assert row["removal"] == "weights" and Path("out/model/adapter_config.json").is_file()

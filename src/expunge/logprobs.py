@@ -95,16 +95,21 @@ class Head:
         return z if self.softcap is None else torch.tanh(z / self.softcap) * self.softcap
 
 
-@dataclass(frozen=True)
-class Foreseen:
-    """What a loss will make of the log-probabilities, said before they are known.
+Measure = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Logits of a chunk [C, V] → a number for each of its tokens [C], and its slope by the logits [C, V]."""
 
-    `chunks` are the tokens whose log-probabilities decide on each other's slopes, at most `CHUNK` of them each;
-    `slopes(logp_C, chunk)` are the loss's slopes by these, up to a factor that is the same for all chunks.
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens whose logits are held together, at most `CHUNK` of them.
+
+    `slope(number_C)` is the loss's slope by these numbers [C], up to a factor that is the same for every chunk that
+    goes through the head with this one; `None` where it can't be said before the loss is there.
     """
 
-    chunks: Sequence[slice]
-    slopes: Callable[[Tensor, slice], Tensor]
+    own: slice
+    measure: Measure
+    slope: Callable[[Tensor], Tensor] | None = None
 
 
 def vocabulary_size(model: nn.Module) -> int:
@@ -113,25 +118,20 @@ def vocabulary_size(model: nn.Module) -> int:
     return getattr(weight, "ds_shape", weight.shape)[0]  # ZeRO-3 leaves an empty tensor behind
 
 
-def token_logps(hidden_ND: Tensor, target_N: Tensor, head: Head, foreseen: Foreseen | None = None) -> Tensor:
-    """log p of each target, [N]. Equivalent to `log_softmax(head(hidden))[range(N), target]`.
+def token_numbers(hidden_ND: Tensor, head: Head, chunks: Sequence[Chunk]) -> Tensor:
+    """What the chunks' `measure` say at a linear head, [N]; the chunks are all the tokens, in their order.
 
-    With `foreseen`, a linear head's gradient is taken while the logits are there, instead of making them again in
-    the backward: a third less work in the head. Where the loss turns out to be another one, the result is the same.
+    The gradients are taken while the logits are there, instead of making them again in the backward: a third less work
+    in the head. If the head is trained, every chunk must have its `slope`; where the loss turns out to be another one,
+    the result is the same.
     """
-    trains = head.linear is not None and head.linear.requires_grad
-    if head.linear is not None and torch.is_grad_enabled() and (foreseen is not None or not trains):
+    return _LinearTokens.apply(hidden_ND, head.linear, head, chunks)
 
-        def surprise(z_CV: Tensor, own: slice) -> tuple[Tensor, Tensor]:
-            logp_CV, target_C1 = z_CV.log_softmax(-1), target_N[own, None]
-            value_C = -logp_CV.gather(-1, target_C1)[:, 0]
-            slope_CV = logp_CV.exp_()
-            return value_C, slope_CV.scatter_add_(-1, target_C1, torch.full_like(slope_CV[:, :1], -1.0))
 
-        if foreseen is not None:
-            slopes = foreseen.slopes
-            foreseen = replace(foreseen, slopes=lambda value_C, own: -slopes(-value_C, own))
-        return -_LinearTokens.apply(hidden_ND, head.linear, head, surprise, foreseen)
+def token_logps(hidden_ND: Tensor, target_N: Tensor, head: Head) -> Tensor:
+    """log p of each target, [N]. Equivalent to `log_softmax(head(hidden))[range(N), target]`."""
+    if head.linear is not None and torch.is_grad_enabled() and not head.linear.requires_grad:
+        return token_numbers(hidden_ND, head, [Chunk(own, logp_of(target_N[own])) for own in _chunks(len(target_N))])
     if (
         head.linear is not None
         and head.softcap is None
@@ -190,67 +190,77 @@ def token_divergence(
     Gradient flows to `hidden_ND` and `head` only. See `objectives.base.Divergence` for the kinds.
     """
 
-    def reference(reference_CD: Tensor, target_C: Tensor) -> Tensor:
-        z_CV = reference_head.logits(reference_CD)
-        if divergence.shift:
-            rows = torch.arange(len(target_C), device=target_C.device)
-            z_CV[rows, target_C] -= divergence.shift
-        return (z_CV / divergence.temperature if divergence.temperature != 1 else z_CV).log_softmax(-1)
-
     def chunk(hidden_CD: Tensor, reference_CD: Tensor, target_C: Tensor) -> Tensor:
-        with torch.no_grad():
-            logq_CV = reference(reference_CD, target_C)
-        return _divergence(head.logits(hidden_CD).log_softmax(-1), logq_CV, divergence)[0]
+        logq_CV = _reference_logps(reference_CD, reference_head, target_C, divergence)
+        logp_CV = head.logits(hidden_CD).log_softmax(-1)
+        if divergence.kind == "reverse":
+            return (logp_CV.exp() * (logp_CV - logq_CV)).sum(-1)
+        return (logq_CV.exp() * ((logq_CV if divergence.kind == "forward" else 0) - logp_CV)).sum(-1)
 
     if head.linear is None or not torch.is_grad_enabled():
         return _by_chunks(chunk, hidden_ND, reference_ND, target_N)
-    reference_ND = reference_ND.detach()
-
-    def compare(z_CV: Tensor, own: slice) -> tuple[Tensor, Tensor]:
-        return _divergence(z_CV.log_softmax(-1), reference(reference_ND[own], target_N[own]), divergence)
-
-    alike = Foreseen(_chunks(len(target_N)), lambda value_C, _own: torch.ones_like(value_C))
-    return _LinearTokens.apply(hidden_ND, head.linear, head, compare, alike)
+    chunks = [
+        Chunk(own, divergence_from(reference_ND[own], reference_head, target_N[own], divergence), torch.ones_like)
+        for own in _chunks(len(target_N))
+    ]
+    return token_numbers(hidden_ND, head, chunks)
 
 
-def _divergence(logp_CV: Tensor, logq_CV: Tensor, divergence: Divergence) -> tuple[Tensor, Tensor]:
-    """Value [C] of a divergence between p and the reference q, and its slope by the logits of p, [C, V]."""
-    if divergence.kind == "reverse":
-        p_CV, change_CV = logp_CV.exp(), logp_CV - logq_CV
-        value_C = (p_CV * change_CV).sum(-1)
-        return value_C, p_CV * (change_CV - value_C[:, None])
-    q_CV = logq_CV.exp()
-    slope_CV = logp_CV.exp().sub_(q_CV)
-    if divergence.kind == "forward":
-        return (q_CV * (logq_CV - logp_CV)).sum(-1), slope_CV
-    return -(q_CV * logp_CV).sum(-1), slope_CV
+def logp_of(target_C: Tensor) -> Measure:
+    """The `measure` of a chunk that `token_logps` takes."""
+
+    def measure(z_CV: Tensor) -> tuple[Tensor, Tensor]:
+        logp_CV, target_C1 = z_CV.log_softmax(-1), target_C[:, None]
+        logp_C = logp_CV.gather(-1, target_C1)[:, 0]
+        slope_CV = logp_CV.exp_().neg_()
+        return logp_C, slope_CV.scatter_add_(-1, target_C1, torch.ones_like(slope_CV[:, :1]))
+
+    return measure
 
 
-Measured = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
-"""(logits of a chunk [C, V], which tokens they are of) → a number for each [C], its slope by the logits [C, V]."""
+def divergence_from(reference_CD: Tensor, reference_head: Head, target_C: Tensor, divergence: Divergence) -> Measure:
+    """The `measure` of a chunk that `token_divergence` takes. It holds three tensors [C, V] at most."""
+    reference_CD = reference_CD.detach()
+
+    def measure(z_CV: Tensor) -> tuple[Tensor, Tensor]:
+        logp_CV = z_CV.log_softmax(-1)
+        logq_CV = _reference_logps(reference_CD, reference_head, target_C, divergence)
+        if divergence.kind == "reverse":
+            p_CV, change_CV = logp_CV.exp(), logp_CV.sub_(logq_CV)
+            value_C = torch.linalg.vecdot(p_CV, change_CV)
+            return value_C, change_CV.sub_(value_C[:, None]).mul_(p_CV)
+        if divergence.kind == "forward":
+            q_CV = logq_CV.exp()
+            value_C = torch.linalg.vecdot(q_CV, logq_CV.sub_(logp_CV))
+        else:
+            q_CV = logq_CV.exp_()
+            value_C = -torch.linalg.vecdot(q_CV, logp_CV)
+        return value_C, logp_CV.exp_().sub_(q_CV)
+
+    return measure
+
+
+@torch.no_grad()
+def _reference_logps(reference_CD: Tensor, head: Head, target_C: Tensor, divergence: Divergence) -> Tensor:
+    """log q of every token as the divergence wants it of the reference, [C, V]."""
+    z_CV = head.logits(reference_CD)
+    if divergence.shift:
+        z_CV[torch.arange(len(target_C), device=target_C.device), target_C] -= divergence.shift
+    return (z_CV.div_(divergence.temperature) if divergence.temperature != 1 else z_CV).log_softmax(-1)
 
 
 class _LinearTokens(torch.autograd.Function):
-    """A number for each token at a linear head, its gradient taken at once by the closed form of its slope.
+    """`token_numbers`: the gradient of the hidden states is that of any loss, by the closed form of the slopes.
 
-    So no logits are made again in the backward. The gradient of the hidden states is that of any loss. The gradient of
-    the head is taken for the loss that is `foreseen`; for any other the chunks are gone through once more.
+    The gradient of the head is taken for the loss that is foreseen; for any other all chunks are gone through again.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, head: Head, measured: Measured, foreseen: Foreseen | None
-    ) -> Tensor:
-        trains = ctx.needs_input_grad[1]
-        assert foreseen is not None or not trains
-        ctx.chunks = foreseen.chunks if foreseen is not None else _chunks(len(hidden_ND))
-        ctx.head, ctx.measured = head, measured
-        slopes = foreseen.slopes if foreseen is not None and trains else None
-        value_N, d_hidden_ND, d_weight_VD, foreseen_N = _go_through(
-            hidden_ND, weight_VD, head, measured, ctx.chunks, slopes
-        )
-        ctx.save_for_backward(hidden_ND, weight_VD, d_hidden_ND, d_weight_VD, foreseen_N)
-        return value_N
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, head: Head, chunks: Sequence[Chunk]) -> Tensor:
+        ctx.head, ctx.chunks = head, chunks
+        number_N, *gradients = _go_through(hidden_ND, weight_VD, head, chunks, trains=ctx.needs_input_grad[1])
+        ctx.save_for_backward(hidden_ND, weight_VD, *gradients)
+        return number_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -263,35 +273,36 @@ class _LinearTokens(torch.autograd.Function):
             if bool(off <= ulps * slope_N.abs().max()):
                 d_weight_VD.mul_(factor.to(d_weight_VD.dtype))  # in place: it may be the largest tensor there is
             else:
-                _, _, d_weight_VD, _ = _go_through(
-                    hidden_ND, weight_VD, ctx.head, ctx.measured, ctx.chunks, lambda _value_C, own: slope_N[own]
-                )
-        return d_hidden_ND * slope_N[:, None].to(d_hidden_ND.dtype), d_weight_VD, None, None, None
+                known = [replace(chunk, slope=lambda _number_C, own=chunk.own: slope_N[own]) for chunk in ctx.chunks]
+                _, _, d_weight_VD, _ = _go_through(hidden_ND, weight_VD, ctx.head, known, trains=True)
+        return d_hidden_ND * slope_N[:, None].to(d_hidden_ND.dtype), d_weight_VD, None, None
 
 
 def _go_through(
-    hidden_ND: Tensor, weight_VD: Tensor, head: Head, measured: Measured, chunks: Sequence[slice],
-    slopes: Callable[[Tensor, slice], Tensor] | None,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    """Numbers [N], their gradients by their own hidden states [N, D], and with `slopes` the gradient of the head that
-    these give, [V, D], and the slopes themselves, [N]."""
-    values, seen, d_hidden_ND = [], [], torch.empty_like(hidden_ND)
-    d_weight_VD = torch.zeros_like(weight_VD) if slopes is not None else None
-    for own in chunks:
-        z_CV = head.logits(hidden_ND[own])
-        value_C, slope_CV = measured(z_CV, own)
-        values.append(value_C)
-        if head.softcap is not None:
-            slope_CV *= 1 - (z_CV / head.softcap).square()
+    hidden_ND: Tensor, weight_VD: Tensor, head: Head, chunks: Sequence[Chunk], *, trains: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Numbers [N], their gradients by their own hidden states [N, D], and where the head `trains` its gradient by the
+    chunks' slopes, [V, D], and these slopes, [N]."""
+    numbers, seen, d_hidden_ND = [], [], torch.empty_like(hidden_ND)
+    d_weight_VD = torch.zeros_like(weight_VD) if trains else None
+    for chunk in chunks:
+        z_CV = head.logits(hidden_ND[chunk.own])
+        # tanh's own slope, before the logits are written over.
+        damped_CV = None if head.softcap is None else 1 - (z_CV / head.softcap).square()
+        number_C, slope_CV = chunk.measure(z_CV)
         del z_CV
+        numbers.append(number_C)
+        if damped_CV is not None:
+            slope_CV *= damped_CV
         slope_CV = (slope_CV * head.scale if head.scale != 1.0 else slope_CV).to(weight_VD.dtype)
-        d_hidden_ND[own] = slope_CV @ weight_VD
-        if slopes is not None and d_weight_VD is not None:
-            seen.append(slopes(value_C, own))
+        d_hidden_ND[chunk.own] = slope_CV @ weight_VD
+        if d_weight_VD is not None:
+            assert chunk.slope is not None  # see `token_numbers`
+            seen.append(chunk.slope(number_C))
             # Under autocast the hidden state may be of another dtype than the weight.
-            weighted_CD = hidden_ND[own].to(weight_VD.dtype) * seen[-1][:, None].to(weight_VD.dtype)
+            weighted_CD = hidden_ND[chunk.own].to(weight_VD.dtype) * seen[-1][:, None].to(weight_VD.dtype)
             d_weight_VD.addmm_(slope_CV.T, weighted_CD)
-    return torch.cat(values), d_hidden_ND, d_weight_VD, torch.cat(seen) if seen else None
+    return torch.cat(numbers), d_hidden_ND, d_weight_VD, torch.cat(seen) if seen else None
 
 
 def _chunks(tokens: int) -> list[slice]:

@@ -191,7 +191,9 @@ def _teacher(
     if done.exists():
         return models.load(done)[0], 0.0
     settings = {name: getattr(method.forget, name) for name in ULD.model_fields if name != "name"}
-    uld = method.model_copy(update={"forget": ULD(**settings)})
+    # The method's own pace is the distillation's; its teacher's stands beside alpha.
+    kept = method.train.model_dump(exclude_unset=True, exclude={"learning_rate", "num_train_epochs", "max_steps"})
+    uld = method.model_copy(update={"forget": ULD(**settings), "train": type(method.train)(**kept)})
 
     def unobserved(method: Method, directory: Path) -> UnlearnConfig:
         args = arguments(method, directory)

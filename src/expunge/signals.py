@@ -7,6 +7,7 @@ Shapes: B sequences, T positions, N supervised tokens laid end to end, D hidden 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,12 +16,16 @@ from torch import Tensor, nn
 from expunge.data.pairs import Role
 from expunge.logprobs import (
     CHUNK,
-    Foreseen,
+    Chunk,
     Head,
+    Measure,
+    divergence_from,
     forward_supervised,
+    logp_of,
     supervised,
     token_divergence,
     token_logps,
+    token_numbers,
     uniform_cross_entropy,
     vocabulary_size,
 )
@@ -60,10 +65,10 @@ def gather_signals(
 ) -> dict[Role, Signals]:
     """The signals of each role that has sequences in `batch`, computing what `needs` asks for and nothing else.
 
-    The head runs once over the tokens whose log-probability is wanted, and once more per role over those that are
-    compared with the reference's distribution. Where no role needs the head, the forward ends at the wanted layer.
-    `shares` say what the loss will make of the signals; where these are log-probabilities alone, that spares the head
-    a third of its work.
+    `shares` say what the loss will make of the signals. Where that is known of every token before the loss is there,
+    the head goes over all of them once, gradients included: a third less work in it. Else it runs over the tokens whose
+    log-probability is wanted, and once more per role over those that are compared with the reference's distribution.
+    Where no role needs the head, the forward ends at the wanted layer.
     """
     predicts_BT, target_N = supervised(batch["labels"])
     sequence_N = predicts_BT.nonzero()[:, 0]
@@ -90,14 +95,31 @@ def gather_signals(
     present = [role for role in Role if sequences[role]]
     start = reference(dict(batch)) if reference is not None else {}
 
+    def measure_of(role: Role, own: slice) -> Measure:
+        """What the head is asked for at `own` of the batch's tokens."""
+        divergence, hidden = needs[role].divergence, start.get(role, ReferenceSignals()).hidden_ND
+        if divergence is None:
+            return logp_of(target_N[own])
+        assert reference is not None and hidden is not None
+        at = slice(own.start - slices[role].start, own.stop - slices[role].start)
+        return divergence_from(hidden[at], reference.head_for(role), target_N[own], divergence)
+
     def at_head(hidden_ND: Tensor, head: Head) -> dict[Role, dict[str, Tensor]]:
         found: dict[Role, dict[str, Tensor]] = {role: {} for role in Role}
+        wanted = [role for role in present if needs[role].head]
+        chunks = None
+        if shares is not None and head.linear is not None and torch.is_grad_enabled():
+            chunks = _foresee(wanted, needs, lengths, slices, shares, measure_of, signals_of)
+        if chunks is not None:
+            number_N = token_numbers(torch.cat([hidden_ND[slices[role]] for role in wanted]), head, chunks)
+            for role, part in zip(wanted, number_N.split([tokens[role] for role in wanted]), strict=True):
+                found[role][_only(needs[role])] = part
+            return found
         wanted = [role for role in present if needs[role].logp or needs[role].uniform_ce]
         if wanted:
             hidden = torch.cat([hidden_ND[slices[role]] for role in wanted])
             target = torch.cat([target_N[slices[role]] for role in wanted])
-            foreseen = _foresee(wanted, needs, lengths, slices, shares or {}, signals_of)
-            logp = token_logps(hidden, target, head, foreseen)
+            logp = token_logps(hidden, target, head)
             for role, part in zip(wanted, logp.split([tokens[role] for role in wanted]), strict=True):
                 found[role]["logp_N"] = part
                 if needs[role].uniform_ce:
@@ -134,46 +156,55 @@ def gather_signals(
     return result
 
 
+def _only(needs: Needs) -> str:
+    """The one signal that is asked of the head; empty where it is more than one, or refusals matter too."""
+    asked = replace(needs, reference_logp=False, surprisal=False)
+    if asked == Needs(logp=True):
+        return "logp_N"
+    return "divergence_N" if asked == Needs(divergence=needs.divergence) else ""
+
+
 def _foresee(
     wanted: Sequence[Role],
     needs: Mapping[Role, Needs],
     lengths: Mapping[Role, Sequence[int]],
     slices: Mapping[Role, slice],
     shares: Mapping[Role, Share],
+    measure_of: Callable[[Role, slice], Measure],
     signals_of: Callable[..., Signals],
-) -> Foreseen | None:
-    """What the loss will make of the log-probabilities of these roles, laid end to end.
+) -> list[Chunk] | None:
+    """The tokens of these roles laid end to end, each chunk knowing what the loss will make of its numbers.
 
-    `None` where that can't be said: an objective must read log-probabilities alone, of one token at a time or of
-    sequences that fit a chunk.
+    `None` where that can't be said: an objective must read one number of one token at a time, or of sequences that fit
+    a chunk.
     """
     for role in wanted:
-        alone = replace(needs[role], reference_logp=False, surprisal=False) == Needs(logp=True)
-        if not alone or role not in shares:
+        if role not in shares or not _only(needs[role]):
             return None
         if shares[role].objective.per == "sequence" and max(lengths[role]) > CHUNK:
             return None
-    places: dict[int, tuple[Role, slice, list[int]]] = {}  # where a chunk begins → its role, its place, its sequences
-    chunks: list[slice] = []
+
+    def slope(role: Role, place: slice, sizes: list[int], number_C: Tensor) -> Tensor:
+        with torch.enable_grad():
+            number_C = number_C.detach().requires_grad_()
+            size_B = torch.tensor(sizes, device=number_C.device)
+            sequence_C = torch.arange(len(sizes), device=number_C.device)
+            sequence_C = sequence_C.repeat_interleave(size_B, output_size=sum(sizes))
+            signals = signals_of(role, place, sequence_C, len(sizes), **{_only(needs[role]): number_C})
+            term = shares[role].term(signals)
+        return shares[role].objective.weight * torch.autograd.grad(term, number_C)[0]
+
+    chunks: list[Chunk] = []
     end = 0
     for role in wanted:
         first = slices[role].start
-        for own in _together(lengths[role]):
-            size = sum(own)
-            places[end] = role, slice(first, first + size), own
-            chunks.append(slice(end, end + size))
+        for sizes in _together(lengths[role]):
+            size = sum(sizes)
+            place = slice(first, first + size)
+            own = slice(end, end + size)
+            chunks.append(Chunk(own, measure_of(role, place), partial(slope, role, place, sizes)))
             first, end = first + size, end + size
-
-    def slopes(logp_C: Tensor, chunk: slice) -> Tensor:
-        role, place, own = places[chunk.start]
-        with torch.enable_grad():
-            logp_C = logp_C.detach().requires_grad_()
-            sizes = torch.tensor(own, device=logp_C.device)
-            sequence_C = torch.arange(len(own), device=logp_C.device).repeat_interleave(sizes, output_size=sum(own))
-            term = shares[role].term(signals_of(role, place, sequence_C, len(own), logp_N=logp_C))
-        return shares[role].objective.weight * torch.autograd.grad(term, logp_C)[0]
-
-    return Foreseen(chunks, slopes)
+    return chunks
 
 
 def _together(lengths: Sequence[int]) -> Iterator[list[int]]:
