@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -259,6 +260,33 @@ def test_a_prompt_is_answered_once(llama: Any, tokenizer: Any, monkeypatch: pyte
     answers = requests.generate(llama, tokenizer, [(50, 60), (70,), (50, 60)], max_new_tokens=3, progress=False)
     assert set(rows) == {2}
     assert answers[0] is answers[2]
+
+
+def test_what_the_model_is_known_to_say_is_not_decoded_again(
+    model: Any, tokenizer: Any, prompts: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever part of an answer is known, down to all of it, the answer is the same."""
+    early = plain_greedy(model, prompts[0], 4, [])[-1]
+    model.generation_config.eos_token_id = [early, 2]
+    ask = partial(requests.generate, model, tokenizer, prompts, max_new_tokens=12, progress=False)
+    plain = ask()
+    whole = [(*a.tokens, *([early] if a.finished else [])) for a in plain]
+    assert ask(begun=[tokens[: i % 5] for i, tokens in enumerate(whole)]) == plain
+    decoded: list[int] = []
+
+    def watched(model: Any, prompts: list[Any], *rest: Any, **options: Any) -> list[list[int]]:
+        decoded.append(len(prompts))
+        return []
+
+    monkeypatch.setattr(requests, "greedy", watched)
+    assert ask(begun=[(*tokens, 7) if a.finished else tokens for a, tokens in zip(plain, whole, strict=True)]) == plain
+    assert decoded == [0]
+
+
+@pytest.mark.parametrize("hits", [[], [True], [False, True], [True, True, False, True], [True, True]])
+def test_with_how_many_tokens_the_model_begins(hits: list[bool]) -> None:
+    found = requests.Score(np.zeros(len(hits), np.float32), np.array(hits, dtype=bool))
+    assert found.begins == next((i for i, hit in enumerate(hits) if not hit), len(hits))
 
 
 @pytest.mark.parametrize("built", KINDS, indirect=True)

@@ -76,6 +76,12 @@ class Score:
         return len(self.logps)
 
     @property
+    def begins(self) -> int:
+        """With how many of these tokens the model begins its own greedy answer; needs `details`."""
+        assert self.hits is not None
+        return int(np.cumprod(self.hits).sum())
+
+    @property
     def total(self) -> float:
         """Log-probability of the answer, in nats."""
         return float(self.logps.sum(dtype=np.float64))
@@ -173,6 +179,7 @@ def generate(
     prompts: Sequence[tuple[int, ...]],
     *,
     max_new_tokens: int,
+    begun: Sequence[tuple[int, ...]] | None = None,
     token_budget: int = GENERATE_BUDGET,
     progress: bool = True,
 ) -> list[Generation]:
@@ -180,13 +187,14 @@ def generate(
 
     Equal to generating one by one: prompts are padded on the left and begun longest first, at most `token_budget`
     tokens of cache under way (`decoding`), and a prompt that occurs twice is answered once. Ranks share the prompts as
-    in `at_answers`.
+    in `at_answers`. `begun` are the tokens with which the model is known to answer each prompt (`Score.begins`): they
+    are not decoded again.
     The model's own sampling settings (temperature, repetition penalty, …) take no part; `end_tokens` end an answer,
     and so does the model's context length.
     """
-    distinct = list(dict.fromkeys(prompts))
     context = context_length(model)
     ends = end_tokens(model, tokenizer)
+    stops = set(ends)
     config = GenerationConfig(
         do_sample=False,
         num_beams=1,
@@ -196,23 +204,28 @@ def generate(
         pad_token_id=ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         eos_token_id=ends,
     )
-    caps = {p: min(max_new_tokens, context - len(p)) for p in distinct}
-    asked = _own_part(model, sorted((p for p in distinct if caps[p] > 0), key=len, reverse=True))
-    rows = max(1, token_budget // (len(asked[0]) + max_new_tokens)) if asked else 0
-    stops, answers = set(ends), dict[tuple[int, ...], Generation]()
+    answers: dict[tuple[int, ...], tuple[int, ...]] = dict.fromkeys(prompts, ())
+    caps = {p: max(0, min(max_new_tokens, context - len(p))) for p in answers}
+    for prompt, first in zip(prompts, begun or [()] * len(prompts), strict=True):
+        over = next((i + 1 for i, token in enumerate(first) if token in stops), len(first))
+        answers[prompt] = max(answers[prompt], first[: min(over, caps[prompt])], key=len)
+    going = [p for p, known in answers.items() if len(known) < caps[p] and not stops.intersection(known[-1:])]
+    asked = _own_part(model, sorted(going, key=lambda p: len(p) + len(answers[p]), reverse=True))
+    rows = max(1, token_budget // (max(map(len, asked)) + max_new_tokens)) if asked else 0
     with (
         _evaluating(model),
         _own_generation_config_set_aside(model),
         tqdm(total=len(asked), desc="generate", leave=False, disable=not progress) as bar,
     ):
-        told = greedy(model, asked, [caps[p] for p in asked], config, rows=rows, ended=bar.update)
-    for prompt, new in zip(asked, told, strict=True):
-        finished = new[-1] in stops
+        texts, left = [p + answers[p] for p in asked], [caps[p] - len(answers[p]) for p in asked]
+        told = greedy(model, texts, left, config, rows=rows, ended=bar.update)
+    answers |= ranks.merged({p: (*answers[p], *new) for p, new in zip(asked, told, strict=True)})
+    found: dict[tuple[int, ...], Generation] = {}
+    for prompt, new in answers.items():
+        finished = bool(stops.intersection(new[-1:]))
         new = new[:-1] if finished else new
-        text = tokenizer.decode(new, skip_special_tokens=True).strip()
-        answers[prompt] = Generation(text, tuple(new), finished)
-    answers = ranks.merged(answers)
-    return [answers.get(p) or Generation("", (), finished=False) for p in prompts]
+        found[prompt] = Generation(tokenizer.decode(new, skip_special_tokens=True).strip(), new, finished)
+    return [found[p] for p in prompts]
 
 
 def context_length(model: Any) -> int:

@@ -49,6 +49,10 @@ class _Asked:
     def prompt(self) -> tuple[int, ...]:
         return self.sequences[0].input_ids[: self.sequences[0].start]
 
+    @property
+    def answer(self) -> tuple[int, ...]:
+        return self.sequences[0].input_ids[self.sequences[0].start :]
+
 
 def evaluate(
     model: Any,
@@ -98,29 +102,37 @@ def evaluate(
         name: [_ask(q, tokenizer) for q in (rows if name == FORGET else rows[:limit])]
         for name, rows in questions.items()
     }
-    flat = requests.ask_scores([sequence for rows in asked.values() for a in rows for sequence in a.sequences])
-    remembered = [a.sequences[0] for a in asked.get(FORGET, [])] if generate else []
-    details = requests.ask_scores(remembered, details=True)
+    own = requests.ask_scores([a.sequences[0] for rows in asked.values() for a in rows], details=generate)
+    flat = requests.ask_scores([sequence for rows in asked.values() for a in rows for sequence in a.sequences[1:]])
     asks = also.asks(model, tokenizer) if also is not None else []
-    found, own, *others = requests.at_answers(model, [flat, details, *asks], progress=progress)
-    scores = iter(requests.scores(flat, found))
+    found_own, found, *others = requests.at_answers(model, [own, flat, *asks], progress=progress)
+    answers, scores = iter(requests.scores(own, found_own)), iter(requests.scores(flat, found))
+    answered = {name: list(islice(answers, len(rows))) for name, rows in asked.items()}
     records = {
         name: [
-            _record(i, a.question, list(islice(scores, len(a.sequences))), name in benchmark.choice_sets)
-            for i, a in enumerate(rows)
+            _record(i, a.question, [answer, *islice(scores, len(a.sequences) - 1)], name in benchmark.choice_sets)
+            for i, (a, answer) in enumerate(zip(rows, answered[name], strict=True))
         ]
         for name, rows in asked.items()
     }
-    for record, score in zip(records.get(FORGET, []), requests.scores(details, own), strict=generate):
-        assert score.hits is not None
-        record["extraction_strength"] = extraction_strength(score.hits)
-        record["exact_memorization"] = exact_memorization(score.hits)
     if generate:
+        for record, answer in zip(records.get(FORGET, []), answered.get(FORGET, []), strict=True):
+            assert answer.hits is not None
+            record["extraction_strength"] = extraction_strength(answer.hits)
+            record["exact_memorization"] = exact_memorization(answer.hits)
         cap = max_new_tokens or answer_cap(questions.values(), tokenizer)
-        told = [(records[name][i], a) for name, rows in asked.items() for i, a in enumerate(rows[:limit])]
-        prompts = [a.prompt for _, a in told]
-        generations = requests.generate(model, tokenizer, prompts, max_new_tokens=cap, progress=progress)
-        for (record, _), generation in zip(told, generations, strict=True):
+        told = [
+            (records[name][i], a, answered[name][i]) for name, rows in asked.items() for i, a in enumerate(rows[:limit])
+        ]
+        generations = requests.generate(
+            model,
+            tokenizer,
+            [a.prompt for _, a, _ in told],
+            begun=[a.answer[: answer.begins] for _, a, answer in told],
+            max_new_tokens=cap,
+            progress=progress,
+        )
+        for (record, _, _), generation in zip(told, generations, strict=True):
             record.update(_generation_fields(generation, record["answer"], cap))
     metrics = _summary(records)
     if retrained_records is not None and _present(records.get(FORGET, []), "truth_ratio"):
