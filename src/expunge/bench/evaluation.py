@@ -102,8 +102,8 @@ utility, with a paraphrase and five wrong answers (or three wrong choices), and 
         [HEADS, [":--", ":--", *["--:"] * 3], *cells(found)],
         f"Naive: one set and kind of answer after another in file order, {BATCH} at a time, padded, dense float32 "
         f"logits. With\nexamples: {PROMPTS['with examples']} tokens, the same for all, stand before each question. "
-        "Scores: without greedy answers. Retain known:\nthe model answers the retain questions rightly, as an unlearned one "
-        "should; elsewhere it knows nothing. Both ways\nfound the same numbers to 1e-5.",
+        "Scores: without greedy answers. Retain known:\nthe model answers the retain questions rightly, as it should "
+        "after unlearning; elsewhere it knows nothing. Both\nways found the same numbers to 1e-5.",
         found,
     )
 
