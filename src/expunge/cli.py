@@ -240,6 +240,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--by", help="of growth, which sizes, written out or a file: {vocabulary: [8192, 16384]}")
     sub.add_argument("--sequences", type=int, default=8, help="of a training step (default %(default)s)")
     sub.add_argument("--length", type=int, help="tokens of each (default 256; 64 for the tiny shape)")
+    sub.add_argument("--checkpointing", action="store_true", help="training: make activations again in the backward")
     sub.add_argument("--questions", type=int, default=40, help="of an evaluation's forget set (default %(default)s)")
     sub.add_argument("--threads", type=int, help="CPU threads (default all)")
     sub.add_argument("--markdown", type=Path, help="also write the table to this file")
@@ -529,9 +530,10 @@ def _bench(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
                 f"{', '.join(training.METHODS)}."
             )
         size = {"sequences": args.sequences, "length": args.length or usual_length(shape)}
-        found = training.measure(shape, methods=methods, threads=args.threads, **size)
+        found = training.measure(shape, methods=methods, checkpointing=args.checkpointing, threads=args.threads, **size)
         command += f" --methods {args.methods}" if args.methods else ""
         command += f" --sequences {size['sequences']} --length {size['length']}"
+        command += " --checkpointing" if args.checkpointing else ""
     command += f" --threads {args.threads}" if args.threads else ""
     if args.markdown is not None:
         args.markdown.parent.mkdir(parents=True, exist_ok=True)

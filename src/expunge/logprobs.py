@@ -211,6 +211,7 @@ def logp_of(target_C: Tensor) -> Measure:
 
     def measure(z_CV: Tensor) -> tuple[Tensor, Tensor]:
         logp_CV, target_C1 = z_CV.log_softmax(-1), target_C[:, None]
+        del z_CV
         logp_C = logp_CV.gather(-1, target_C1)[:, 0]
         slope_CV = logp_CV.exp_().neg_()
         return logp_C, slope_CV.scatter_add_(-1, target_C1, torch.ones_like(slope_CV[:, :1]))
@@ -224,6 +225,7 @@ def divergence_from(reference_CD: Tensor, reference_head: Head, target_C: Tensor
 
     def measure(z_CV: Tensor) -> tuple[Tensor, Tensor]:
         logp_CV = z_CV.log_softmax(-1)
+        del z_CV
         logq_CV = _reference_logps(reference_CD, reference_head, target_C, divergence)
         if divergence.kind == "reverse":
             p_CV, change_CV = logp_CV.exp(), logp_CV.sub_(logq_CV)
@@ -286,14 +288,13 @@ def _go_through(
     numbers, seen, d_hidden_ND = [], [], torch.empty_like(hidden_ND)
     d_weight_VD = torch.zeros_like(weight_VD) if trains else None
     for chunk in chunks:
-        z_CV = head.logits(hidden_ND[chunk.own])
-        # tanh's own slope, before the logits are written over.
-        damped_CV = None if head.softcap is None else 1 - (z_CV / head.softcap).square()
-        number_C, slope_CV = chunk.measure(z_CV)
-        del z_CV
+        if head.softcap is None:
+            number_C, slope_CV = chunk.measure(head.logits(hidden_ND[chunk.own]))  # which lets go of them first
+        else:
+            z_CV = head.logits(hidden_ND[chunk.own])
+            number_C, slope_CV = chunk.measure(z_CV)
+            slope_CV *= 1 - (z_CV / head.softcap).square()  # tanh's own slope
         numbers.append(number_C)
-        if damped_CV is not None:
-            slope_CV *= damped_CV
         slope_CV = (slope_CV * head.scale if head.scale != 1.0 else slope_CV).to(weight_VD.dtype)
         d_hidden_ND[chunk.own] = slope_CV @ weight_VD
         if d_weight_VD is not None:

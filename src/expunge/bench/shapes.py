@@ -9,7 +9,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama's size. `heads` of 64 or 128 dimensions each, `kv_heads` of them with keys and values of their own."""
+    """A Llama's size. `heads` of 64 or 128 dimensions each, `kv_heads` of them with keys and values of their own.
+
+    With `checkpointing` it makes its layers' activations again in the backward instead of keeping them.
+    """
 
     layers: int
     hidden: int
@@ -17,6 +20,7 @@ class Shape:
     heads: int
     kv_heads: int
     vocab: int
+    checkpointing: bool = False
 
     def build(self, device: torch.device, dtype: torch.dtype) -> Any:
         """The model, randomly initialised on the device; the same for every call."""
@@ -34,7 +38,10 @@ class Shape:
             pad_token_id=0,
         )
         with torch.device(device):
-            return LlamaForCausalLM._from_config(config, dtype=dtype).eval()
+            model: Any = LlamaForCausalLM._from_config(config, dtype=dtype).eval()
+        if self.checkpointing:
+            model.gradient_checkpointing_enable()
+        return model
 
 
 SHAPES = {

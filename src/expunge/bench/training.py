@@ -13,6 +13,7 @@ import gc
 import statistics
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -40,20 +41,20 @@ Step = Callable[[], Tensor]
 
 def measure(
     shape: str, *, methods: tuple[str, ...] = METHODS, sequences: int = 8, length: int = 256,
-    rounds: int | None = None, threads: int | None = None, memory: bool = True,
+    checkpointing: bool = False, rounds: int | None = None, threads: int | None = None, memory: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """`{shape, device, …, rows}`; a row: `{objective, shape, device, step_ms, peak_mib, tokens_per_s, mfu}`.
 
     The last four are by kind; MFU, which only CUDA has, is the share of the device's dense bfloat16 speed that the
     operations of plain fine-tuning on these tokens take. `sequences` of `length` tokens, half of them to forget, every
-    token supervised. ULD's naive step is a dense one of the whole model on both sides; its own runs the assistant's
-    layers alone.
+    token supervised; with `checkpointing` all three make their layers' activations again in the backward. ULD's naive
+    step is a dense one of the whole model on both sides; its own runs the assistant's layers alone.
     """
     from tqdm.auto import tqdm
 
     if threads is not None:
         torch.set_num_threads(threads)
-    about, size = versions(), SHAPES[shape]
+    about, size = versions(), replace(SHAPES[shape], checkpointing=checkpointing)
     rounds = rounds or (3 if shape == "tiny" else 5)
     floors: dict[int, float | None] = {}
     rows = []
@@ -75,7 +76,8 @@ def measure(
         if torch.cuda.is_available() and method != "uld":  # whose steps are of different models
             row["mfu"] = {kind: utilisation(useful, ms, about["device"]) for kind, ms in row["step_ms"].items()}
         rows.append(row)
-    return {"shape": shape, "sequences": sequences, "length": length, **about, "rows": rows}
+    size_of = {"shape": shape, "sequences": sequences, "length": length, "checkpointing": checkpointing}
+    return {**size_of, **about, "rows": rows}
 
 
 def prepare(
@@ -158,11 +160,13 @@ def cells(found: dict[str, Any]) -> list[list[str]]:
 
 def markdown(found: dict[str, Any], *, command: str) -> str:
     """The same as a page, with the command that repeats it and what it ran on."""
+    again = ", layers' activations made again" if found["checkpointing"] else ""
     return page(
         f"""# What an unlearning step costs
 
 Forward and backward of {found["sequences"]} sequences of {found["length"]} tokens, half of them to forget, every token
-supervised; medians in one process, and the peak of memory beyond weights and optimizer in a process for each:""",
+supervised{again}; medians in one process, and the peak of memory beyond weights and optimizer in a process
+for each:""",
         command,
         [HEADS, [":--", *["--:"] * (len(HEADS) - 1)], *cells(found)],
         "Floor: plain fine-tuning on the same tokens. Naive: a forward for each role and each model, dense float32 "
