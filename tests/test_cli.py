@@ -16,8 +16,9 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 import expunge
-from expunge.cli import TABLE, _print_results, main
+from expunge.cli import main
 from expunge.models import save
+from expunge.terminal import TABLE, print_results
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -323,7 +324,7 @@ def test_the_table_fits_a_terminal_of_80(capsys: pytest.CaptureFixture[str], mon
         {"method": name, "benchmark": "b", "split": "s", "seed": 0, "metrics": metrics, "seconds": seconds}
         for name, seconds in (("target", None), ("uld_distilled", 99.94), ("offset-npo+nll", 12345.6))
     ]
-    _print_results(rows, "runs/x", as_json=False)
+    print_results(rows, "runs/x", as_json=False)
     out = capsys.readouterr().out
     assert "…" not in out and max(map(len, out.splitlines())) <= 80
     assert [line.split()[-1] for line in out.splitlines() if line.startswith((" uld", " offset"))] == ["99.9", "12346"]
