@@ -24,6 +24,7 @@ from expunge.data.pairs import Item, PairedDataset, PairSampler, Role, Sets
 from expunge.logprobs import CHUNK, decoder_layers, forward_supervised
 from expunge.objectives.base import Needs
 from expunge.reference import choose_kind
+from expunge.signals import one_number
 from expunge.trainer import UnlearnConfig
 
 MIB = 2**20
@@ -85,7 +86,9 @@ def peak(
     numbers they hold. `gives_back` says of the allocator what is otherwise known from the device.
     """
     head, layers = model.get_output_embeddings(), len(decoder_layers(model))
-    passes = any(n.logp or n.uniform_ce for n in needs.values()) + sum(n.divergence is not None for n in needs.values())
+    asked = [own for own in needs.values() if own.head]
+    passes = any(n.logp or n.uniform_ce for n in asked) + sum(n.divergence is not None for n in asked)
+    passes = min(passes, 1) if all(map(one_number, asked)) else passes
     gradients = _bytes(p for p in model.parameters() if p.requires_grad)
     early = passes * _bytes(p for p in head.parameters() if p.requires_grad)
     early = 0.0 if dense is not None else early
@@ -181,11 +184,11 @@ def _batch(items: Sequence[Item], sets: Sets) -> Batch:
 
 
 def _at_head(batch: Batch, needs: Mapping[Role, Needs]) -> int:
-    """Rows of V numbers held at once: logits and slopes; for a divergence the reference's and products of both, too."""
+    """Rows of V numbers held at once: logits and slopes; for a divergence the reference's, too."""
     counts = batch.supervised
     plain = sum(counts[role] for role, own in needs.items() if own.logp or own.uniform_ce)
     compared = max((counts[role] for role, own in needs.items() if own.divergence is not None), default=0)
-    return max(2 * min(CHUNK, plain), 7 * min(CHUNK, compared))
+    return max(2 * min(CHUNK, plain), 3 * min(CHUNK, compared))
 
 
 def _kept(model: Any, batch: Batch, args: UnlearnConfig, *, layer: int | None, head: bool) -> float:

@@ -55,6 +55,14 @@ def needs_by_role(objective: Objective | None, retain: Objective | None) -> dict
     }
 
 
+def one_number(needs: Needs) -> str:
+    """The one signal that is asked of the head; empty where it is more than one, or refusals matter too."""
+    asked = replace(needs, reference_logp=False, surprisal=False)
+    if asked == Needs(logp=True):
+        return "logp_N"
+    return "divergence_N" if asked == Needs(divergence=needs.divergence) else ""
+
+
 def gather_signals(
     model: nn.Module,
     batch: Mapping[str, Tensor],
@@ -113,7 +121,7 @@ def gather_signals(
         if chunks is not None:
             number_N = token_numbers(torch.cat([hidden_ND[slices[role]] for role in wanted]), head, chunks)
             for role, part in zip(wanted, number_N.split([tokens[role] for role in wanted]), strict=True):
-                found[role][_only(needs[role])] = part
+                found[role][one_number(needs[role])] = part
             return found
         wanted = [role for role in present if needs[role].logp or needs[role].uniform_ce]
         if wanted:
@@ -156,14 +164,6 @@ def gather_signals(
     return result
 
 
-def _only(needs: Needs) -> str:
-    """The one signal that is asked of the head; empty where it is more than one, or refusals matter too."""
-    asked = replace(needs, reference_logp=False, surprisal=False)
-    if asked == Needs(logp=True):
-        return "logp_N"
-    return "divergence_N" if asked == Needs(divergence=needs.divergence) else ""
-
-
 def _foresee(
     wanted: Sequence[Role],
     needs: Mapping[Role, Needs],
@@ -179,7 +179,7 @@ def _foresee(
     a chunk.
     """
     for role in wanted:
-        if role not in shares or not _only(needs[role]):
+        if role not in shares or not one_number(needs[role]):
             return None
         if shares[role].objective.per == "sequence" and max(lengths[role]) > CHUNK:
             return None
@@ -190,7 +190,7 @@ def _foresee(
             size_B = torch.tensor(sizes, device=number_C.device)
             sequence_C = torch.arange(len(sizes), device=number_C.device)
             sequence_C = sequence_C.repeat_interleave(size_B, output_size=sum(sizes))
-            signals = signals_of(role, place, sequence_C, len(sizes), **{_only(needs[role]): number_C})
+            signals = signals_of(role, place, sequence_C, len(sizes), **{one_number(needs[role]): number_C})
             term = shares[role].term(signals)
         return shares[role].objective.weight * torch.autograd.grad(term, number_C)[0]
 

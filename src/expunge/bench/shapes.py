@@ -40,7 +40,7 @@ class Shape:
         with torch.device(device):
             model: Any = LlamaForCausalLM._from_config(config, dtype=dtype).eval()
         if self.checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         return model
 
 
