@@ -114,6 +114,7 @@ def test_variants_go_to_who_trains_on_them(table: Path) -> None:
         (["small.yaml", "--splits", "forget2"], "--splits: no 'forget2'. Did you mean 'forget20'?"),
         (["small.yaml", "--recipe-set", "other", "--splits", "forget10"], "--splits: no 'forget10'. Known: none."),
         (["small.yaml", "--seeds", "0"], "--seeds: 0 are none; give 1 or more."),
+        (["choosing", "--seeds", "3"], "--seeds: choosing names the seeds of its runs itself; leave the option out."),
         (["small.yaml", "--seed", "3"], "--seed: the reproduction decides it; use --seeds."),
         (["small.yaml", "--train.epochs", "3"], "the command line: unknown key 'train.epochs'."),
         (["small.yaml", "--no-run"], "small: no run has results yet; the same command without --no-run makes them."),
@@ -143,8 +144,9 @@ def test_every_run_of_it_is_a_recipe(name: str, tmp_path: Path) -> None:
     assert set(what.columns) <= {*METRICS, "seconds"}
     assert bool(what.rows) == bool(what.columns)
     for chosen in what.sets:
+        seeds = None if any("seed" in run.keys for run in what.sets[chosen].runs) else 2
         for splits in ([split] for split in what.sets[chosen].splits or [""]):
-            jobs = what.jobs(path, runs=tmp_path, recipe_set=chosen, splits=splits if splits[0] else (), seeds=2)
+            jobs = what.jobs(path, runs=tmp_path, recipe_set=chosen, splits=splits if splits[0] else (), seeds=seeds)
             assert len({job.out for job in jobs}) == len(jobs)
             assert all(missing(job) for job in jobs)
 

@@ -113,8 +113,8 @@ class Reproduction(Section):
 
         `overrides` set further keys of every recipe; `augment` only of those with a method that trains on variants.
         Benchmarks that are generated, variants and all, take neither `benchmark.path` nor the variants beside it.
-        All seeds unlearn the same target. Raises `UserError` for a split that the set does not know, and for keys that
-        are not to be set.
+        All seeds unlearn the same target. Raises `UserError` for a split that the set does not know, for keys that are
+        not to be set, and for `seeds` where runs have their own.
         """
         chosen = self.recipe_set(recipe_set)
         for key, _ in overrides:
@@ -125,6 +125,8 @@ class Reproduction(Section):
             raise UserError(f"--splits: no {unknown[0]!r}.{did_you_mean(unknown[0], chosen.splits)} Known: {known}.")
         if seeds is not None and seeds < 1:
             raise UserError(f"--seeds: {seeds} are none; give 1 or more.")
+        if seeds is not None and any("seed" in run.keys for run in chosen.runs):
+            raise UserError(f"--seeds: {path.stem} names the seeds of its runs itself; leave the option out.")
         found: list[Job] = []
         for split in splits or list(chosen.splits)[:1] or [None]:
             for run in chosen.runs:
