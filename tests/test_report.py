@@ -430,6 +430,13 @@ def test_a_method_that_changed_next_to_nothing_is_named_with_the_remedy(tmp_path
     assert "npo+kl forgot" not in says
 
 
+def test_a_target_that_hardly_knew_is_said_to(tmp_path: Path) -> None:
+    run = make_run(tmp_path, methods=some("uld"), records=False)
+    edit(run, lambda row: row["metrics"].update({"forget_probability": 0.126} if row["method"] == "target" else {}))
+    says = verdict(sections([run])[0])
+    assert says.startswith("The target hardly knew the forget answers (probability .126), so what follows says little;")
+
+
 def test_what_would_make_forget_quality_known(tmp_path: Path) -> None:
     run = make_run(tmp_path, methods=some("uld"), benchmark="custom", records=False)
 

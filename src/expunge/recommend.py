@@ -22,8 +22,8 @@ def recommend(benchmark: Benchmark) -> Recommendation:
     if not benchmark.retain:
         return Recommendation(
             {"forget": "undial"},
-            "without retain rows it is the one that too high a learning rate does not ruin; a retain set (--retain FILE) "
-            "is worth more than any choice of method",
+            "without retain rows it is the one that too high a learning rate does not ruin; a retain set "
+            "(--retain FILE) is worth more than any choice of method",
         )
     return Recommendation(
         {"forget": "uld_distilled"},

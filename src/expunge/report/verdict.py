@@ -41,6 +41,11 @@ def _pointless(section: Section, aim: str) -> Iterator[str]:
     if quality is not None and quality >= LEVEL:
         yield "The target itself, before unlearning, cannot be told from the retrained model"
         yield f"(forget quality {show(aim, quality)}): it had nothing to forget, and what follows says little."
+        return
+    known = target.value("forget_probability") if target else None
+    if known is not None and known < CLEAR:
+        yield f"The target hardly knew the forget answers (probability {show('forget_probability', known)}), so what"
+        yield "follows says little; one that was trained here wants more finetune.epochs."
 
 
 def _unmoved(section: Section) -> Iterator[str]:

@@ -76,7 +76,9 @@ def print_outcome(rows: Sequence[Row], objectives: Objectives, out: Path, *, kee
     if not finished:
         return
     name = _label(objectives[1])
-    if (best := next((row for row in rows if row["best"]), None)) is None:
+    if (best := next((row for row in rows if row["best"]), None)) is None and all(r["kept"] is None for r in finished):
+        console.print(f"The target's own {name} is 0, so no trial can keep a share of it; choose with --keep 0.")
+    elif best is None:
         console.print(f"No trial keeps {keep:.0%} of the target's {name}; choose with a lower --keep.")
     else:
         here = (out / "best").is_symlink()
