@@ -115,7 +115,7 @@ def test_a_method_that_destroys_the_model_is_stopped(tmp_path: Path) -> None:
     assert all(value.isfinite().all() for value in saved.state_dict().values())
     assert not list((tmp_path / "held").glob("checkpoint-*"))
     assert held["stopped"]["epoch"] == len(ways[1])
-    page = write_markdown([tmp_path / "held"], tmp_path / "page.md", command="x").read_text(encoding="utf-8")
+    page = write_markdown([tmp_path / "held"], tmp_path / "page.md").read_text(encoding="utf-8")
     assert f"ga, seed 0 {held['stopped']['why']}." in page
     assert show("", ways[1][-1]) in held["stopped"]["why"]
     assert held["stopped"]["why"] in (tmp_path / "held" / "report.html").read_text(encoding="utf-8").replace(

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -310,7 +311,7 @@ def test_groups_of_metrics_have_tables_of_their_own(tmp_path: Path) -> None:
     own |= {"membership_loss": 0.75, "membership_loss_fm": -4.25, "membership_loss_rm": -2.25, "bbh": 0.76}
     edit(run, lambda row: row.update(metrics=own))
     page = Page(write_report([run], tmp_path / "report.html"))
-    text = write_markdown([run], tmp_path / "page.md", command="x").read_text(encoding="utf-8")
+    text = write_markdown([run], tmp_path / "deep" / "page.md").read_text(encoding="utf-8")
     for title, heads, line in (
         ("Adversarial questions by kind", "AA, role play ↓", ".740"),
         ("Membership inference", "membership (loss) ≈ | FM score (loss) ≈ | RM score (loss) ≈", ".750 | -4.25 | -2.25"),
@@ -484,7 +485,9 @@ def test_a_target_that_never_learned_is_said_first(tmp_path: Path) -> None:
     assert verdict(sections([run])[0]).startswith("The target itself, before unlearning, cannot be told from")
 
 
-def test_markdown_has_the_results_numbers_and_nothing_else(run: Path, tmp_path: Path) -> None:
+def test_markdown_has_the_results_numbers_and_nothing_else(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = load_results(run)
     head, _, *lines = markdown_table(rows).splitlines()
     keys = ["forget_quality", "forget_probability", "forget_rouge_l_recall", "forget_truth_ratio", "degeneration",
@@ -495,7 +498,9 @@ def test_markdown_has_the_results_numbers_and_nothing_else(run: Path, tmp_path: 
         assert cells[0] == row["method"] and cells[2] == str(row["seed"])
         for key, cell in zip(keys, cells[3:], strict=False):
             assert float(cell) == pytest.approx(row["metrics"][key], rel=0.06 if "e" in cell else 0, abs=5.1e-4)
-    out = write_markdown([run], tmp_path / "docs" / "tofu.md", command="expunge report runs/x --markdown tofu.md")
+    shutil.copytree(run, tmp_path / "runs" / "x")
+    monkeypatch.chdir(tmp_path)
+    out = write_markdown([Path("runs/x")], Path("tofu.md"))
     text = out.read_text(encoding="utf-8")
     assert markdown_table(rows) in text and "    expunge report runs/x --markdown tofu.md" in text
     assert "- Seed: 0" in text and "- machine: 2 CPU cores" in text and "## tofu · forget10" in text
@@ -579,7 +584,7 @@ def test_splits_stand_side_by_side_in_table_and_picture(tmp_path: Path) -> None:
 def test_no_two_marks_or_names_of_a_picture_touch(splits: list[str], methods: int, bands: int, tmp_path: Path) -> None:
     names = [f"method{k}+nll" for k in range(methods)]
     runs = make_splits(tmp_path, splits, COMPLETION, names, seeds=(0, 1))
-    write_markdown(runs, tmp_path / "page.md", command="x")
+    write_markdown(runs, tmp_path / "page.md")
     svg = (tmp_path / "page.svg").read_text(encoding="utf-8")
     width, height = map(float, re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0])
     spots = list(marks(svg).values())
@@ -627,7 +632,7 @@ def test_a_split_without_a_method_has_a_gap(tmp_path: Path) -> None:
     runs = make_splits(tmp_path, ["a-x", "a-y"], COMPLETION, ["ga", "uld"])
     rows = load_results(runs[1])
     (runs[1] / "results.json").write_text(json.dumps([row for row in rows if row["method"] != "ga"]))
-    text = write_markdown(runs, tmp_path / "page.md", command="x").read_text(encoding="utf-8")
+    text = write_markdown(runs, tmp_path / "page.md").read_text(encoding="utf-8")
     line = next(line for line in text.splitlines() if line.startswith("| ga |"))
     assert (
         line.endswith("| – / – | – / – |")

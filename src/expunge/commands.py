@@ -203,8 +203,7 @@ def report(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     from expunge.report import write_markdown, write_report
 
     if args.markdown is not None:
-        command = "expunge report " + " ".join(str(d) for d in args.directory) + f" --markdown {args.markdown}"
-        print(write_markdown(args.directory, args.markdown, command=command))
+        print(write_markdown(args.directory, args.markdown))
     else:
         print(write_report(args.directory, args.out or args.directory[0] / "report.html"))
 

@@ -66,9 +66,8 @@ def run_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, wo
     assert recipe.out is not None
     folders = [own.out for own in each if own.out is not None]
     _report(folders, recipe.out / "report.html")
-    tables = recipe.out / "results.md"
     if ranks.first():
-        write_markdown(folders, tables, command=f"expunge report {' '.join(map(str, folders))} --markdown {tables}")
+        write_markdown(folders, recipe.out / "results.md")
     return [row for rows in found for row in rows]
 
 

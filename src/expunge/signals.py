@@ -88,9 +88,13 @@ def gather_signals(
     slices = dict(zip(Role, slices_of(tokens), strict=True))
     vocab_size = vocabulary_size(model)
 
+    def within(role: Role, own: slice) -> slice:
+        """Where `own` of the batch's tokens are among the role's."""
+        return slice(own.start - slices[role].start, own.stop - slices[role].start)
+
     def signals_of(role: Role, own: slice, sequence_N: Tensor, sequences: int, **found: Any) -> Signals:
         """Of some of a role's tokens, `own` among the batch's: `found`, and what is known without the model."""
-        at = slice(own.start - slices[role].start, own.stop - slices[role].start)
+        at = within(role, own)
         known = start.get(role, ReferenceSignals())
         others = {
             "reference_logp_N": None if known.logp_N is None else known.logp_N[at],
@@ -109,8 +113,7 @@ def gather_signals(
         if divergence is None:
             return logp_of(target_N[own])
         assert reference is not None and hidden is not None
-        at = slice(own.start - slices[role].start, own.stop - slices[role].start)
-        return divergence_from(hidden[at], reference.head_for(role), target_N[own], divergence)
+        return divergence_from(hidden[within(role, own)], reference.head_for(role), target_N[own], divergence)
 
     def at_head(hidden_ND: Tensor, head: Head) -> dict[Role, dict[str, Tensor]]:
         found: dict[Role, dict[str, Tensor]] = {role: {} for role in Role}

@@ -22,10 +22,8 @@ from expunge.bench.turns import milliseconds, page
 from expunge.data.benchmark import Benchmark, Question
 from expunge.data.encode import Encoded, encode, with_answer
 from expunge.evals import metrics as m
-from expunge.evals import tofu
+from expunge.evals import requests, tofu
 from expunge.evals.memorization import exact_memorization
-from expunge.evals.requests import end_tokens
-from expunge.evals.requests import generate as answer_all
 from expunge.measure import versions
 
 Records = dict[str, list[dict[str, Any]]]
@@ -161,7 +159,7 @@ def _scores(model: Any, sequences: Sequence[Encoded]) -> list[tuple[Tensor, Tens
 
 
 def _told(model: Any, tokenizer: Any, answers: Sequence[Encoded], cap: int) -> Iterator[str]:
-    ends = end_tokens(model, tokenizer)
+    ends = requests.end_tokens(model, tokenizer)
     config = GenerationConfig(do_sample=False, max_new_tokens=cap, pad_token_id=ends[0], eos_token_id=ends)
     for i in range(0, len(answers), BATCH):
         prompts = [a.input_ids[: a.start] for a in answers[i : i + BATCH]]
@@ -209,7 +207,7 @@ def _let_know(model: Any, tokenizer: Any, benchmark: Benchmark) -> None:
     questions = benchmark.questions["retain"]
     prompts = [a.input_ids[: a.start] for a in tofu.encode_answers(questions, tokenizer)]
     cap = tofu.answer_cap(benchmark.questions.values(), tokenizer)
-    told = answer_all(model, tokenizer, prompts, max_new_tokens=cap, progress=False)
+    told = requests.generate(model, tokenizer, prompts, max_new_tokens=cap, progress=False)
     benchmark.questions["retain"] = [
         replace(q, answer=own.text, row={**(q.row or {}), "completion": " " + own.text}) if own.tokens else q
         for q, own in zip(questions, told, strict=True)

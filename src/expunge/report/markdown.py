@@ -84,13 +84,14 @@ def table_lines(cells: Sequence[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in cells)
 
 
-def write_markdown(directories: Sequence[Path], out: Path, *, command: str) -> Path:
-    """Write a table per split with seeds, versions and machine, and the `command` that repeats it; returns `out`.
+def write_markdown(directories: Sequence[Path], out: Path) -> Path:
+    """Write a table per split with seeds, versions and machine, and the command that repeats it; returns `out`.
 
     Where splits stand side by side, their table and picture come first; the picture is written beside `out`.
     """
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
+    command = f"expunge report {' '.join(map(str, directories))} --markdown {out}"
     text = ["# Results", "", "Every number below was written by this command:", "", f"    {command}", ""]
     found = sections(directories)
     together = overviews(found)

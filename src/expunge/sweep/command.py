@@ -278,8 +278,7 @@ def _conclude(rows: list[Row], this: Sweep) -> list[Row]:
     if folders := [folder for _, folder in _finished_here(rows, this)]:
         picture = pareto(this.out)
         write_report(folders, this.out / "report.html", first=[picture] if picture else [])
-        page = this.out / "results.md"
-        write_markdown(folders, page, command=f"expunge report {' '.join(map(str, folders))} --markdown {page}")
+        write_markdown(folders, this.out / "results.md")
     link = this.out / "best"
     link.unlink(missing_ok=True)
     for row in rows:
