@@ -1,5 +1,6 @@
-"""The same losses as they are usually written: whole logits of every position in float32, a forward for each role and
-each model. What `bench` measures against, and an oracle for the tests.
+"""The same losses as open-unlearning and its kin write them: a forward for each role and each model with labels, so that
+the model's own loss is computed each time, wanted or not; whole logits of every position in float32; and KL's retain rows
+go through the model twice. What `bench` measures against, and an oracle for the tests.
 
 Shapes: B sequences, T positions, V vocabulary; labels [B, T] are −100 where nothing is supervised.
 """
@@ -12,97 +13,112 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Batch = dict[str, Tensor]
+Found = tuple[Tensor, Any]
+"""A loss, and what the model said."""
 
 
 def loss(name: str, model: Any, reference: Any, forget: Batch, retain: Batch | None, refusal: Batch | None) -> Tensor:
     """The loss of method `name` (`npo+kl`), weight 1 and default options; `reference` is a frozen copy of the start."""
     first, _, second = name.partition("+")
-    total = FORGET[first](model, reference, forget, refusal)
+    total, _kept = FORGET[first](model, reference, forget, refusal)  # outputs are returned with the loss, so they stay
     return total if retain is None or not second else total + RETAIN[second](model, reference, retain)
 
 
-def _logits(model: Any, batch: Batch) -> Tensor:
-    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits.float()
+def _forward(model: Any, batch: Batch) -> Any:
+    own = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+    return model(**own, use_cache=False)
 
 
 @torch.no_grad()
-def _start(reference: Any, batch: Batch) -> Tensor:
-    return _logits(reference, batch)
+def _start(reference: Any, batch: Batch) -> Any:
+    return _forward(reference, batch)
 
 
-def _shifted(logits_BTV: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def _shifted(outputs: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Logits [B, T−1, V], the tokens that they predict (0 where none), and where there is one."""
     labels_BT = batch["labels"][:, 1:]
-    return logits_BTV[:, :-1], labels_BT.clamp(min=0), labels_BT != -100
+    return outputs.logits[:, :-1].float().contiguous(), labels_BT.clamp(min=0), labels_BT != -100
 
 
-def _token_logps(logits_BTV: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    z_BTV, target_BT, mask_BT = _shifted(logits_BTV, batch)
-    return z_BTV.log_softmax(-1).gather(-1, target_BT[..., None])[..., 0] * mask_BT, mask_BT
+def _token_logps(outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    z_BTV, target_BT, mask_BT = _shifted(outputs, batch)
+    return -F.cross_entropy(z_BTV.transpose(1, 2), target_BT, reduction="none") * mask_BT, mask_BT
 
 
 def _mean(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
     return (x_BT * mask_BT).sum() / mask_BT.sum()
 
 
-def _ga(model: Any, _reference: Any, batch: Batch, _refusal: Batch | None) -> Tensor:
-    return _mean(*_token_logps(_logits(model, batch), batch))
+def _log_ratio(model: Any, reference: Any, batch: Batch) -> tuple[Tensor, Any]:
+    outputs = _forward(model, batch)
+    own_BT, _ = _token_logps(outputs, batch)
+    start = _start(reference, batch)
+    start_BT, _ = _token_logps(start, batch)
+    return own_BT.sum(-1) - start_BT.sum(-1), outputs
 
 
-def _wga(model: Any, _reference: Any, batch: Batch, _refusal: Batch | None) -> Tensor:
-    logp_BT, mask_BT = _token_logps(_logits(model, batch), batch)
-    return _mean(logp_BT.exp().detach() * logp_BT, mask_BT)
+def _ga(model: Any, _reference: Any, batch: Batch, _refusal: Batch | None) -> Found:
+    outputs = _forward(model, batch)
+    return -outputs.loss, outputs
 
 
-def _npo(model: Any, reference: Any, batch: Batch, _refusal: Batch | None, beta: float = 0.1) -> Tensor:
-    own_BT, _ = _token_logps(_logits(model, batch), batch)
-    start_BT, _ = _token_logps(_start(reference, batch), batch)
-    return -2 / beta * F.logsigmoid(-beta * (own_BT.sum(-1) - start_BT.sum(-1))).mean()
+def _wga(model: Any, _reference: Any, batch: Batch, _refusal: Batch | None) -> Found:
+    outputs = _forward(model, batch)
+    logp_BT, mask_BT = _token_logps(outputs, batch)
+    return _mean(logp_BT.exp().detach() * logp_BT, mask_BT), outputs
 
 
-def _dpo(model: Any, reference: Any, batch: Batch, refusal: Batch | None, beta: float = 0.1) -> Tensor:
+def _npo(model: Any, reference: Any, batch: Batch, _refusal: Batch | None, beta: float = 0.1) -> Found:
+    ratio_B, outputs = _log_ratio(model, reference, batch)
+    return -2 / beta * F.logsigmoid(-beta * ratio_B).mean(), outputs
+
+
+def _dpo(model: Any, reference: Any, batch: Batch, refusal: Batch | None, beta: float = 0.1) -> Found:
     assert refusal is not None
-    gaps = []
-    for part in (refusal, batch):
-        own_BT, _ = _token_logps(_logits(model, part), part)
-        start_BT, _ = _token_logps(_start(reference, part), part)
-        gaps.append(own_BT.sum(-1) - start_BT.sum(-1))
-    return -2 / beta * F.logsigmoid(beta * (gaps[0] - gaps[1])).mean()
+    won_B, won = _log_ratio(model, reference, refusal)
+    lost_B, lost = _log_ratio(model, reference, batch)
+    return -2 / beta * F.logsigmoid(beta * (won_B - lost_B)).mean(), (won, lost)
 
 
-def _simnpo(model: Any, _reference: Any, batch: Batch, _refusal: Batch | None, beta: float = 4.5) -> Tensor:
-    own_BT, mask_BT = _token_logps(_logits(model, batch), batch)
-    return -2 / beta * F.logsigmoid(-beta * own_BT.sum(-1) / mask_BT.sum(-1)).mean()
+def _simnpo(model: Any, _reference: Any, batch: Batch, _refusal: Batch | None, beta: float = 4.5) -> Found:
+    outputs = _forward(model, batch)
+    own_BT, mask_BT = _token_logps(outputs, batch)
+    return -2 / beta * F.logsigmoid(-beta * own_BT.sum(-1) / mask_BT.sum(-1)).mean(), outputs
 
 
-def _unilogit(model: Any, _reference: Any, batch: Batch, _refusal: Batch | None) -> Tensor:
-    z_BTV, target_BT, mask_BT = _shifted(_logits(model, batch), batch)
+def _unilogit(model: Any, _reference: Any, batch: Batch, _refusal: Batch | None) -> Found:
+    outputs = _forward(model, batch)
+    z_BTV, target_BT, mask_BT = _shifted(outputs, batch)
     vocabulary = z_BTV.shape[-1]
     with torch.no_grad():
         index_BT1 = target_BT[..., None]
         rest_BT1 = z_BTV.scatter(-1, index_BT1, float("-inf")).logsumexp(-1, keepdim=True)
         soft_BTV = z_BTV.scatter(-1, index_BT1, rest_BT1 - log(vocabulary - 1)).log_softmax(-1)
     logp_BTV = z_BTV.log_softmax(-1)
-    return _mean((logp_BTV.exp() * (logp_BTV - soft_BTV)).sum(-1), mask_BT)
+    return _mean((logp_BTV.exp() * (logp_BTV - soft_BTV)).sum(-1), mask_BT), outputs
 
 
-def _undial(model: Any, reference: Any, batch: Batch, _refusal: Batch | None, beta: float = 10.0) -> Tensor:
-    z_BTV, target_BT, mask_BT = _shifted(_logits(model, batch), batch)
+def _undial(model: Any, reference: Any, batch: Batch, _refusal: Batch | None, beta: float = 10.0) -> Found:
+    outputs = _forward(model, batch)
+    z_BTV, target_BT, mask_BT = _shifted(outputs, batch)
     start_BTV, _, _ = _shifted(_start(reference, batch), batch)
-    soft_BTV = (start_BTV - beta * F.one_hot(target_BT, z_BTV.shape[-1])).softmax(-1)
-    return _mean(-(soft_BTV * z_BTV.log_softmax(-1)).sum(-1), mask_BT)
+    struck_BTV = torch.zeros_like(start_BTV).scatter(-1, target_BT[..., None], beta)
+    soft_BTV = (start_BTV - struck_BTV).softmax(-1)
+    return _mean(-(soft_BTV * z_BTV.log_softmax(-1)).sum(-1), mask_BT), outputs
 
 
 def _nll(model: Any, _reference: Any, batch: Batch) -> Tensor:
-    logp_BT, mask_BT = _token_logps(_logits(model, batch), batch)
-    return _mean(-logp_BT, mask_BT)
+    return _forward(model, batch).loss
 
 
 def _kl(model: Any, reference: Any, batch: Batch) -> Tensor:
-    z_BTV, _, mask_BT = _shifted(_logits(model, batch), batch)
-    start_BTV, _, _ = _shifted(_start(reference, batch), batch)
-    own_BTV, start_BTV = z_BTV.log_softmax(-1), start_BTV.log_softmax(-1)
-    return _mean((start_BTV.exp() * (start_BTV - own_BTV)).sum(-1), mask_BT)
+    _replaced = _forward(model, batch)  # asked for its loss before the divergence is there instead, and kept until then
+    start = _start(reference, batch)
+    start_BTV = start.logits.float().log_softmax(-1)
+    outputs = _forward(model, batch)
+    own_BTV = outputs.logits.float().log_softmax(-1)
+    kl_BT = F.kl_div(own_BTV, start_BTV, reduction="none", log_target=True).sum(-1)
+    return _mean(kl_BT[:, :-1], batch["labels"][:, 1:] != -100)
 
 
 FORGET = {
