@@ -87,16 +87,49 @@ class Head:
         linear = None if self.linear is None else module.weight
         return replace(self, forward=partial(type(module).forward, module), linear=linear)
 
-    def logits(self, hidden_CD: Tensor) -> Tensor:
-        """Logits in float32 (float64 stays), as the model itself would give them, [C, V]."""
-        z = self.forward(hidden_CD)
-        z = z.float() if z.dtype in (torch.bfloat16, torch.float16) else z
+    def logits(self, hidden_CD: Tensor, out: Tensor | None = None) -> Tensor:
+        """Logits in float32 (float64 stays), as the model itself would give them, [C, V].
+
+        With `out`, of that shape and dtype, nothing else of this size is made, unless they are scaled or capped.
+        """
+        if out is None:
+            z = self.forward(hidden_CD)
+            z = z.float() if z.dtype in (torch.bfloat16, torch.float16) else z
+        elif (
+            self.linear is not None
+            and self.linear.dtype == hidden_CD.dtype == out.dtype
+            and not torch.is_autocast_enabled(hidden_CD.device.type)
+        ):
+            z = torch.mm(hidden_CD, self.linear.T, out=out)
+        else:
+            z = out.copy_(self.forward(hidden_CD))
         z = z * self.scale if self.scale != 1.0 else z
         return z if self.softcap is None else torch.tanh(z / self.softcap) * self.softcap
 
 
-Measure = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Logits of a chunk [C, V] → a number for each of its tokens [C], and its slope by the logits [C, V]."""
+class Workspace:
+    """Tensors [C, V] in float32 (float64 stays) that every chunk writes to again.
+
+    Fresh memory costs a CPU more than what is written there.
+    """
+
+    def __init__(self, vocab_size: int, like: Tensor) -> None:
+        self._new = partial(torch.empty, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+        self._vocab_size = vocab_size
+        self._held: dict[int, Tensor] = {}
+
+    def at(self, i: int, rows: int) -> Tensor:
+        """The `i`-th, [rows, V], with what was last written there."""
+        if i not in self._held or len(self._held[i]) < rows:
+            self._held[i] = self._new(rows, self._vocab_size)
+        return self._held[i][:rows]
+
+
+Measure = Callable[[Tensor, Workspace], tuple[Tensor, Tensor]]
+"""Logits of a chunk [C, V] → a number for each of its tokens [C], and its slope by the logits [C, V].
+
+The workspace is written to, place 0 too, where the logits may lie; the slope may lie there.
+"""
 
 
 @dataclass(frozen=True)
@@ -209,9 +242,9 @@ def token_divergence(
 def logp_of(target_C: Tensor) -> Measure:
     """The `measure` of a chunk that `token_logps` takes."""
 
-    def measure(z_CV: Tensor) -> tuple[Tensor, Tensor]:
-        logp_CV, target_C1 = z_CV.log_softmax(-1), target_C[:, None]
-        del z_CV
+    def measure(z_CV: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
+        target_C1 = target_C[:, None]
+        logp_CV = torch.log_softmax(z_CV, -1, out=workspace.at(1, len(z_CV)))
         logp_C = logp_CV.gather(-1, target_C1)[:, 0]
         slope_CV = logp_CV.exp_().neg_()
         return logp_C, slope_CV.scatter_add_(-1, target_C1, torch.ones_like(slope_CV[:, :1]))
@@ -223,32 +256,32 @@ def divergence_from(reference_CD: Tensor, reference_head: Head, target_C: Tensor
     """The `measure` of a chunk that `token_divergence` takes. It holds three tensors [C, V] at most."""
     reference_CD = reference_CD.detach()
 
-    def measure(z_CV: Tensor) -> tuple[Tensor, Tensor]:
-        logp_CV = z_CV.log_softmax(-1)
-        del z_CV
-        logq_CV = _reference_logps(reference_CD, reference_head, target_C, divergence)
+    def measure(z_CV: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
+        first_CV, second_CV, third_CV = (workspace.at(i, len(z_CV)) for i in range(3))
+        logp_CV = torch.log_softmax(z_CV, -1, out=second_CV)
+        logq_CV = _reference_logps(reference_CD, reference_head, target_C, divergence, first_CV, third_CV)
         if divergence.kind == "reverse":
-            p_CV, change_CV = logp_CV.exp(), logp_CV.sub_(logq_CV)
-            value_C = torch.linalg.vecdot(p_CV, change_CV)
+            p_CV, change_CV = torch.exp(logp_CV, out=first_CV), logp_CV.sub_(logq_CV)
+            value_C = torch.mul(p_CV, change_CV, out=third_CV).sum(-1)
             return value_C, change_CV.sub_(value_C[:, None]).mul_(p_CV)
-        if divergence.kind == "forward":
-            q_CV = logq_CV.exp()
-            value_C = torch.linalg.vecdot(q_CV, logq_CV.sub_(logp_CV))
-        else:
-            q_CV = logq_CV.exp_()
-            value_C = -torch.linalg.vecdot(q_CV, logp_CV)
-        return value_C, logp_CV.exp_().sub_(q_CV)
+        q_CV = torch.exp(logq_CV, out=first_CV)
+        gap_CV = logq_CV.sub_(logp_CV) if divergence.kind == "forward" else torch.neg(logp_CV, out=third_CV)
+        return gap_CV.mul_(q_CV).sum(-1), logp_CV.exp_().sub_(q_CV)
 
     return measure
 
 
 @torch.no_grad()
-def _reference_logps(reference_CD: Tensor, head: Head, target_C: Tensor, divergence: Divergence) -> Tensor:
+def _reference_logps(
+    reference_CD: Tensor, head: Head, target_C: Tensor, divergence: Divergence,
+    logits_at: Tensor | None = None, out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """log q of every token as the divergence wants it of the reference, [C, V]."""
-    z_CV = head.logits(reference_CD)
+    z_CV = head.logits(reference_CD, logits_at)
     if divergence.shift:
         z_CV[torch.arange(len(target_C), device=target_C.device), target_C] -= divergence.shift
-    return (z_CV.div_(divergence.temperature) if divergence.temperature != 1 else z_CV).log_softmax(-1)
+    z_CV = z_CV.div_(divergence.temperature) if divergence.temperature != 1 else z_CV
+    return torch.log_softmax(z_CV, -1, out=out)
 
 
 class _LinearTokens(torch.autograd.Function):
@@ -286,13 +319,16 @@ def _go_through(
     """Numbers [N], their gradients by their own hidden states [N, D], and where the head `trains` its gradient by the
     chunks' slopes, [V, D], and these slopes, [N]."""
     numbers, seen, d_hidden_ND = [], [], torch.empty_like(hidden_ND)
+    workspace = Workspace(len(weight_VD), hidden_ND)
     d_weight_VD = torch.zeros_like(weight_VD) if trains else None
     for chunk in chunks:
+        hidden_CD = hidden_ND[chunk.own]
         if head.softcap is None:
-            number_C, slope_CV = chunk.measure(head.logits(hidden_ND[chunk.own]))  # which lets go of them first
+            z_CV = head.logits(hidden_CD, workspace.at(0, len(hidden_CD)))
+            number_C, slope_CV = chunk.measure(z_CV, workspace)
         else:
-            z_CV = head.logits(hidden_ND[chunk.own])
-            number_C, slope_CV = chunk.measure(z_CV)
+            z_CV = head.logits(hidden_CD)  # which must stay
+            number_C, slope_CV = chunk.measure(z_CV, workspace)
             slope_CV *= 1 - (z_CV / head.softcap).square()  # tanh's own slope
         numbers.append(number_C)
         slope_CV = (slope_CV * head.scale if head.scale != 1.0 else slope_CV).to(weight_VD.dtype)
@@ -301,7 +337,7 @@ def _go_through(
             assert chunk.slope is not None  # see `token_numbers`
             seen.append(chunk.slope(number_C))
             # Under autocast the hidden state may be of another dtype than the weight.
-            weighted_CD = hidden_ND[chunk.own].to(weight_VD.dtype) * seen[-1][:, None].to(weight_VD.dtype)
+            weighted_CD = hidden_CD.to(weight_VD.dtype) * seen[-1][:, None].to(weight_VD.dtype)
             d_weight_VD.addmm_(slope_CV.T, weighted_CD)
     return torch.cat(numbers), d_hidden_ND, d_weight_VD, torch.cat(seen) if seen else None
 

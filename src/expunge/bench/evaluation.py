@@ -1,7 +1,8 @@
 """What a whole evaluation of TOFU's shape costs beside the usual way to write it.
 
-    naive   one set and one kind of answer after another, in file order, 32 at a time, padded, every answer with its
-            prompt, dense float32 logits of all positions; greedy answers likewise, with the cache
+    naive   one set, one kind of answer and one metric after another, in file order, 32 at a time, padded, every answer
+            with its prompt and its labels, so that the model's own loss is computed, too; dense float32 logits of all
+            positions; greedy answers likewise, with the cache. So OpenUnlearning evaluates.
     ours    `evals.tofu.evaluate`
 
 Model, questions and answers are random and of TOFU's lengths. Both ways must find the same numbers, or the measurement
@@ -23,7 +24,7 @@ from expunge.data.benchmark import Benchmark, Question
 from expunge.data.encode import Encoded, encode, with_answer
 from expunge.evals import metrics as m
 from expunge.evals import requests, tofu
-from expunge.evals.memorization import exact_memorization
+from expunge.evals.memorization import exact_memorization, extraction_strength
 from expunge.measure import versions
 
 Records = dict[str, list[dict[str, Any]]]
@@ -133,8 +134,9 @@ def naive(model: Any, tokenizer: Any, benchmark: Benchmark, *, generate: bool) -
                 recall = m.rouge_l_recall(text, question.answer)
                 record.update({"generated": text, "rouge_l_recall": recall})
             if name == tofu.FORGET:
-                for record, (_, hits) in zip(records[name], _scores(model, answers), strict=True):
-                    record["exact_memorization"] = exact_memorization(hits.numpy())
+                for metric in (extraction_strength, exact_memorization):
+                    for record, (_, hits) in zip(records[name], _scores(model, answers), strict=True):
+                        record[metric.__name__] = metric(hits.numpy())
     return records
 
 
@@ -146,10 +148,12 @@ def _scores(model: Any, sequences: Sequence[Encoded]) -> list[tuple[Tensor, Tens
         width = max(map(len, batch))
         ids_BT = torch.tensor([[*s.input_ids, *[0] * (width - len(s))] for s in batch])
         mask_BT = torch.tensor([[1] * len(s) + [0] * (width - len(s)) for s in batch])
-        ids_BT, mask_BT = ids_BT.to(model.device), mask_BT.to(model.device)
-        logp_BTV = (
-            model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+        labels_BT = torch.tensor(
+            [[*[-100] * s.start, *s.input_ids[s.start :], *[-100] * (width - len(s))] for s in batch]
         )
+        ids_BT, mask_BT, labels_BT = (x.to(model.device) for x in (ids_BT, mask_BT, labels_BT))
+        logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT, labels=labels_BT, use_cache=False).logits
+        logp_BTV = logits_BTV[:, :-1].float().log_softmax(-1)
         logp_BT = logp_BTV.gather(-1, ids_BT[:, 1:, None])[..., 0].cpu()
         hit_BT = (logp_BTV.argmax(-1) == ids_BT[:, 1:]).cpu()
         for b, s in enumerate(batch):
@@ -186,7 +190,8 @@ def _check(naive: Records, ours: Records) -> None:
         for a, b in zip(records, ours[name], strict=True):
             assert abs(a["logp_mean"] - b["logp_mean"]) < 1e-5, (name, a, b)
             assert abs(a["truth_ratio"] / b["truth_ratio"] - 1) < 1e-4, (name, a, b)
-            assert a.get("exact_memorization") == b.get("exact_memorization"), (name, a, b)
+            for metric in ("extraction_strength", "exact_memorization"):
+                assert a.get(metric) == b.get(metric), (name, a, b)
             told, same = told + 1, same + (a.get("generated") == b["generated"])
     assert same >= 0.99 * told, f"{told - same} of {told} answers differ"
 

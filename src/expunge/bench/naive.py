@@ -1,6 +1,7 @@
-"""The same losses as open-unlearning and its kin write them: a forward for each role and each model with labels, so that
-the model's own loss is computed each time, wanted or not; whole logits of every position in float32; and KL's retain rows
-go through the model twice. What `bench` measures against, and an oracle for the tests.
+"""The same losses as OpenUnlearning and its kin write them, for `bench` to measure against; an oracle for the tests.
+
+A forward for each role and each model, with labels, so that the model's own loss is computed every time, wanted or not;
+whole logits of every position in float32; and under KL the retain rows go through the model twice.
 
 Shapes: B sequences, T positions, V vocabulary; labels [B, T] are −100 where nothing is supervised.
 """
