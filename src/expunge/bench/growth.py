@@ -185,7 +185,7 @@ class _Point:
         tokens = half * (self.length - 1)
         batch = memory.Batch(self.sequences, self.length, {Role.FORGET: tokens, Role.RETAIN: tokens, Role.REFUSAL: 0})
         sets = random_sets(self.method, self.model.vocab, self.rows or half, self.length)
-        # Log-probabilities and two gradients. Naively logits and the log-probabilities of the model's own loss, of three
+        # Log-probabilities, two gradients. Naively logits and the log-probabilities of the model's own loss, of three
         # forwards with gradients; the objective's log-probabilities, the start's logits, and five for the divergence.
         dense = {"floor": 3.0 * 2 * tokens, "naive": 13.0 * tokens}.get(kind)
         if kind == "naive":
