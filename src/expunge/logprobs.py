@@ -163,7 +163,9 @@ def token_numbers(hidden_ND: Tensor, head: Head, chunks: Sequence[Chunk]) -> Ten
 
 def token_logps(hidden_ND: Tensor, target_N: Tensor, head: Head) -> Tensor:
     """log p of each target, [N]. Equivalent to `log_softmax(head(hidden))[range(N), target]`."""
-    if head.linear is not None and torch.is_grad_enabled() and not head.linear.requires_grad:
+    if not torch.is_grad_enabled():
+        return _of_logps(lambda logp_CV, target_C1, _: logp_CV.gather(-1, target_C1)[:, 0], hidden_ND, target_N, head)
+    if head.linear is not None and not head.linear.requires_grad:
         return token_numbers(hidden_ND, head, [Chunk(own, logp_of(target_N[own])) for own in _chunks(len(target_N))])
     if (
         head.linear is not None
@@ -186,15 +188,28 @@ def token_logps(hidden_ND: Tensor, target_N: Tensor, head: Head) -> Tensor:
 def token_statistics(hidden_ND: Tensor, target_N: Tensor, head: Head) -> Tensor:
     """[N, 4]: log p of each target, whether it is the likeliest token, and mean and deviation of log p under p."""
 
-    def chunk(hidden_CD: Tensor, target_C: Tensor) -> Tensor:
-        logp_CV = head.logits(hidden_CD).log_softmax(-1)
-        p_CV = logp_CV.exp()
-        logp_C = logp_CV.gather(-1, target_C[:, None])[:, 0]
-        mean_C = (p_CV * logp_CV).sum(-1)
-        variance_C = (p_CV * (logp_CV - mean_C[:, None]).square()).sum(-1)
-        return torch.stack([logp_C, (logp_CV.argmax(-1) == target_C).to(logp_C), mean_C, variance_C.sqrt()], -1)
+    def find(logp_CV: Tensor, target_C1: Tensor, workspace: Workspace) -> Tensor:
+        p_CV = torch.exp(logp_CV, out=workspace.at(0, len(logp_CV)))
+        logp_C1 = logp_CV.gather(-1, target_C1)
+        hit_C1 = (logp_CV.argmax(-1, keepdim=True) == target_C1).to(logp_C1)
+        mean_C1 = torch.mul(p_CV, logp_CV, out=workspace.at(2, len(logp_CV))).sum(-1, keepdim=True)
+        variance_C1 = logp_CV.sub_(mean_C1).square_().mul_(p_CV).sum(-1, keepdim=True)
+        return torch.cat([logp_C1, hit_C1, mean_C1, variance_C1.sqrt()], -1)
 
-    return _by_chunks(chunk, hidden_ND, target_N)
+    return _of_logps(find, hidden_ND, target_N, head)
+
+
+@torch.no_grad()
+def _of_logps(
+    find: Callable[[Tensor, Tensor, Workspace], Tensor], hidden_ND: Tensor, target_N: Tensor, head: Head
+) -> Tensor:
+    """What `find` makes of a chunk's log-probabilities [C, V] and targets [C, 1], [N, …], without gradients."""
+    workspace, found = Workspace(head.vocab_size, hidden_ND), []
+    for own in _chunks(len(target_N)):
+        rows = len(target_N[own])
+        z_CV = head.logits(hidden_ND[own], workspace.at(0, rows))
+        found.append(find(torch.log_softmax(z_CV, -1, out=workspace.at(1, rows)), target_N[own, None], workspace))
+    return torch.cat(found)
 
 
 def uniform_cross_entropy(hidden_ND: Tensor, target_N: Tensor, logp_N: Tensor, head: Head) -> Tensor:
