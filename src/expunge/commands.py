@@ -218,6 +218,8 @@ def bench(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
         raise UserError(f"bench: no shape {shape!r}.{did_you_mean(shape, SHAPES)} Known: {', '.join(SHAPES)}.")
     if args.sequences < 2 or args.sequences % 2 or (args.length is not None and args.length < 2):
         raise UserError("bench: half of the sequences are to forget; give an even number of them, of 2 tokens or more.")
+    if args.rounds is not None and args.rounds < 1:
+        raise UserError("bench: --rounds is 1 or more.")
     if args.svg is not None and args.what in ("decode", "evaluation"):
         raise UserError(f"bench {args.what} draws no picture; leave --svg out, or take --markdown.")
     command = f"expunge bench {args.what} --shape {shape}"
@@ -243,10 +245,13 @@ def bench(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
                 f"{', '.join(training.METHODS)}."
             )
         size = {"sequences": args.sequences, "length": args.length or usual_length(shape)}
-        found = training.measure(shape, methods=methods, checkpointing=args.checkpointing, threads=args.threads, **size)
+        options = {"checkpointing": args.checkpointing, "rounds": args.rounds, "threads": args.threads}
+        found = training.measure(shape, methods=methods, **options, **size)
         command += f" --methods {args.methods}" if args.methods else ""
         command += f" --sequences {size['sequences']} --length {size['length']}"
-        command += " --checkpointing" if args.checkpointing else ""
+        command += (" --checkpointing" if args.checkpointing else "") + (
+            f" --rounds {args.rounds}" if args.rounds else ""
+        )
     command += f" --threads {args.threads}" if args.threads else ""
     if args.markdown is not None:
         args.markdown.parent.mkdir(parents=True, exist_ok=True)

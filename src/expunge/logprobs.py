@@ -128,7 +128,7 @@ class Workspace:
 Measure = Callable[[Tensor, Workspace], tuple[Tensor, Tensor]]
 """Logits of a chunk [C, V] → a number for each of its tokens [C], and its slope by the logits [C, V].
 
-The workspace is written to, place 0 too, where the logits may lie; the slope may lie there.
+Both the logits and the workspace, at whose place 0 the logits may lie, are written over; the slope may lie there.
 """
 
 
@@ -255,14 +255,15 @@ def token_divergence(
 
 
 def logp_of(target_C: Tensor) -> Measure:
-    """The `measure` of a chunk that `token_logps` takes."""
+    """The `measure` of a chunk that `token_logps` takes. It needs no tensor [C, V] but the logits."""
 
-    def measure(z_CV: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
+    def measure(z_CV: Tensor, _workspace: Workspace) -> tuple[Tensor, Tensor]:
         target_C1 = target_C[:, None]
-        logp_CV = torch.log_softmax(z_CV, -1, out=workspace.at(1, len(z_CV)))
-        logp_C = logp_CV.gather(-1, target_C1)[:, 0]
-        slope_CV = logp_CV.exp_().neg_()
-        return logp_C, slope_CV.scatter_add_(-1, target_C1, torch.ones_like(slope_CV[:, :1]))
+        z_CV.sub_(z_CV.amax(-1, keepdim=True))
+        z_C1 = z_CV.gather(-1, target_C1)
+        sum_C1 = z_CV.exp_().sum(-1, keepdim=True)
+        slope_CV = z_CV.mul_(-1 / sum_C1)
+        return (z_C1 - sum_C1.log())[:, 0], slope_CV.scatter_add_(-1, target_C1, torch.ones_like(sum_C1))
 
     return measure
 
@@ -338,13 +339,11 @@ def _go_through(
     d_weight_VD = torch.zeros_like(weight_VD) if trains else None
     for chunk in chunks:
         hidden_CD = hidden_ND[chunk.own]
-        if head.softcap is None:
-            z_CV = head.logits(hidden_CD, workspace.at(0, len(hidden_CD)))
-            number_C, slope_CV = chunk.measure(z_CV, workspace)
-        else:
-            z_CV = head.logits(hidden_CD)  # which must stay
-            number_C, slope_CV = chunk.measure(z_CV, workspace)
-            slope_CV *= 1 - (z_CV / head.softcap).square()  # tanh's own slope
+        z_CV = head.logits(hidden_CD, workspace.at(0, len(hidden_CD)))
+        capped_CV = None if head.softcap is None else 1 - (z_CV / head.softcap).square()  # tanh's own slope
+        number_C, slope_CV = chunk.measure(z_CV, workspace)
+        if capped_CV is not None:
+            slope_CV = slope_CV.mul_(capped_CV)
         numbers.append(number_C)
         slope_CV = (slope_CV * head.scale if head.scale != 1.0 else slope_CV).to(weight_VD.dtype)
         d_hidden_ND[chunk.own] = slope_CV @ weight_VD

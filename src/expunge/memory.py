@@ -88,13 +88,15 @@ def peak(
     head, layers = model.get_output_embeddings(), len(decoder_layers(model))
     asked = [own for own in needs.values() if own.head]
     passes = any(n.logp or n.uniform_ce for n in asked) + sum(n.divergence is not None for n in asked)
-    passes = min(passes, 1) if all(map(one_number, asked)) else passes
+    once = all(map(one_number, asked))
+    passes = min(passes, 1) if once else passes
     gradients = _bytes(p for p in model.parameters() if p.requires_grad)
-    early = passes * _bytes(p for p in head.parameters() if p.requires_grad)
+    of_head = _bytes(p for p in head.parameters() if p.requires_grad)
+    early = passes * of_head
     early = 0.0 if dense is not None else early
     if args.gradient_accumulation_steps > 1:
         early += gradients
-    rows = _at_head(batch, needs) if dense is None else dense
+    rows = _at_head(batch, needs, once=once or not of_head) if dense is None else dense
     weights, logits = _bytes(tensors(model)), rows * head.weight.shape[0] * 4
     layer = next((n.layer for n in needs.values() if n.layer is not None), None)
     with FakeTensorMode(), torch.device(_device(args)):
@@ -183,12 +185,13 @@ def _batch(items: Sequence[Item], sets: Sets) -> Batch:
     return Batch(len(rows), max(len(row) for _, row in rows), supervised)
 
 
-def _at_head(batch: Batch, needs: Mapping[Role, Needs]) -> int:
-    """Rows of V numbers held at once: logits and slopes; for a divergence the reference's, too."""
+def _at_head(batch: Batch, needs: Mapping[Role, Needs], *, once: bool) -> int:
+    """Rows of V numbers held at once: logits, which become their slopes where the head is gone through once; for a
+    divergence the reference's, too."""
     counts = batch.supervised
     plain = sum(counts[role] for role, own in needs.items() if own.logp or own.uniform_ce)
     compared = max((counts[role] for role, own in needs.items() if own.divergence is not None), default=0)
-    return max(2 * min(CHUNK, plain), 3 * min(CHUNK, compared))
+    return max((1 if once else 2) * min(CHUNK, plain), 3 * min(CHUNK, compared))
 
 
 def _kept(model: Any, batch: Batch, args: UnlearnConfig, *, layer: int | None, head: bool) -> float:
