@@ -169,8 +169,9 @@ supervised{again}; medians in one process, and the peak of memory beyond weights
 for each:""",
         command,
         [HEADS, [":--", *["--:"] * (len(HEADS) - 1)], *cells(found)],
-        "Floor: plain fine-tuning on the same tokens. Naive: a forward for each role and each model, dense float32 "
-        "logits, a\ncopied reference model. For `uld`, naive is a dense step of the whole model. Tokens/s are ours.",
+        "Floor: plain fine-tuning on the same tokens. Naive: as OpenUnlearning's trainers do it, a forward for each role "
+        "and model,\nthe model's own loss computed each time, dense float32 logits, a copied reference model, KL's retain "
+        "rows twice. For\n`uld`, naive is a dense step of the whole model. Tokens/s are ours.",
         found,
     )
 
