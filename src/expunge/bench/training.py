@@ -1,7 +1,7 @@
 """What an unlearning step costs beside plain fine-tuning on the same tokens, and beside the usual way to write it.
 
     floor   one forward of all sequences, dense cross-entropy, backward
-    naive   `naive.py`: a forward for each role and each model, dense float32 logits
+    naive   `naive.py`: as the usual frameworks do it, a forward for each role and each model, dense float32 logits
     ours    the trainer's step; references cached before
 
 The step is forward and backward; the optimizer's update is the same for all three. Times are medians of turns taken
@@ -169,9 +169,9 @@ supervised{again}; medians in one process, and the peak of memory beyond weights
 for each:""",
         command,
         [HEADS, [":--", *["--:"] * (len(HEADS) - 1)], *cells(found)],
-        "Floor: plain fine-tuning on the same tokens. Naive: as OpenUnlearning's trainers do it, a forward for each role "
-        "and model,\nthe model's own loss computed each time, dense float32 logits, a copied reference model, KL's retain "
-        "rows twice. For\n`uld`, naive is a dense step of the whole model. Tokens/s are ours.",
+        "Floor: plain fine-tuning on the same tokens. Naive: as OpenUnlearning's trainers do it, a forward for each "
+        "role and model,\nthe model's own loss computed each time, dense float32 logits, a copied reference model, "
+        "KL's retain rows twice. For\n`uld`, naive is a dense step of the whole model. Tokens/s are ours.",
         found,
     )
 
