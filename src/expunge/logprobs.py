@@ -186,7 +186,10 @@ def token_logps(hidden_ND: Tensor, target_N: Tensor, head: Head) -> Tensor:
 
 
 def token_statistics(hidden_ND: Tensor, target_N: Tensor, head: Head) -> Tensor:
-    """[N, 4]: log p of each target, whether it is the likeliest token, and mean and deviation of log p under p."""
+    """[N, 4]: log p of each target, whether it is the likeliest token, and mean and deviation of log p under p.
+
+    No gradient flows through them.
+    """
 
     def find(logp_CV: Tensor, target_C1: Tensor, workspace: Workspace) -> Tensor:
         p_CV = torch.exp(logp_CV, out=workspace.at(0, len(logp_CV)))

@@ -92,8 +92,7 @@ def peak(
     passes = min(passes, 1) if once else passes
     gradients = _bytes(p for p in model.parameters() if p.requires_grad)
     of_head = _bytes(p for p in head.parameters() if p.requires_grad)
-    early = passes * of_head
-    early = 0.0 if dense is not None else early
+    early = passes * of_head if dense is None else 0.0
     if args.gradient_accumulation_steps > 1:
         early += gradients
     rows = _at_head(batch, needs, once=once or not of_head) if dense is None else dense

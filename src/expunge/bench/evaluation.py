@@ -99,9 +99,10 @@ TOFU's protocol on a random model: {found["questions"]} questions to forget, as 
 utility, with a paraphrase and five wrong answers (or three wrong choices), and one greedy answer to each:""",
         command,
         [HEADS, [":--", ":--", *["--:"] * 3], *cells(found)],
-        f"Naive: one set and kind of answer after another in file order, {BATCH} at a time, padded, dense float32 "
-        f"logits. With\nexamples: {PROMPTS['with examples']} tokens, the same for all, stand before each question. "
-        "Scores: without greedy answers. Retain known:\nthe model answers the retain questions rightly, as it should "
+        f"Naive: one set, kind of answer and metric after another in file order, {BATCH} at a time, padded, dense "
+        "float32 logits\nand the model's own loss. With examples: "
+        f"{PROMPTS['with examples']} tokens, the same for all, stand before each question.\n"
+        "Scores: without greedy answers. Retain known: the model answers the retain questions rightly, as it should "
         "after unlearning; elsewhere it knows nothing. Both\nways found the same numbers to 1e-5.",
         found,
     )
