@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from expunge.assistant import first_layers, linear_names
 from expunge.difference import ASSISTANT, LogitDifferenceConfig, LogitDifferenceForCausalLM, neutralise
 from expunge.errors import UserError
-from expunge.logprobs import check_head, dense_logps, supervised_logps
+from expunge.forward import check_head, dense_logps, supervised_logps
 from expunge.models import load, save
 from expunge.pairing import linear_of_pair
 

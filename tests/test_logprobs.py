@@ -19,18 +19,20 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from expunge.errors import UserError
-from expunge.logprobs import (
-    CHUNK,
+from expunge.forward import (
     IGNORE,
-    Chunk,
-    Head,
     check_head,
     decoder_layers,
     dense_logps,
     forward_supervised,
-    logp_of,
     supervised,
     supervised_logps,
+)
+from expunge.logprobs import (
+    CHUNK,
+    Chunk,
+    Head,
+    logp_of,
     token_divergence,
     token_logps,
     token_numbers,

@@ -9,7 +9,7 @@ import torch
 
 from expunge import UnlearnConfig, UnlearnTrainer, UserError, objectives, reference
 from expunge.data.pairs import Role
-from expunge.logprobs import supervised
+from expunge.forward import supervised
 from expunge.models import LoraConfig
 from expunge.objectives import Objective
 

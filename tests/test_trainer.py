@@ -13,8 +13,8 @@ import torch
 
 from expunge import UnlearnConfig, UnlearnTrainer, UserError, load, objectives
 from expunge.data.pairs import Collator, PairedDataset, Role
+from expunge.forward import dense_logps, supervised_logps
 from expunge.history import last_checkpoint
-from expunge.logprobs import dense_logps, supervised_logps
 from expunge.models import LoraConfig, save
 from expunge.objectives import FORGET, NLL, NPO, RETAIN, RMU, Anchor, Needs, Objective, Signals, Unilogit
 from expunge.trainer import TrainingDiverged

@@ -30,7 +30,7 @@ from expunge.data.pairs import Collator, Role, Sets
 from expunge.evals import requests
 from expunge.evals.evaluation import evaluate
 from expunge.evals.retrained import Distance, Retrained
-from expunge.logprobs import decoder_layers
+from expunge.forward import decoder_layers
 from expunge.models import LoraConfig, save
 from expunge.objectives import FORGET, RETAIN, ULD, Uniform
 from expunge.reference import build_reference

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from expunge.errors import UserError
-from expunge.logprobs import decoder_layers
+from expunge.forward import decoder_layers
 
 NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 """What architectures call the normalisation between the last layer and the head."""

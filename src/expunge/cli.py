@@ -220,6 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--checkpointing", action="store_true", help="training: make activations again in the backward")
     sub.add_argument("--rounds", type=int, help="training: turns of each that count (default 5; 3 for the tiny shape)")
     sub.add_argument("--questions", type=int, default=40, help="of an evaluation's forget set (default %(default)s)")
+    sub.add_argument("--prompts", help="of an evaluation's questions, with commas: plain, chat, examples (default all)")
     sub.add_argument("--threads", type=int, help="CPU threads (default all)")
     sub.add_argument("--markdown", type=Path, help="also write the table to this file")
     sub.add_argument("--svg", type=Path, help="also write the picture (training, growth) to this file")

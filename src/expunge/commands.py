@@ -228,8 +228,14 @@ def bench(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
         found = decode.measure(shape, threads=args.threads)
     elif args.what == "evaluation":
         bench = evaluation
-        found = evaluation.measure(shape, questions=args.questions, threads=args.threads)
-        command += f" --questions {args.questions}"
+        prompts = tuple(args.prompts.split(",")) if args.prompts else tuple(evaluation.PROMPTS)
+        if unknown := [name for name in prompts if name not in evaluation.PROMPTS]:
+            raise UserError(
+                f"bench: no prompts {unknown[0]!r}.{did_you_mean(unknown[0], evaluation.PROMPTS)} Known: "
+                f"{', '.join(evaluation.PROMPTS)}."
+            )
+        found = evaluation.measure(shape, questions=args.questions, prompts=prompts, threads=args.threads)
+        command += f" --questions {args.questions}" + (f" --prompts {args.prompts}" if args.prompts else "")
     elif args.what == "growth":
         bench = growth
         by = read_mapping(args.by, what="--by") if args.by else None

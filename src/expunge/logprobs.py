@@ -1,7 +1,6 @@
 """Per-token signals from (hidden state, output head, target) without ever holding [B, T, V] logits.
 
-Knows the shape of a Hugging Face causal LM (decoder layers, then one output head); knows nothing of objectives,
-references or batches' roles. The dense oracle that the tests hold this against is `dense_logps`.
+Knows output heads and what models do to their logits; knows nothing of forwards, objectives or batches' roles.
 
 Shapes: B sequences, T positions, N supervised tokens laid end to end, C tokens of a chunk, D hidden size, V vocabulary.
 """
@@ -10,7 +9,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,18 +17,12 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from expunge.errors import UserError
 from expunge.objectives.base import Divergence
 
-IGNORE = -100
 CHUNK = 256
 """Tokens whose logits are held at once. torch's own choice for CPU is 5 to 11 times slower."""
-
-R = TypeVar("R")
-
-
-class _LayerReached(Exception):
-    """Leaves a forward early, once the layer that was asked for has run."""
+BLOCK = 2_048
+"""Of a frozen head, the vocabulary's tokens whose logits are held at once on a CPU: what its caches hold."""
 
 
 @dataclass
@@ -86,6 +79,12 @@ class Head:
         module = deepcopy(module).to(device)
         linear = None if self.linear is None else module.weight
         return replace(self, forward=partial(type(module).forward, module), linear=linear)
+
+    def part(self, tokens: slice) -> "Head":
+        """The head of these tokens of the vocabulary alone, where it is linear."""
+        assert self.linear is not None
+        weight = self.linear[tokens]
+        return replace(self, forward=partial(F.linear, weight=weight), vocab_size=len(weight), linear=weight)
 
     def logits(self, hidden_CD: Tensor, out: Tensor | None = None) -> Tensor:
         """Logits in float32 (float64 stays), as the model itself would give them, [C, V].
@@ -163,6 +162,8 @@ def token_numbers(hidden_ND: Tensor, head: Head, chunks: Sequence[Chunk]) -> Ten
 
 def token_logps(hidden_ND: Tensor, target_N: Tensor, head: Head) -> Tensor:
     """log p of each target, [N]. Equivalent to `log_softmax(head(hidden))[range(N), target]`."""
+    if head.linear is not None and head.softcap is None and not (torch.is_grad_enabled() and head.linear.requires_grad):
+        return _FrozenLogps.apply(hidden_ND, target_N, head)
     if not torch.is_grad_enabled():
         return _of_logps(lambda logp_CV, target_C1, _: logp_CV.gather(-1, target_C1)[:, 0], hidden_ND, target_N, head)
     if head.linear is not None and not head.linear.requires_grad:
@@ -242,7 +243,7 @@ def token_divergence(
     """
 
     def chunk(hidden_CD: Tensor, reference_CD: Tensor, target_C: Tensor) -> Tensor:
-        logq_CV = _reference_logps(reference_CD, reference_head, target_C, divergence)
+        logq_CV = _reference_logits(reference_CD, reference_head, target_C, divergence).log_softmax(-1)
         logp_CV = head.logits(hidden_CD).log_softmax(-1)
         if divergence.kind == "reverse":
             return (logp_CV.exp() * (logp_CV - logq_CV)).sum(-1)
@@ -262,45 +263,100 @@ def logp_of(target_C: Tensor) -> Measure:
 
     def measure(z_CV: Tensor, _workspace: Workspace) -> tuple[Tensor, Tensor]:
         target_C1 = target_C[:, None]
-        z_CV.sub_(z_CV.amax(-1, keepdim=True))
         z_C1 = z_CV.gather(-1, target_C1)
-        sum_C1 = z_CV.exp_().sum(-1, keepdim=True)
-        slope_CV = z_CV.mul_(-1 / sum_C1)
-        return (z_C1 - sum_C1.log())[:, 0], slope_CV.scatter_add_(-1, target_C1, torch.ones_like(sum_C1))
+        logsumexp_C1 = _softmax(z_CV, out=z_CV)
+        slope_CV = z_CV.neg_().scatter_add_(-1, target_C1, torch.ones_like(z_C1))
+        return (z_C1 - logsumexp_C1)[:, 0], slope_CV
 
     return measure
 
 
 def divergence_from(reference_CD: Tensor, reference_head: Head, target_C: Tensor, divergence: Divergence) -> Measure:
-    """The `measure` of a chunk that `token_divergence` takes. It holds three tensors [C, V] at most."""
+    """The `measure` of a chunk that `token_divergence` takes. It holds three tensors [C, V] at most.
+
+    With z and y the two's logits, KL(q ‖ p) = Σ q (y − z) − logsumexp(y) + logsumexp(z), and likewise for the others:
+    no log-probabilities are made, only probabilities.
+    """
     reference_CD = reference_CD.detach()
 
     def measure(z_CV: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
-        first_CV, second_CV, third_CV = (workspace.at(i, len(z_CV)) for i in range(3))
-        logp_CV = torch.log_softmax(z_CV, -1, out=second_CV)
-        logq_CV = _reference_logps(reference_CD, reference_head, target_C, divergence, first_CV, third_CV)
+        y_CV = _reference_logits(reference_CD, reference_head, target_C, divergence, workspace.at(1, len(z_CV)))
+        p_CV = workspace.at(2, len(z_CV))
+        of_z_C1 = _softmax(z_CV, out=p_CV)
         if divergence.kind == "reverse":
-            p_CV, change_CV = torch.exp(logp_CV, out=first_CV), logp_CV.sub_(logq_CV)
-            value_C = torch.mul(p_CV, change_CV, out=third_CV).sum(-1)
-            return value_C, change_CV.sub_(value_C[:, None]).mul_(p_CV)
-        q_CV = torch.exp(logq_CV, out=first_CV)
-        gap_CV = logq_CV.sub_(logp_CV) if divergence.kind == "forward" else torch.neg(logp_CV, out=third_CV)
-        return gap_CV.mul_(q_CV).sum(-1), logp_CV.exp_().sub_(q_CV)
+            gap_CV = z_CV.sub_(y_CV)
+            of_y_C1 = _softmax(y_CV, out=y_CV)
+            mean_C1 = torch.mul(p_CV, gap_CV, out=y_CV).sum(-1, keepdim=True)
+            return (mean_C1 - of_z_C1 + of_y_C1)[:, 0], gap_CV.sub_(mean_C1).mul_(p_CV)
+        gap_CV = torch.sub(y_CV, z_CV, out=z_CV) if divergence.kind == "forward" else z_CV.neg_()
+        of_y_C1, q_CV = _softmax(y_CV, out=y_CV), y_CV
+        value_C1 = gap_CV.mul_(q_CV).sum(-1, keepdim=True) + of_z_C1
+        value_C1 = value_C1 - of_y_C1 if divergence.kind == "forward" else value_C1
+        return value_C1[:, 0], p_CV.sub_(q_CV)
 
     return measure
 
 
+def _softmax(z_CV: Tensor, *, out: Tensor) -> Tensor:
+    """Write the softmax to `out`, which may be the logits themselves, and return their logsumexp, [C, 1]."""
+    top_C1 = z_CV.amax(-1, keepdim=True)
+    if out is not z_CV or z_CV.device.type == "cpu":  # there in one pass, which reads a row before it writes it
+        torch.softmax(z_CV, -1, out=out)
+        return top_C1 - out.amax(-1, keepdim=True).log()
+    total_C1 = out.sub_(top_C1).exp_().sum(-1, keepdim=True)
+    out.div_(total_C1)
+    return top_C1 + total_C1.log()
+
+
 @torch.no_grad()
-def _reference_logps(
-    reference_CD: Tensor, head: Head, target_C: Tensor, divergence: Divergence,
-    logits_at: Tensor | None = None, out: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """log q of every token as the divergence wants it of the reference, [C, V]."""
-    z_CV = head.logits(reference_CD, logits_at)
+def _reference_logits(
+    reference_CD: Tensor, head: Head, target_C: Tensor, divergence: Divergence, out: Tensor | None = None
+) -> Tensor:
+    """The reference's logits as the divergence wants them, [C, V]."""
+    y_CV = head.logits(reference_CD, out)
     if divergence.shift:
-        z_CV[torch.arange(len(target_C), device=target_C.device), target_C] -= divergence.shift
-    z_CV = z_CV.div_(divergence.temperature) if divergence.temperature != 1 else z_CV
-    return torch.log_softmax(z_CV, -1, out=out)
+        y_CV[torch.arange(len(target_C), device=target_C.device), target_C] -= divergence.shift
+    return y_CV.div_(divergence.temperature) if divergence.temperature != 1 else y_CV
+
+
+class _FrozenLogps(torch.autograd.Function):
+    """`token_logps` of a linear head that is not trained, all tokens at once and a block of the vocabulary at a time.
+
+    As in attention, with the head's rows for keys and values: log p_y = z_y − logsumexp(z), and its gradient by the
+    hidden state is the target's row less the rows' mean by their softmax, both kept up from block to block
+    (Rabe & Staats 2021, arXiv 2112.05682).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, target_N: Tensor, head: Head) -> Tensor:
+        assert head.linear is not None
+        count, wide = len(target_N), torch.promote_types(hidden_ND.dtype, torch.float32)
+        block = BLOCK if hidden_ND.device.type == "cpu" else max(BLOCK, CHUNK * head.vocab_size // max(1, count))
+        own_N = hidden_ND.new_zeros(count, dtype=wide)
+        top_N1, total_N1 = own_N.new_full((count, 1), -torch.inf), own_N.new_zeros(count, 1)
+        sum_ND = own_N.new_zeros(hidden_ND.shape) if ctx.needs_input_grad[0] else None
+        workspace = Workspace(min(block, head.vocab_size), hidden_ND)
+        for first in range(0, head.vocab_size, block):
+            part = head.part(slice(first, first + block))
+            z_NV = part.logits(hidden_ND, workspace.at(0, count)[:, : part.vocab_size])
+            at_N = target_N - first
+            here_N = (at_N >= 0) & (at_N < part.vocab_size)
+            own_N = torch.where(here_N, z_NV.gather(-1, at_N.clamp(0, part.vocab_size - 1)[:, None])[:, 0], own_N)
+            higher_N1 = torch.maximum(top_N1, z_NV.amax(-1, keepdim=True))
+            shrink_N1 = (top_N1 - higher_N1).exp_()
+            total_N1 = total_N1.mul_(shrink_N1).add_(z_NV.sub_(higher_N1).exp_().sum(-1, keepdim=True))
+            if sum_ND is not None:
+                sum_ND.mul_(shrink_N1).add_(z_NV.to(head.linear.dtype) @ head.linear[first : first + block])
+            top_N1 = higher_N1
+        if sum_ND is not None:
+            slope_ND = (head.linear[target_N] - sum_ND.div_(total_N1)).mul_(head.scale)
+            ctx.save_for_backward(slope_ND.to(hidden_ND.dtype))
+        return own_N - (top_N1 + total_N1.log())[:, 0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (grad_N,), (slope_ND,) = grads, ctx.saved_tensors
+        return slope_ND * grad_N[:, None].to(slope_ND.dtype), None, None
 
 
 class _LinearTokens(torch.autograd.Function):
@@ -362,128 +418,6 @@ def _go_through(
 def _chunks(tokens: int) -> list[slice]:
     """`CHUNK` tokens at a time; one empty chunk of none."""
     return [slice(i, min(i + CHUNK, tokens)) for i in range(0, max(1, tokens), CHUNK)]
-
-
-def supervised(labels_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Where supervised tokens are predicted, [B, T] bool, and the tokens themselves in row-major order, [N].
-
-    Labels are aligned with the input ids; position t predicts the token at t + 1.
-    """
-    target_BT = torch.nn.functional.pad(labels_BT[:, 1:], (0, 1), value=IGNORE)
-    predicts_BT = target_BT != IGNORE
-    return predicts_BT, target_BT[predicts_BT]
-
-
-def forward_supervised(
-    model: nn.Module,
-    input_ids_BT: Tensor,
-    attention_mask: Tensor,
-    predicts: Tensor | tuple[Tensor, Tensor],
-    *,
-    at_head: Callable[[Tensor, Head], R] | None = None,
-    layer: int | None = None,
-    position_ids_BT: Tensor | None = None,
-) -> tuple[R | None, Tensor | None]:
-    """One forward of `model` whose head sees only the hidden states of the positions that predict a supervised token.
-
-    Those are `predicts`, [B, T] bool or two indices [N], of rows and positions in them. `attention_mask` is [B, T], or
-    [B, 1, T, T] where rows are more than one sequence; `position_ids_BT` is for such rows.
-
-    `at_head(hidden_ND, head)` runs in the head's place, inside the model's own forward, so that weights gathered for
-    that forward (FSDP) are there; its result is returned first. The second result is the output of decoder layer
-    `layer` at the same positions, [N, D]. Without `at_head` the forward ends at that layer.
-    """
-    base = extract_model_from_parallel(model)
-    module = base.get_output_embeddings()
-    results: list[R] = []
-    captured: list[Tensor] = []
-
-    def in_place_of_head(hidden_BTD: Tensor) -> Tensor:
-        assert at_head is not None  # without it the forward has ended at the layer
-        results.append(at_head(hidden_BTD[predicts], Head.of(base)))
-        return hidden_BTD.new_zeros(*hidden_BTD.shape[:-1], 1)
-
-    def capture(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        captured.append((output[0] if isinstance(output, tuple) else output)[predicts])
-        if at_head is None:
-            raise _LayerReached
-
-    hook = decoder_layers(base)[layer].register_forward_hook(capture) if layer is not None else None
-    own = vars(module).get("forward")  # accelerate keeps its hooks in such a forward
-    module.forward = in_place_of_head
-    try:
-        positions = {} if position_ids_BT is None else {"position_ids": position_ids_BT}
-        model(input_ids=input_ids_BT, attention_mask=attention_mask, use_cache=False, **positions)
-    except _LayerReached:
-        pass
-    finally:
-        del module.forward  # the class's own forward shows again
-        if own is not None:
-            module.forward = own
-        if hook is not None:
-            hook.remove()
-    return (results[0] if results else None), (captured[0] if captured else None)
-
-
-def supervised_logps(
-    model: nn.Module,
-    input_ids_BT: Tensor,
-    attention_mask_BT: Tensor,
-    labels_BT: Tensor,
-    *,
-    at_head: Callable[[Tensor, Tensor, Head], Tensor] = token_logps,
-) -> Tensor:
-    """log p of every supervised token in row-major order, [N]; labels as in `transformers`, −100 = not supervised.
-
-    `at_head` takes something else there, such as `token_statistics`.
-    """
-    predicts_BT, target_N = supervised(labels_BT)
-    logp_N, _ = forward_supervised(
-        model,
-        input_ids_BT,
-        attention_mask_BT,
-        predicts_BT,
-        at_head=lambda hidden_ND, head: at_head(hidden_ND, target_N, head),
-    )
-    assert logp_N is not None
-    return logp_N
-
-
-def dense_logps(model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor, labels_BT: Tensor) -> Tensor:
-    """The oracle for `supervised_logps`: the model's own [B, T, V] logits, and nothing clever."""
-    predicts_BT, target_N = supervised(labels_BT)
-    logits_BTV = model(input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=False).logits
-    logits_NV = logits_BTV[predicts_BT]
-    logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
-    return logits_NV.log_softmax(-1).gather(-1, target_N[:, None])[:, 0]
-
-
-def check_head(model: nn.Module) -> None:
-    """Raise `UserError` if the model treats its logits in a way that `Head` does not know.
-
-    Two forwards of four tokens, one through `Head`, one through the model's own head, must agree to 8 units in the last
-    place of the model's dtype (0.001 in float32): the model itself may round what it does to its logits.
-    """
-    base, training = extract_model_from_parallel(model), model.training
-    ids_BT = torch.arange(4, device=next(model.parameters()).device)[None]
-    model.eval()
-    with torch.no_grad():
-        fast_N, dense_N = (fn(model, ids_BT, torch.ones_like(ids_BT), ids_BT) for fn in (supervised_logps, dense_logps))
-    model.train(training)
-    ulps = 8 * torch.finfo(base.dtype).eps
-    if not torch.allclose(fast_N, dense_N, rtol=ulps, atol=max(ulps, 1e-3)):
-        named = base.get_base_model() if hasattr(base, "get_base_model") else base  # under an adapter
-        raise UserError(
-            f"model: {type(named).__name__} does something to its logits that expunge does not know (log-probabilities "
-            f"would be off by {(fast_N - dense_N).abs().max():.2g}); use a model that at most scales or soft-caps them."
-        )
-
-
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The decoder's layers, wherever the architecture keeps them."""
-    base = extract_model_from_parallel(model)
-    count = base.config.get_text_config().num_hidden_layers
-    return next(m for m in base.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
 
 
 def _by_chunks(fn: Callable[..., Tensor], *columns: Tensor) -> Tensor:

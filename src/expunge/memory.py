@@ -21,7 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import Trainer
 
 from expunge.data.pairs import Item, PairedDataset, PairSampler, Role, Sets
-from expunge.logprobs import CHUNK, decoder_layers, forward_supervised
+from expunge.forward import decoder_layers, forward_supervised
+from expunge.logprobs import CHUNK
 from expunge.objectives.base import Needs
 from expunge.reference import choose_kind
 from expunge.signals import one_number

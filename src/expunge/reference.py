@@ -27,7 +27,8 @@ from expunge import ranks, refcache
 from expunge.data.encode import Encoded
 from expunge.data.pairs import Collator, Role, Sets
 from expunge.errors import UserError, did_you_mean
-from expunge.logprobs import Head, forward_supervised, supervised, token_logps
+from expunge.forward import forward_supervised, supervised
+from expunge.logprobs import Head, token_logps
 from expunge.objectives.base import Needs
 
 ReferenceKind = Literal["auto", "cached_logps", "cached_hidden", "adapter_off", "frozen_copy"]

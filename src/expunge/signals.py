@@ -14,15 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from expunge.data.pairs import Role
+from expunge.forward import forward_supervised, supervised
 from expunge.logprobs import (
     CHUNK,
     Chunk,
     Head,
     Measure,
     divergence_from,
-    forward_supervised,
     logp_of,
-    supervised,
     token_divergence,
     token_logps,
     token_numbers,
@@ -119,7 +118,8 @@ def gather_signals(
         found: dict[Role, dict[str, Tensor]] = {role: {} for role in Role}
         wanted = [role for role in present if needs[role].head]
         chunks = None
-        if shares is not None and head.linear is not None and torch.is_grad_enabled():
+        trained = head.linear is not None and head.linear.requires_grad and torch.is_grad_enabled()
+        if shares is not None and trained:
             chunks = _foresee(wanted, needs, lengths, slices, shares, measure_of, signals_of)
         if chunks is not None:
             number_N = token_numbers(torch.cat([hidden_ND[slices[role]] for role in wanted]), head, chunks)

@@ -30,8 +30,8 @@ from expunge.data.encode import Overflow, prepare_tokenizer
 from expunge.data.pairs import Collator, PairedDataset, PairSampler, Role, Sets
 from expunge.difference import LogitDifferenceForCausalLM, assistant_weights
 from expunge.errors import UserError
+from expunge.forward import check_head, decoder_layers
 from expunge.history import EvaluateEvery, LossBar, MetricsFile
-from expunge.logprobs import check_head, decoder_layers
 from expunge.models import load
 from expunge.objectives import NLL, RMU, Objective
 from expunge.prepare import check_terms, encode_sets

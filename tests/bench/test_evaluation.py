@@ -27,16 +27,16 @@ def test_rows_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert (found["shape"], found["questions"], found["threads"]) == ("tiny", 2, "1")
     asked = [(row["prompts"], row["what"]) for row in found["rows"]]
-    assert asked == [(p, w) for p in ("as TOFU's", "with examples") for w in ("scores", "whole", evaluation.KNOWN)]
+    assert asked == [(p, w) for p in ("plain", "chat", "examples") for w in ("scores", "whole", evaluation.KNOWN)]
     for row in found["rows"]:
         assert row["ratio"] == pytest.approx(row["naive_s"] / row["ours_s"])
     text = page.read_text()
-    assert "expunge bench evaluation --shape tiny --questions 2 --threads 1" in text and text.count("\n| ") == 8
+    assert "expunge bench evaluation --shape tiny --questions 2 --threads 1" in text and text.count("\n| ") == 11
 
 
 def test_the_retain_answers_are_known() -> None:
     model, tokenizer = evaluation._model(SMALLEST), evaluation._tokenizer(100)
-    benchmark = evaluation._benchmark(6, 100, 0)
+    benchmark = evaluation._benchmark(6, 100, "plain")
     evaluation._let_know(model, tokenizer, benchmark)
     found = tofu.evaluate(model, tokenizer, benchmark, progress=False).metrics
     assert found["retain_rouge_l_recall"] == 1.0 and found["forget_rouge_l_recall"] < 0.5
@@ -45,7 +45,7 @@ def test_the_retain_answers_are_known() -> None:
 def test_another_number_is_noticed() -> None:
     """What the measurement asserts of the two ways: it fails if either is wrong anywhere."""
     model, tokenizer = evaluation._model(SMALLEST), evaluation._tokenizer(100)
-    benchmark = evaluation._benchmark(3, 100, 0)
+    benchmark = evaluation._benchmark(3, 100, "chat")
     naive = evaluation.naive(model, tokenizer, benchmark, generate=True)
     ours = tofu.evaluate(model, tokenizer, benchmark, progress=False).records
     evaluation._check(naive, ours)

@@ -33,19 +33,22 @@ BATCH = 32
 """Sequences of a naive batch, as in OpenUnlearning's configuration for TOFU."""
 SETS = {"forget": 1.0, "retain": 1.0, "real_authors": 0.25, "world_facts": 0.29}
 """Questions of a set for one to forget: TOFU's 400, 400, 100 and 117."""
-PROMPTS = {"as TOFU's": 0, "with examples": 300}
-"""Tokens that stand before every question, the same for all."""
+PROMPTS = {"plain": (0, 0), "chat": (35, 5), "examples": (300, 0)}
+"""Tokens before and after every question, the same for all: none, those of Llama 3's chat template with a system prompt
+(as OpenUnlearning asks Llama 3.2), and few-shot examples."""
 KNOWN = "whole, retain known"
 """An evaluation of a model that answers the retain questions rightly, as an unlearned one should."""
-END = 50
+END = 37
 """One token in so many ends an answer. Random answers then have about as many tokens as TOFU's, and as many lengths."""
 
 
-def measure(shape: str, *, questions: int = 40, threads: int | None = None) -> dict[str, Any]:
+def measure(
+    shape: str, *, questions: int = 40, prompts: tuple[str, ...] = tuple(PROMPTS), threads: int | None = None
+) -> dict[str, Any]:
     """`{shape, questions, device, …, rows}`; a row `{prompts, what, naive_s, ours_s, ratio}`, in seconds.
 
-    `questions` to forget, and other sets in proportion. `what` is all of an evaluation, by a model that knows nothing
-    or by one that knows the retain answers, or its scores alone. Raises
+    `questions` to forget, and other sets in proportion, asked with the `prompts` of `PROMPTS`. `what` is all of an
+    evaluation, by a model that knows nothing or by one that knows the retain answers, or its scores alone. Raises
     `AssertionError` where the two ways differ by more than 1e-5 in a log-probability a token, or in more than one
     answer in a hundred: rounding decides between two tokens that tie.
     """
@@ -56,7 +59,7 @@ def measure(shape: str, *, questions: int = 40, threads: int | None = None) -> d
     size = SHAPES[shape]
     model, tokenizer = _model(size), _tokenizer(size.vocab)
     rows = []
-    for prompts, examples in tqdm(PROMPTS.items(), desc="bench", leave=False):
+    for kind in tqdm(prompts, desc="bench", leave=False):
         for what, generate in (("scores", False), ("whole", True), (KNOWN, True)):
             way = {
                 "naive": lambda asked, generate=generate: naive(model, tokenizer, asked, generate=generate),
@@ -65,16 +68,16 @@ def measure(shape: str, *, questions: int = 40, threads: int | None = None) -> d
                 ),
             }
             found: dict[str, tuple[Records, float]] = {}
-            asked = _benchmark(questions, size.vocab, examples)
+            asked = _benchmark(questions, size.vocab, kind)
             if what == KNOWN:
                 _let_know(model, tokenizer, asked)
             for name in way:
-                _timed(way[name], _benchmark(4, size.vocab, examples))  # warms up
+                _timed(way[name], _benchmark(4, size.vocab, kind))  # warms up
                 found[name] = _timed(way[name], asked)
             _check(found["naive"][0], found["ours"][0])
             naive_s, ours_s = found["naive"][1], found["ours"][1]
             rows.append(
-                {"prompts": prompts, "what": what, "naive_s": naive_s, "ours_s": ours_s, "ratio": naive_s / ours_s}
+                {"prompts": kind, "what": what, "naive_s": naive_s, "ours_s": ours_s, "ratio": naive_s / ours_s}
             )
     return {"shape": shape, "questions": questions, **versions(), "rows": rows}
 
@@ -100,8 +103,9 @@ utility, with a paraphrase and five wrong answers (or three wrong choices), and 
         command,
         [HEADS, [":--", ":--", *["--:"] * 3], *cells(found)],
         f"Naive: one set, kind of answer and metric after another in file order, {BATCH} at a time, padded, dense "
-        "float32 logits\nand the model's own loss. With examples: "
-        f"{PROMPTS['with examples']} tokens, the same for all, stand before each question.\n"
+        "float32 logits\nand the model's own loss. Chat: questions stand in Llama 3's chat template with a system "
+        f"prompt, {sum(PROMPTS['chat'])} tokens.\nExamples: {PROMPTS['examples'][0]} tokens, the same for all, stand "
+        "before each question.\n"
         "Scores: without greedy answers. Retain known: the model answers the retain questions rightly, as it should "
         "after unlearning; elsewhere it knows nothing. Both\nways found the same numbers to 1e-5.",
         found,
@@ -229,18 +233,18 @@ def _tokenizer(vocabulary: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0", pad_token="w0")
 
 
-def _benchmark(questions: int, vocabulary: int, examples: int) -> Benchmark:
-    """Random questions of TOFU's lengths (tokens of its Llama tokenizer); wrong answers begin like the paraphrase."""
+def _benchmark(questions: int, vocabulary: int, prompts: str) -> Benchmark:
+    """Random questions of TOFU's lengths (GPT-2's tokens); a fifth of an answer's tokens it shares with another."""
     rng = random.Random(0)
 
     def words(count: float) -> list[str]:
         return [f"w{rng.randrange(2, vocabulary)}" for _ in range(max(1, round(count)))]
 
-    before = words(examples) if examples else []
+    before, after = (words(count) if count else [] for count in PROMPTS[prompts])
 
     def question(utility: bool) -> Question:
-        prompt = [*before, *words(rng.uniform(12, 30))]
-        length = rng.uniform(2, 10) if utility else min(105, rng.gammavariate(5, 8) + 6)
+        prompt = [*before, *words(rng.uniform(12, 30)), *after]
+        length = rng.uniform(2, 6) if utility else min(83, rng.gammavariate(5, 5.7) + 8)
         answer, paraphrase = " ".join(words(length)), words(length)
         row = {"prompt": " ".join(prompt), "completion": " " + answer}
         if utility:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from expunge.data.encode import Encoded
-from expunge.logprobs import IGNORE
+from expunge.forward import IGNORE
 
 
 class Role(IntEnum):

@@ -22,7 +22,8 @@ from expunge.data.encode import Encoded, encode, question_row
 from expunge.errors import UserError
 from expunge.evals.decoding import greedy
 from expunge.evals.trees import Tree, grow
-from expunge.logprobs import Head, forward_supervised, token_logps, token_statistics
+from expunge.forward import forward_supervised
+from expunge.logprobs import Head, token_logps, token_statistics
 
 T = TypeVar("T")
 

@@ -1,0 +1,147 @@
+"""The forward that stops at the head: hidden states of the positions that predict a supervised token, and no others.
+
+Knows the shape of a Hugging Face causal LM (decoder layers, then one output head); what is made of the hidden states
+is for its callers to say. The oracle that the tests hold this against is `dense_logps`.
+
+Shapes: B sequences, T positions, N supervised tokens laid end to end, D hidden size, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
+
+from expunge.errors import UserError
+from expunge.logprobs import Head, token_logps
+
+IGNORE = -100
+
+R = TypeVar("R")
+
+
+class _LayerReached(Exception):
+    """Leaves a forward early, once the layer that was asked for has run."""
+
+
+def supervised(labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Where supervised tokens are predicted, [B, T] bool, and the tokens themselves in row-major order, [N].
+
+    Labels are aligned with the input ids; position t predicts the token at t + 1.
+    """
+    target_BT = torch.nn.functional.pad(labels_BT[:, 1:], (0, 1), value=IGNORE)
+    predicts_BT = target_BT != IGNORE
+    return predicts_BT, target_BT[predicts_BT]
+
+
+def forward_supervised(
+    model: nn.Module,
+    input_ids_BT: Tensor,
+    attention_mask: Tensor,
+    predicts: Tensor | tuple[Tensor, Tensor],
+    *,
+    at_head: Callable[[Tensor, Head], R] | None = None,
+    layer: int | None = None,
+    position_ids_BT: Tensor | None = None,
+) -> tuple[R | None, Tensor | None]:
+    """One forward of `model` whose head sees only the hidden states of the positions that predict a supervised token.
+
+    Those are `predicts`, [B, T] bool or two indices [N], of rows and positions in them. `attention_mask` is [B, T], or
+    [B, 1, T, T] where rows are more than one sequence; `position_ids_BT` is for such rows.
+
+    `at_head(hidden_ND, head)` runs in the head's place, inside the model's own forward, so that weights gathered for
+    that forward (FSDP) are there; its result is returned first. The second result is the output of decoder layer
+    `layer` at the same positions, [N, D]. Without `at_head` the forward ends at that layer.
+    """
+    base = extract_model_from_parallel(model)
+    module = base.get_output_embeddings()
+    results: list[R] = []
+    captured: list[Tensor] = []
+
+    def in_place_of_head(hidden_BTD: Tensor) -> Tensor:
+        assert at_head is not None  # without it the forward has ended at the layer
+        results.append(at_head(hidden_BTD[predicts], Head.of(base)))
+        return hidden_BTD.new_zeros(*hidden_BTD.shape[:-1], 1)
+
+    def capture(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        captured.append((output[0] if isinstance(output, tuple) else output)[predicts])
+        if at_head is None:
+            raise _LayerReached
+
+    hook = decoder_layers(base)[layer].register_forward_hook(capture) if layer is not None else None
+    own = vars(module).get("forward")  # accelerate keeps its hooks in such a forward
+    module.forward = in_place_of_head
+    try:
+        positions = {} if position_ids_BT is None else {"position_ids": position_ids_BT}
+        model(input_ids=input_ids_BT, attention_mask=attention_mask, use_cache=False, **positions)
+    except _LayerReached:
+        pass
+    finally:
+        del module.forward  # the class's own forward shows again
+        if own is not None:
+            module.forward = own
+        if hook is not None:
+            hook.remove()
+    return (results[0] if results else None), (captured[0] if captured else None)
+
+
+def supervised_logps(
+    model: nn.Module,
+    input_ids_BT: Tensor,
+    attention_mask_BT: Tensor,
+    labels_BT: Tensor,
+    *,
+    at_head: Callable[[Tensor, Tensor, Head], Tensor] = token_logps,
+) -> Tensor:
+    """log p of every supervised token in row-major order, [N]; labels as in `transformers`, −100 = not supervised.
+
+    `at_head` takes something else there, such as `token_statistics`.
+    """
+    predicts_BT, target_N = supervised(labels_BT)
+    logp_N, _ = forward_supervised(
+        model,
+        input_ids_BT,
+        attention_mask_BT,
+        predicts_BT,
+        at_head=lambda hidden_ND, head: at_head(hidden_ND, target_N, head),
+    )
+    assert logp_N is not None
+    return logp_N
+
+
+def dense_logps(model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor, labels_BT: Tensor) -> Tensor:
+    """The oracle for `supervised_logps`: the model's own [B, T, V] logits, and nothing clever."""
+    predicts_BT, target_N = supervised(labels_BT)
+    logits_BTV = model(input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=False).logits
+    logits_NV = logits_BTV[predicts_BT]
+    logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+    return logits_NV.log_softmax(-1).gather(-1, target_N[:, None])[:, 0]
+
+
+def check_head(model: nn.Module) -> None:
+    """Raise `UserError` if the model treats its logits in a way that `Head` does not know.
+
+    Two forwards of four tokens, one through `Head`, one through the model's own head, must agree to 8 units in the last
+    place of the model's dtype (0.001 in float32): the model itself may round what it does to its logits.
+    """
+    base, training = extract_model_from_parallel(model), model.training
+    ids_BT = torch.arange(4, device=next(model.parameters()).device)[None]
+    model.eval()
+    with torch.no_grad():
+        fast_N, dense_N = (fn(model, ids_BT, torch.ones_like(ids_BT), ids_BT) for fn in (supervised_logps, dense_logps))
+    model.train(training)
+    ulps = 8 * torch.finfo(base.dtype).eps
+    if not torch.allclose(fast_N, dense_N, rtol=ulps, atol=max(ulps, 1e-3)):
+        named = base.get_base_model() if hasattr(base, "get_base_model") else base  # under an adapter
+        raise UserError(
+            f"model: {type(named).__name__} does something to its logits that expunge does not know (log-probabilities "
+            f"would be off by {(fast_N - dense_N).abs().max():.2g}); use a model that at most scales or soft-caps them."
+        )
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The decoder's layers, wherever the architecture keeps them."""
+    base = extract_model_from_parallel(model)
+    count = base.config.get_text_config().num_hidden_layers
+    return next(m for m in base.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
