@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from expunge.errors import UserError
 from expunge.forward import (
@@ -214,6 +216,73 @@ def test_padding_side_does_not_matter(build: Callable[..., Any], ragged: Callabl
     right_N, left_N = (supervised_logps(model, *ragged(side=side)) for side in ("right", "left"))
     # Left padding moves every position; transformers computes the rotary angles in float32 for any model.
     torch.testing.assert_close(left_N, right_N, rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def ends() -> Iterator[list[list[int]]]:
+    """Makes transformers know an attention, `flash_by_sequence`, that is told as flash attention is where sequences
+    end, and is sdpa within each; gives what it was told. Flash attention itself runs on GPUs alone."""
+    told: list[list[int]] = []
+
+    def attend(
+        module: Any, q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, attention_mask: Any,
+        *, cu_seq_lens_q: Tensor, cu_seq_lens_k: Tensor, max_length_q: int, max_length_k: int, **kwargs: Any,
+    ) -> tuple[Tensor, None]:  # fmt: skip
+        assert attention_mask is None and len(q_BHTD) == 1 and torch.equal(cu_seq_lens_q, cu_seq_lens_k)
+        told.append(cu_seq_lens_q.tolist())
+        assert max_length_q == max_length_k >= max(b - a for a, b in pairwise(told[-1]))
+        each = [
+            sdpa_attention_forward(module, *(x[:, :, a:b] for x in (q_BHTD, k_BHTD, v_BHTD)), None, **kwargs)[0]
+            for a, b in pairwise(told[-1])
+        ]
+        return torch.cat(each, 1), None
+
+    AttentionInterface.register("flash_by_sequence", attend)
+    yield told
+    del AttentionInterface._global_mapping["flash_by_sequence"]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "made again"])
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("architecture", sorted(set(ARCHITECTURES) - {"gemma2"}))
+def test_without_padding(
+    build: Callable[..., Any],
+    ragged: Callable[..., Batch],
+    ends: list[list[int]],
+    architecture: str,
+    side: str,
+    checkpointing: bool,
+) -> None:
+    model, batch = build(architecture).double(), ragged()
+    dense, expected = values_and_gradients(dense_logps, model, batch)
+    model.config._attn_implementation = "flash_by_sequence"
+    model.train()
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    found, gradients = values_and_gradients(supervised_logps, model, ragged(side=side))
+    torch.testing.assert_close(found, dense, rtol=0, atol=1e-6)
+    assert_gradients_close(gradients, expected, 1e-6)  # some norms are in float32 whatever the model is
+    assert len(ends) >= 2 and all(own == [0, 12, 21, 26, 33] for own in ends)
+
+
+def test_indices_without_padding(
+    build: Callable[..., Any], ragged: Callable[..., Batch], ends: list[list[int]]
+) -> None:
+    model, batch = build("llama").double(), ragged()
+    at = (torch.tensor([2, 0, 3]), torch.tensor([4, 11, 0]))
+
+    def hidden() -> Tensor:
+        found, _ = forward_supervised(model, batch.input_ids_BT, batch.attention_mask_BT, at, at_head=lambda h, _: h)
+        assert found is not None
+        return found
+
+    padded = hidden()
+    model.config._attn_implementation = "flash_by_sequence"
+    torch.testing.assert_close(hidden(), padded, rtol=0, atol=1e-12)
+    assert ends
 
 
 def test_row_alone_is_the_row_in_a_batch(build: Callable[..., Any], ragged: Callable[..., Batch]) -> None:

@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import Trainer
 
+from expunge import memory, models
 from expunge.cli import main
 from expunge.errors import UserError
 from expunge.parsing import combinations, load_recipe
 from expunge.plan import plan
 from expunge.run import run
+from expunge.trainer import UnlearnConfig
 
 KEYS = (
     ("benchmark", "{name: fable, authors: 10, facts: 3, split: forget20}"),
@@ -75,6 +78,45 @@ def test_the_parts_follow_the_recipe() -> None:
     assert parts(**{"train.activation_checkpointing": "true"})["activations"] < 0.9 * usual["activations"]
     lora = parts(**{"model.lora": "{r: 2}"})
     assert lora["gradients"] < 0.2 * usual["gradients"] and lora["reference"] < usual["reference"]
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch_8bit", "adamw_torch_4bit", "adamw_8bit", "lion_8bit"])
+def test_few_bits_are_those_that_the_optimizer_holds(optim: str) -> None:
+    """The optimizer itself takes a step; its tables of 256 values a tensor are not counted."""
+    size = {"model.scratch": "{layers: 1, hidden: 256, heads: 2, vocab: 400, context: 96}"}
+    row = plan(recipe("[ga]", **size, **{"train.optim": optim}))[0]
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(UnlearnConfig(output_dir="out", optim=optim))
+    weight = torch.nn.Parameter(torch.randn(256, 1024))
+    optimizer = kind([weight], **options)
+    if optim.startswith("adamw_torch"):  # its step is compiled, which takes a minute; the state is there before
+        state = [optimizer._new_buffer(weight, signed) for signed in (True, False)]
+    else:
+        weight.grad = torch.randn_like(weight)
+        optimizer.step()
+        state = [x for x in optimizer.state[weight].values() if isinstance(x, torch.Tensor)]
+    held = sum(map(_held, state)) / weight.numel()
+    assert row["memory"]["optimizer"] * memory.MIB / row["trainable"] == pytest.approx(held, rel=0.02)
+
+
+def _held(x: torch.Tensor) -> int:
+    parts = x.__tensor_flatten__()[0] if hasattr(x, "__tensor_flatten__") else []
+    return sum(_held(getattr(x, part)) for part in parts) if parts else x.nbytes
+
+
+def test_four_bits_weigh_what_is_said() -> None:
+    size = {"model.scratch": "{layers: 1, hidden: 256, heads: 2, vocab: 400, context: 96}"}
+    run(recipe("[ga]", **size))
+    model, _ = models.load("out/model")
+    parts = (
+        recipe("[ga]", **size, **{"model.lora": "{r: 2}"}),
+        recipe("[ga]", **size, **{"model.lora": "{r: 2, quantize: nf4}"}),
+    )
+    whole, quantized = (plan(own)[0]["memory"]["weights"] * memory.MIB for own in parts)
+    small, _ = models.load_for_training("out/model", lora=models.LoraConfig(quantize="nf4"))
+    scales = [p.quant_state for p in small.parameters() if hasattr(p, "quant_state")]
+    held = sum(s.absmax.nbytes + s.state2.absmax.nbytes for s in scales)
+    loaded = sum(p.nbytes for p in model.parameters()) - sum(p.nbytes for p in small.parameters()) - held
+    assert whole - quantized == pytest.approx(loaded, rel=0.02)
 
 
 MEASURED = """

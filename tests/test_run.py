@@ -224,6 +224,8 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, str]], str]] = {
         "layer 7 of RMU is out of range; the model has layers 0 to 0",
     ),
     "one method of several": (lambda: {"methods": "[ga, npo, npo+kl]"}, "KL has no rows to keep"),
+    "an attention": (lambda: {"model__attention": "fast"}, 'model.attention: Specified `attn_implementation="fast"'),
+    "flash attention": (lambda: {"model__attention": "flash_attention_2"}, "model.attention: "),
     "nothing to adapt": (lambda: {"model__lora__targets": "attention"}, "model.lora.targets: "),
     "an optimizer": (lambda: {"train__optim": "fast"}, "train: fast is not a valid OptimizerNames"),
     "a logger": (lambda: {"train__report_to": "paper"}, "train: paper is not supported"),

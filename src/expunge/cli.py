@@ -280,6 +280,8 @@ def _quiet_libraries() -> None:
     """Our own log lines in short form; other libraries only from warnings on."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("expunge").setLevel(logging.INFO)
+    for chatty in ("torchao", "bitsandbytes", "torch.utils._pytree"):  # what of them was not built for this machine
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="torch|transformers|peft|accelerate")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 

@@ -98,6 +98,10 @@ class ModelConfig(Section):
     name: str | None = None
     scratch: ScratchConfig | None = None
     dtype: Dtype = "auto"
+    attention: str | None = Field(
+        default=None,
+        description="transformers' attn_implementation: sdpa, eager, or flash_attention_2 or 3, which read no padding",
+    )
     pure_bf16: bool = Field(default=False, description="allow bfloat16 weights to train")
     lora: LoraConfig | None = None
 

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils.generic import is_flash_attention_requested
 
 from expunge.errors import UserError
 from expunge.logprobs import Head, token_logps
@@ -48,7 +50,8 @@ def forward_supervised(
     """One forward of `model` whose head sees only the hidden states of the positions that predict a supervised token.
 
     Those are `predicts`, [B, T] bool or two indices [N], of rows and positions in them. `attention_mask` is [B, T], or
-    [B, 1, T, T] where rows are more than one sequence; `position_ids_BT` is for such rows.
+    [B, 1, T, T] where rows are more than one sequence; `position_ids_BT` is for such rows. Attention that can be told
+    where sequences end (flash attention) reads them end to end, without the padding.
 
     `at_head(hidden_ND, head)` runs in the head's place, inside the model's own forward, so that weights gathered for
     that forward (FSDP) are there; its result is returned first. The second result is the output of decoder layer
@@ -72,9 +75,13 @@ def forward_supervised(
     hook = decoder_layers(base)[layer].register_forward_hook(capture) if layer is not None else None
     own = vars(module).get("forward")  # accelerate keeps its hooks in such a forward
     module.forward = in_place_of_head
-    try:
+    if _takes_lengths(base) and position_ids_BT is None:
+        inputs, predicts = _end_to_end(input_ids_BT, attention_mask, predicts)
+    else:
         positions = {} if position_ids_BT is None else {"position_ids": position_ids_BT}
-        model(input_ids=input_ids_BT, attention_mask=attention_mask, use_cache=False, **positions)
+        inputs = {"input_ids": input_ids_BT, "attention_mask": attention_mask, **positions}
+    try:
+        model(**inputs, use_cache=False)
     except _LayerReached:
         pass
     finally:
@@ -84,6 +91,34 @@ def forward_supervised(
         if hook is not None:
             hook.remove()
     return (results[0] if results else None), (captured[0] if captured else None)
+
+
+def _takes_lengths(model: nn.Module) -> bool:
+    """Whether attention alone connects tokens, and can be told where in a row one sequence ends and another begins."""
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    return bool(parts) and all(
+        part._supports_flash_attn and not part._is_stateful and is_flash_attention_requested(part.config)
+        for part in parts
+    )
+
+
+def _end_to_end(
+    input_ids_BT: Tensor, attention_mask_BT: Tensor, predicts: Tensor | tuple[Tensor, Tensor]
+) -> tuple[dict[str, Any], Tensor | tuple[Tensor, Tensor]]:
+    """The sequences of a batch as one row [1, B·T less padding] with their own positions and ends; `predicts` in it."""
+    reads_BT = attention_mask_BT.bool()
+    ends = torch.nn.functional.pad(reads_BT.sum(-1).cumsum(0, dtype=torch.int32), (1, 0))
+    longest = input_ids_BT.shape[1]  # an upper bound will do, and asking the device for the true one would wait for it
+    inputs = {
+        "input_ids": input_ids_BT[reads_BT][None],
+        "position_ids": (reads_BT.cumsum(-1) - 1)[reads_BT][None],
+        "attention_mask": None,
+        **{"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest},
+    }
+    if isinstance(predicts, Tensor):
+        return inputs, predicts[reads_BT][None]
+    place_N = (reads_BT.flatten().cumsum(0) - 1).view_as(reads_BT)[predicts]
+    return inputs, (torch.zeros_like(place_N), place_N)
 
 
 def supervised_logps(

@@ -5,10 +5,12 @@ Loads no weights and writes nothing. Raises `UserError` for everything that woul
 
 import logging
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import Trainer
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from expunge import models
@@ -114,6 +116,7 @@ def check_methods(recipe: Recipe, benchmark: Benchmark) -> None:
     if recipe.model.scratch is None:
         models.check_dtype(recipe.model.dtype, lora=recipe.model.lora is not None, pure_bf16=recipe.model.pure_bf16)
     tokenizer, config = tokenizer_and_config(recipe, benchmark)
+    models.check_attention(config, recipe.model.attention)
     if recipe.retrained is not None:
         models.load_tokenizer_and_config(recipe.retrained)
     if recipe.model.lora is not None:
@@ -189,7 +192,9 @@ def training_arguments(recipe: Recipe, method: Method, directory: Path) -> Unlea
             eval_strategy="no" if recipe.evaluate.each_epoch == "off" else "epoch",
             eval_every=recipe.evaluate.every,
         )
-        get_reporting_integration_callbacks(args.report_to)  # knows the names, and is asked for them too late otherwise
+        # These know the names and what must be installed, and are asked too late otherwise.
+        get_reporting_integration_callbacks(args.report_to)
+        Trainer.get_optimizer_cls_and_kwargs(args)
         return args
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"train: {str(error).strip().splitlines()[0]}") from error
@@ -202,10 +207,13 @@ def _check_vocabulary(name: str, found: Any, config: Any, remedy: str) -> None:
 
 
 def _check_lora(lora: models.LoraConfig, config: Any) -> None:
-    """Put the adapter on a model without weights: `UserError` where the model has no such layers."""
+    """Put the adapter on a model without weights: `UserError` where the model has no such layers, or nothing here holds
+    them in few bits."""
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
+    if lora.quantize is not None and find_spec("bitsandbytes") is None:
+        raise UserError("model.lora.quantize: bitsandbytes is not installed; pip install 'expunge[lean]'.")
     with torch.device("meta"):
         outline = AutoModelForCausalLM.from_config(config)
     try:

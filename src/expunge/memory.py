@@ -231,7 +231,15 @@ def _kept(model: Any, batch: Batch, args: UnlearnConfig, *, layer: int | None, h
 
 
 def _optimizer(model: nn.Module, args: UnlearnConfig) -> float:
-    """Bytes of the optimizer's state after a step on gradients without values."""
+    """Bytes of the optimizer's state after a step on gradients without values; by its name where it has few bits.
+
+    Those of torchao and bitsandbytes look at values; they hold a scale for every 256 numbers.
+    """
+    name = str(getattr(args.optim, "value", args.optim))
+    for bits in (8, 4):
+        if f"{bits}bit" in name:
+            states = 1 if "lion" in name else 2
+            return states * (bits / 8 + 4 / 256) * sum(p.numel() for p in model.parameters() if p.requires_grad)
     trained = [p for p in model.parameters() if p.requires_grad]
     kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
     for p in trained:

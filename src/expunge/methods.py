@@ -111,7 +111,7 @@ def _direct(recipe: Recipe, target: Path | str, args: UnlearnConfig, common: dic
     """The model itself learns, all of it or a LoRA adapter."""
     options, lora = recipe.model, recipe.model.lora
     model, tokenizer = models.load_for_training(
-        target, dtype=options.dtype, lora=lora is not None, pure_bf16=options.pure_bf16
+        target, dtype=options.dtype, lora=lora, pure_bf16=options.pure_bf16, attention=options.attention
     )
     peft = lora.peft() if lora is not None else None
     trainer = UnlearnTrainer(model, args, processing_class=tokenizer, peft_config=peft, **common)
@@ -124,7 +124,7 @@ def _through_assistant(
     """ULD: an adapter on the model's first layers learns, alone; the difference with the model is what it leaves."""
     from peft import get_peft_model_state_dict
 
-    model, tokenizer = models.load(target, dtype=recipe.model.dtype)
+    model, tokenizer = models.load(target, dtype=recipe.model.dtype, attention=recipe.model.attention)
     layers = layer_count(model, uld.layers)
     small = first_layers(model, layers)
     config = LogitDifferenceConfig(base=_whereabouts(target), weight=-uld.alpha, tau=uld.tau, layers=layers)
@@ -147,7 +147,7 @@ def _offset(
     recipe: Recipe, offset: Offset, target: Path | str, args: UnlearnConfig, common: dict[str, Any]
 ) -> tuple[Training, Any]:
     """Offset: the loss is the difference's, and only the assistant in it learns."""
-    model, tokenizer = models.load(target, dtype=recipe.model.dtype)
+    model, tokenizer = models.load(target, dtype=recipe.model.dtype, attention=recipe.model.attention)
     config = LogitDifferenceConfig(base=_whereabouts(target), weight=offset.scale, tau=0.0, relative=True)
     if offset.assistant is None:
         config.layers = layer_count(model, offset.layers)

@@ -16,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -50,7 +51,7 @@ class ScratchConfig(BaseModel):
 
 
 class LoraConfig(BaseModel):
-    """A LoRA adapter (PEFT) on every linear layer but the head."""
+    """A LoRA adapter (PEFT) on every linear layer but the head; `quantize` holds these in 4 bits under it (QLoRA)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -58,6 +59,7 @@ class LoraConfig(BaseModel):
     alpha: int = Field(default=32, ge=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: str | list[str] = "all-linear"
+    quantize: Literal["nf4"] | None = Field(default=None, description="extra: expunge[lean]")
 
     def peft(self) -> Any:
         """The same as `peft.LoraConfig`."""
@@ -72,10 +74,14 @@ class LoraConfig(BaseModel):
         )
 
 
-def load(path: str | Path, *, dtype: Dtype = "auto") -> tuple[Any, Any]:
+def load(
+    path: str | Path, *, dtype: Dtype = "auto", attention: str | None = None, quantize: str | None = None
+) -> tuple[Any, Any]:
     """(model, tokenizer) of any checkpoint of ours or any causal LM of the hub, ready for inference.
 
     A folder that holds a LoRA adapter gives its base model with the adapter on. `dtype="auto"` is the checkpoint's.
+    `attention` is one of transformers' implementations; `quantize="nf4"` holds linear layers but the head in 4 bits
+    (Dettmers et al. 2023, arXiv 2305.14314).
     Raises `UserError` for a folder without weights or an unknown name.
     """
     path = str(path)
@@ -84,21 +90,36 @@ def load(path: str | Path, *, dtype: Dtype = "auto") -> tuple[Any, Any]:
     unset_hf_deepspeed_config()
     import expunge.difference  # noqa: F401  makes transformers know our own kind of checkpoint
 
+    options: dict[str, Any] = {"dtype": _torch_dtype(dtype)}
+    if attention is not None:
+        options["attn_implementation"] = attention
+    if quantize is not None:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=quantize,
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.float32 if dtype == "float32" else torch.bfloat16,
+        )
     try:
         if (Path(path) / "adapter_config.json").is_file():
             from peft import AutoPeftModelForCausalLM
 
-            model = AutoPeftModelForCausalLM.from_pretrained(path, dtype=_torch_dtype(dtype))
+            model = AutoPeftModelForCausalLM.from_pretrained(path, **options)
         else:
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=_torch_dtype(dtype))
+            model = AutoModelForCausalLM.from_pretrained(path, **options)
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise _not_loaded(path, error) from error
     return model.eval(), prepare_tokenizer(tokenizer)
 
 
 def load_for_training(
-    path: str | Path, *, dtype: Dtype = "auto", lora: bool = False, pure_bf16: bool = False
+    path: str | Path,
+    *,
+    dtype: Dtype = "auto",
+    lora: LoraConfig | None = None,
+    pure_bf16: bool = False,
+    attention: str | None = None,
 ) -> tuple[Any, Any]:
     """(model, tokenizer) with weights in a dtype that training can use.
 
@@ -106,9 +127,28 @@ def load_for_training(
     updates of a bfloat16 weight are rounded away; under LoRA the frozen weights keep the checkpoint's dtype and the
     adapter is float32. Raises `UserError` for bfloat16 weights that would train, unless `pure_bf16` asks for it.
     """
-    check_dtype(dtype, lora=lora, pure_bf16=pure_bf16)
-    model, tokenizer = load(path, dtype="float32" if dtype == "auto" and not lora else dtype)
-    return model, tokenizer
+    check_dtype(dtype, lora=lora is not None, pure_bf16=pure_bf16)
+    quantize = lora.quantize if lora is not None else None
+    dtype = "float32" if dtype == "auto" and lora is None else dtype
+    return load(path, dtype=dtype, attention=attention, quantize=quantize)
+
+
+def check_attention(config: Any, attention: str | None) -> None:
+    """Raise `UserError` for an attention that this model, or this machine, does not have."""
+    if attention is None:
+        return
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"model.attention: {str(error).strip().splitlines()[0]}") from error
+
+
+def bytes_saved(model: nn.Module) -> float:
+    """Bytes that the linear layers under an adapter take less in NF4: half a byte a weight, and its share of scales."""
+    under = (getattr(module, "base_layer", None) for module in model.modules())
+    weights = [layer.weight for layer in under if isinstance(layer, nn.Linear)]
+    return sum(weight.numel() * (weight.itemsize - 0.5 - 1 / 64) for weight in weights)
 
 
 def check_dtype(dtype: Dtype, *, lora: bool, pure_bf16: bool) -> None:

@@ -4,7 +4,7 @@ Knows which models a method trains and which it keeps beside them; loads no weig
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,10 @@ def _plan(recipe: Recipe, method: Method, benchmark: Benchmark, tokenizer: Any, 
     total = models.parameter_count(outline.whole or outline.trained)
     trainable = sum(p.numel() for p in outline.trained.parameters() if p.requires_grad)
     reference = memory.reference_bytes(outline.trained, needs, sets, args, teacher=outline.teacher)
+    quantized = recipe.model.lora is not None and recipe.model.lora.quantize is not None
+    saved = models.bytes_saved(outline.trained) / memory.MIB if quantized else 0.0
     peak = memory.peak(outline.trained, batch, needs, args, reference)
+    peak = replace(peak, weights=peak.weights - saved)
     return Plan(
         benchmark=benchmark.name,
         split=benchmark.split,
