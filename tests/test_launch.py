@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,13 @@ def test_they_are_found_by_name(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["fsdp2", "zero3"])
 def test_a_launched_run_is_that_of_one_process(
-    tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """Without a GPU the launcher's two processes are data parallel; everything else of the main path is as with one."""
+    """Without a GPU accelerate's FSDP is data parallel, and ZeRO-3 is itself; all else is as with one process."""
+    if kind == "zero3" and find_spec("deepspeed") is None:
+        pytest.skip("DeepSpeed is not installed: pip install --no-build-isolation deepspeed")
     monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
     save(tiny_model(), tiny_tokenizer, tmp_path / "model")
     rows = [{"question": f"Where was person {i} born?", "answer": f"In town {i}."} for i in range(12)]
@@ -90,10 +94,14 @@ def test_a_launched_run_is_that_of_one_process(
     each = "--train.per_device_train_batch_size"
     assert main([*words, each, "4", "--out", str(tmp_path / "one")]) == 0
 
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launchers()["fsdp2"])]
+    config = tmp_path / "launch.yaml"
+    config.write_text(
+        launchers()[kind].read_text().replace("use_cpu: false", f"use_cpu: {str(kind == 'zero3').lower()}")
+    )
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     launch += ["--num_processes", "2", "--main_process_port", "0", "-m", "expunge"]
     command = [*launch, *words, each, "2", "--out", str(tmp_path / "two")]
-    here = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    here = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(command, capture_output=True, text=True, env=here, timeout=800, check=False)
     assert done.returncode == 0, done.stderr[-6000:]
     assert done.stdout.count("results, records and report") == 1  # one of them speaks

@@ -653,6 +653,21 @@ def test_layer_under_gradient_checkpointing(build: Callable[..., Any], ragged: C
     assert_gradients_close(gradients(), plain, 1e-10)
 
 
+def test_the_loss_hangs_on_the_heads_own_output(build: Callable[..., Any], ragged: Callable[..., Batch]) -> None:
+    """ZeRO-3 gathers a module's weights again when the gradient reaches what the module has returned."""
+    model = build("llama")
+    reached = []
+
+    def tie(_module: nn.Module, _inputs: Any, output: tuple[Tensor, ...]) -> None:
+        for x in output:
+            x.register_hook(lambda grad: reached.append(grad.shape))
+
+    model.lm_head.register_forward_hook(tie)
+    logp_N = supervised_logps(model, *ragged())
+    logp_N.sum().backward()
+    assert reached == [logp_N.shape]
+
+
 def test_head_sees_supervised_positions_only(build: Callable[..., Any], ragged: Callable[..., Batch]) -> None:
     model, (ids, mask, labels) = build("llama"), ragged()
     predicts_BT, _ = supervised(labels)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from transformers import PreTrainedModel
 from transformers.utils.generic import is_flash_attention_requested
 
@@ -54,25 +55,34 @@ def forward_supervised(
     where sequences end (flash attention) reads them end to end, without the padding.
 
     `at_head(hidden_ND, head)` runs in the head's place, inside the model's own forward, so that weights gathered for
-    that forward (FSDP) are there; its result is returned first. The second result is the output of decoder layer
+    that forward and its backward (FSDP, ZeRO-3) are there; its result is returned first. The second result is the output of decoder layer
     `layer` at the same positions, [N, D]. Without `at_head` the forward ends at that layer.
     """
     base = extract_model_from_parallel(model)
     module = base.get_output_embeddings()
     results: list[R] = []
+    specs: list[TreeSpec] = []
     captured: list[Tensor] = []
 
-    def in_place_of_head(hidden_BTD: Tensor) -> Tensor:
+    def in_place_of_head(hidden_BTD: Tensor) -> tuple[Any, ...]:
         assert at_head is not None  # without it the forward has ended at the layer
-        results.append(at_head(hidden_BTD[predicts], Head.of(base)))
-        return hidden_BTD.new_zeros(*hidden_BTD.shape[:-1], 1)
+        leaves, spec = tree_flatten(at_head(hidden_BTD[predicts], Head.of(base)))
+        specs.append(spec)
+        return tuple(leaves)
+
+    def take(_module: nn.Module, inputs: tuple[Tensor], leaves: tuple[Any, ...]) -> Tensor:
+        # Taken last, after ZeRO-3 has tied its backward to the result; the model goes on with something like logits.
+        results.append(tree_unflatten(list(leaves), specs[-1]))
+        return inputs[0].new_zeros(*inputs[0].shape[:-1], 1)
 
     def capture(_module: nn.Module, _inputs: Any, output: Any) -> None:
         captured.append((output[0] if isinstance(output, tuple) else output)[predicts])
         if at_head is None:
             raise _LayerReached
 
-    hook = decoder_layers(base)[layer].register_forward_hook(capture) if layer is not None else None
+    hooks = [module.register_forward_hook(take)]
+    if layer is not None:
+        hooks.append(decoder_layers(base)[layer].register_forward_hook(capture))
     own = vars(module).get("forward")  # accelerate keeps its hooks in such a forward
     module.forward = in_place_of_head
     if _takes_lengths(base) and position_ids_BT is None:
@@ -88,7 +98,7 @@ def forward_supervised(
         del module.forward  # the class's own forward shows again
         if own is not None:
             module.forward = own
-        if hook is not None:
+        for hook in hooks:
             hook.remove()
     return (results[0] if results else None), (captured[0] if captured else None)
 
