@@ -55,8 +55,8 @@ def forward_supervised(
     where sequences end (flash attention) reads them end to end, without the padding.
 
     `at_head(hidden_ND, head)` runs in the head's place, inside the model's own forward, so that weights gathered for
-    that forward and its backward (FSDP, ZeRO-3) are there; its result is returned first. The second result is the output of decoder layer
-    `layer` at the same positions, [N, D]. Without `at_head` the forward ends at that layer.
+    that forward and its backward (FSDP, ZeRO-3) are there; its result is returned first. The second result is the
+    output of decoder layer `layer` at the same positions, [N, D]. Without `at_head` the forward ends at that layer.
     """
     base = extract_model_from_parallel(model)
     module = base.get_output_embeddings()

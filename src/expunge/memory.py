@@ -22,7 +22,7 @@ from transformers import Trainer
 
 from expunge.data.pairs import Item, PairedDataset, PairSampler, Role, Sets
 from expunge.forward import decoder_layers, forward_supervised
-from expunge.logprobs import CHUNK
+from expunge.logprobs import BLOCK, CHUNK, Head
 from expunge.objectives.base import Needs
 from expunge.reference import choose_kind
 from expunge.signals import one_number
@@ -96,8 +96,12 @@ def peak(
     early = passes * of_head if dense is None else 0.0
     if args.gradient_accumulation_steps > 1:
         early += gradients
-    rows = _at_head(batch, needs, once=once or not of_head) if dense is None else dense
-    weights, logits = _bytes(tensors(model)), rows * head.weight.shape[0] * 4
+    vocabulary, whole = head.weight.shape[0], Head.of(model)
+    by_blocks = not of_head and whole.linear is not None and whole.softcap is None and _device(args).type == "cpu"
+    rows = dense
+    if rows is None:
+        rows = _at_head(batch, needs, vocabulary, once=once or not of_head, by_blocks=by_blocks)
+    weights, logits = _bytes(tensors(model)), rows * vocabulary * 4
     layer = next((n.layer for n in needs.values() if n.layer is not None), None)
     with FakeTensorMode(), torch.device(_device(args)):
         _fake(model)
@@ -185,13 +189,14 @@ def _batch(items: Sequence[Item], sets: Sets) -> Batch:
     return Batch(len(rows), max(len(row) for _, row in rows), supervised)
 
 
-def _at_head(batch: Batch, needs: Mapping[Role, Needs], *, once: bool) -> int:
-    """Rows of V numbers held at once: logits, which become their slopes where the head is gone through once; for a
-    divergence the reference's, too."""
+def _at_head(batch: Batch, needs: Mapping[Role, Needs], vocabulary: int, *, once: bool, by_blocks: bool) -> float:
+    """Rows of V numbers held at once: logits, which become their slopes where the head is gone through once, or a block
+    of the logits of all tokens; for a divergence the reference's, too."""
     counts = batch.supervised
     plain = sum(counts[role] for role, own in needs.items() if own.logp or own.uniform_ce)
     compared = max((counts[role] for role, own in needs.items() if own.divergence is not None), default=0)
-    return max((1 if once else 2) * min(CHUNK, plain), 3 * min(CHUNK, compared))
+    of_plain = plain * min(1.0, BLOCK / vocabulary) if by_blocks else (1 if once else 2) * min(CHUNK, plain)
+    return max(of_plain, 3 * min(CHUNK, compared))
 
 
 def _kept(model: Any, batch: Batch, args: UnlearnConfig, *, layer: int | None, head: bool) -> float:
