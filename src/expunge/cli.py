@@ -218,7 +218,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--sequences", type=int, default=8, help="of a training step (default %(default)s)")
     sub.add_argument("--length", type=int, help="tokens of each (default 256; 64 for the tiny shape)")
     sub.add_argument("--checkpointing", action="store_true", help="training: make activations again in the backward")
-    sub.add_argument("--rounds", type=int, help="training: turns of each that count (default 5; 3 for the tiny shape)")
+    sub.add_argument(
+        "--rounds", type=int, help="turns of each that count (training 5, 3 for the tiny shape; evaluation 3)"
+    )
     sub.add_argument("--questions", type=int, default=40, help="of an evaluation's forget set (default %(default)s)")
     sub.add_argument("--prompts", help="of an evaluation's questions, with commas: plain, chat, examples (default all)")
     sub.add_argument("--threads", type=int, help="CPU threads (default all)")

@@ -234,8 +234,10 @@ def bench(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
                 f"bench: no prompts {unknown[0]!r}.{did_you_mean(unknown[0], evaluation.PROMPTS)} Known: "
                 f"{', '.join(evaluation.PROMPTS)}."
             )
-        found = evaluation.measure(shape, questions=args.questions, prompts=prompts, threads=args.threads)
+        size = {"questions": args.questions, "prompts": prompts, "rounds": args.rounds or 3}
+        found = evaluation.measure(shape, **size, threads=args.threads)
         command += f" --questions {args.questions}" + (f" --prompts {args.prompts}" if args.prompts else "")
+        command += f" --rounds {args.rounds}" if args.rounds else ""
     elif args.what == "growth":
         bench = growth
         by = read_mapping(args.by, what="--by") if args.by else None

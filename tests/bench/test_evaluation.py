@@ -22,7 +22,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rows_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "deep" / "evaluation.md"
-    words = ["bench", "evaluation", "--questions", "2", "--threads", "1"]
+    words = ["bench", "evaluation", "--questions", "2", "--rounds", "1", "--threads", "1"]
     assert main([*words, "--json", "--markdown", str(page)]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert (found["shape"], found["questions"], found["threads"]) == ("tiny", 2, "1")
@@ -31,7 +31,10 @@ def test_rows_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     for row in found["rows"]:
         assert row["ratio"] == pytest.approx(row["naive_s"] / row["ours_s"])
     text = page.read_text()
-    assert "expunge bench evaluation --shape tiny --questions 2 --threads 1" in text and text.count("\n| ") == 11
+    assert (
+        "expunge bench evaluation --shape tiny --questions 2 --rounds 1 --threads 1" in text
+        and text.count("\n| ") == 11
+    )
 
 
 def test_the_retain_answers_are_known() -> None:
