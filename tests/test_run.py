@@ -226,6 +226,7 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, str]], str]] = {
     "one method of several": (lambda: {"methods": "[ga, npo, npo+kl]"}, "KL has no rows to keep"),
     "an attention": (lambda: {"model__attention": "fast"}, 'model.attention: Specified `attn_implementation="fast"'),
     "flash attention": (lambda: {"model__attention": "flash_attention_2"}, "model.attention: "),
+    "four bits of odd layers": (lambda: {"model__lora__quantize": "nf4"}, "model.lora.quantize: on a CPU bitsandbytes"),
     "nothing to adapt": (lambda: {"model__lora__targets": "attention"}, "model.lora.targets: "),
     "an optimizer": (lambda: {"train__optim": "fast"}, "train: fast is not a valid OptimizerNames"),
     "a logger": (lambda: {"train__report_to": "paper"}, "train: paper is not supported"),

@@ -10,7 +10,6 @@ import argparse
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, NoReturn
 
 from expunge import __version__, commands
 from expunge.errors import UserError, did_you_mean
+from expunge.terminal import quiet_libraries
 
 TAKES_KEYS = ("run", "sweep", "reproduce", "eval", "demo", "distill", "augment")
 """Commands that set a recipe's keys; of what stands behind them only these words are argparse's own."""
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command is None:
             parser.print_help()
             return 2
-        _quiet_libraries()
+        quiet_libraries()
         with _together():
             args.run(args, overrides)
     except UserError as error:
@@ -276,16 +276,6 @@ def _together() -> Iterator[None]:
     with open(os.devnull, "w") as nowhere, nullcontext() if ranks.first() else redirect_stdout(nowhere):
         yield
     ranks.leave()
-
-
-def _quiet_libraries() -> None:
-    """Our own log lines in short form; other libraries only from warnings on."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("expunge").setLevel(logging.INFO)
-    for chatty in ("torchao", "bitsandbytes", "torch.utils._pytree"):  # what of them was not built for this machine
-        logging.getLogger(chatty).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="torch|transformers|peft|accelerate")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 if __name__ == "__main__":

@@ -218,8 +218,9 @@ def bench(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
         raise UserError(f"bench: no shape {shape!r}.{did_you_mean(shape, SHAPES)} Known: {', '.join(SHAPES)}.")
     if args.sequences < 2 or args.sequences % 2 or (args.length is not None and args.length < 2):
         raise UserError("bench: half of the sequences are to forget; give an even number of them, of 2 tokens or more.")
-    if args.rounds is not None and args.rounds < 1:
-        raise UserError("bench: --rounds is 1 or more.")
+    for name in ("rounds", "questions", "threads"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"bench: --{name} is 1 or more.")
     if args.svg is not None and args.what in ("decode", "evaluation"):
         raise UserError(f"bench {args.what} draws no picture; leave --svg out, or take --markdown.")
     command = f"expunge bench {args.what} --shape {shape}"
@@ -249,7 +250,7 @@ def bench(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
         methods = tuple(args.methods.split(",")) if args.methods else training.METHODS
         if unknown := [name for name in methods if name not in training.METHODS]:
             raise UserError(
-                f"bench: no method {unknown[0]!r}.{did_you_mean(unknown[0], training.METHODS)} Known: "
+                f"bench: {unknown[0]!r} is not measured.{did_you_mean(unknown[0], training.METHODS)} These are: "
                 f"{', '.join(training.METHODS)}."
             )
         size = {"sequences": args.sequences, "length": args.length or usual_length(shape)}

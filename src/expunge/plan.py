@@ -86,7 +86,8 @@ def _plan(recipe: Recipe, method: Method, benchmark: Benchmark, tokenizer: Any, 
     total = models.parameter_count(outline.whole or outline.trained)
     trainable = sum(p.numel() for p in outline.trained.parameters() if p.requires_grad)
     reference = memory.reference_bytes(outline.trained, needs, sets, args, teacher=outline.teacher)
-    quantized = recipe.model.lora is not None and recipe.model.lora.quantize is not None
+    by_assistant = isinstance(method.forget, ULD | Offset) and not isinstance(method.forget, ULDDistilled)
+    quantized = recipe.model.lora is not None and recipe.model.lora.quantize is not None and not by_assistant
     saved = models.bytes_saved(outline.trained) / memory.MIB if quantized else 0.0
     peak = memory.peak(outline.trained, batch, needs, args, reference)
     peak = replace(peak, weights=peak.weights - saved)

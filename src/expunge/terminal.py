@@ -1,9 +1,13 @@
-"""Tables for a terminal of eighty columns: results, plans, lists.
+"""What a terminal of eighty columns shows: results, plans and lists as tables; of other libraries, warnings alone.
 
 Knows rows and widths; knows nothing of where they come from.
 """
 
 import json
+import logging
+import os
+import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,3 +134,13 @@ def console() -> Any:
     from rich.console import Console
 
     return Console()
+
+
+def quiet_libraries() -> None:
+    """Our own log lines in short form; other libraries only from warnings on."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("expunge").setLevel(logging.INFO)
+    for chatty in ("torchao", "bitsandbytes", "torch.utils._pytree"):  # what of them was not built for this machine
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="torch|transformers|peft|accelerate")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

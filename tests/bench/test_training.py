@@ -100,10 +100,12 @@ def test_utilisation() -> None:
 def test_what_cannot_be_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--sequences", "3"]) == 2
     assert "give an even number" in capsys.readouterr().err
+    assert main(["bench", "evaluation", "--questions", "0"]) == main(["bench", "--threads", "0"]) == 2
+    assert "--questions is 1 or more" in (said := capsys.readouterr().err) and "--threads is 1 or more" in said
     assert main(["bench", "decode", "--svg", "x.svg"]) == 2
     assert "draws no picture" in capsys.readouterr().err
 
 
 def test_an_unknown_method(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--methods", "npo+nl"]) == 2
-    assert "no method 'npo+nl'. Did you mean 'npo+nll'?" in capsys.readouterr().err
+    assert "'npo+nl' is not measured. Did you mean 'npo+nll'?" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from multiprocessing import forkserver, get_context
 from typing import Any, TypeVar
 
 from expunge.bench.turns import environment
+from expunge.terminal import quiet_libraries
 
 R = TypeVar("R")
 
@@ -29,7 +30,12 @@ def apart(measure: Callable[..., R], *args: Any, **options: Any) -> R | None:
         forkserver.ensure_running()
     try:
         with ProcessPoolExecutor(1, context) as pool:
-            return pool.submit(measure, *args, **options).result()
+            return pool.submit(_quietly, measure, *args, **options).result()
     except BrokenProcessPool:
         log.warning("a measurement's process was killed, most likely for memory: %s", options)
         return None
+
+
+def _quietly(measure: Callable[..., R], *args: Any, **options: Any) -> R:
+    quiet_libraries()
+    return measure(*args, **options)
