@@ -83,7 +83,7 @@ def test_the_parts_follow_the_recipe() -> None:
 @pytest.mark.parametrize("optim", ["adamw_torch_8bit", "adamw_torch_4bit", "adamw_8bit", "lion_8bit"])
 def test_few_bits_are_those_that_the_optimizer_holds(optim: str) -> None:
     """The optimizer itself takes a step; its tables of 256 values a tensor are not counted."""
-    size = {"model.scratch": "{layers: 1, hidden: 256, heads: 2, vocab: 400, context: 96}"}
+    size = {"model.scratch": "{layers: 1, hidden: 192, heads: 2, vocab: 400, context: 96}"}
     row = plan(recipe("[ga]", **size, **{"train.optim": optim}))[0]
     kind, options = Trainer.get_optimizer_cls_and_kwargs(UnlearnConfig(output_dir="out", optim=optim))
     weight = torch.nn.Parameter(torch.randn(256, 1024))
@@ -104,7 +104,7 @@ def _held(x: torch.Tensor) -> int:
 
 
 def test_four_bits_weigh_what_is_said() -> None:
-    size = {"model.scratch": "{layers: 1, hidden: 256, heads: 2, vocab: 400, context: 96}"}
+    size = {"model.scratch": "{layers: 1, hidden: 192, heads: 2, vocab: 400, context: 96}"}
     run(recipe("[ga]", **size))
     model, _ = models.load("out/model")
     parts = (
