@@ -123,7 +123,10 @@ def _end_to_end(
         "input_ids": input_ids_BT[reads_BT][None],
         "position_ids": (reads_BT.cumsum(-1) - 1)[reads_BT][None],
         "attention_mask": None,
-        **{"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest},
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": longest,
+        "max_length_k": longest,
     }
     if isinstance(predicts, Tensor):
         return inputs, predicts[reads_BT][None]

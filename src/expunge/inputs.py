@@ -220,9 +220,8 @@ def _check_lora(lora: models.LoraConfig, config: Any) -> None:
         get_peft_model(outline, lora.peft())
     except ValueError as error:
         raise UserError(f"model.lora.targets: {str(error).splitlines()[0]}") from error
-    under = [getattr(module, "base_layer", None) for module in outline.modules()]
-    layers = [(layer.in_features, layer.out_features) for layer in under if isinstance(layer, torch.nn.Linear)]
-    odd = next((size for size in layers if size[0] % 64 or size[1] % 32), None)
+    sizes = [(layer.in_features, layer.out_features) for layer in models.adapted_layers(outline)]
+    odd = next((size for size in sizes if size[0] % 64 or size[1] % 32), None)
     if lora.quantize is not None and odd is not None and not torch.cuda.is_available():
         raise UserError(
             f"model.lora.quantize: on a CPU bitsandbytes takes layers from multiples of 64 to multiples of 32, and this"

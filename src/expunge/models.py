@@ -144,10 +144,15 @@ def check_attention(config: Any, attention: str | None) -> None:
         raise UserError(f"model.attention: {str(error).strip().splitlines()[0]}") from error
 
 
+def adapted_layers(model: nn.Module) -> list[nn.Linear]:
+    """The linear layers under an adapter."""
+    under = (getattr(module, "base_layer", None) for module in model.modules())
+    return [layer for layer in under if isinstance(layer, nn.Linear)]
+
+
 def bytes_saved(model: nn.Module) -> float:
     """Bytes that the linear layers under an adapter take less in NF4: half a byte a weight, and its share of scales."""
-    under = (getattr(module, "base_layer", None) for module in model.modules())
-    weights = [layer.weight for layer in under if isinstance(layer, nn.Linear)]
+    weights = [layer.weight for layer in adapted_layers(model)]
     return sum(weight.numel() * (weight.itemsize - 0.5 - 1 / 64) for weight in weights)
 
 

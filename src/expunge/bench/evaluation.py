@@ -10,9 +10,9 @@ fails.
 """
 
 import random
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from expunge.bench.shapes import SHAPES, Shape
-from expunge.bench.turns import milliseconds, page
+from expunge.bench.training import race
+from expunge.bench.turns import page
 from expunge.data.benchmark import Benchmark, Question
 from expunge.data.encode import Encoded, encode, with_answer
 from expunge.evals import metrics as m
@@ -71,18 +72,14 @@ def measure(
                 ),
             }
             found: dict[str, Records] = {}
-            times: dict[str, list[float]] = {name: [] for name in way}
             asked = _benchmark(questions, size.vocab, kind)
             if what == KNOWN:
                 _let_know(model, tokenizer, asked)
             for name in way:
-                _timed(way[name], _benchmark(4, size.vocab, kind))  # warms up
-            for _ in range(rounds):
-                for name in way:
-                    found[name], seconds = _timed(way[name], asked)
-                    times[name].append(seconds)
+                way[name](_benchmark(4, size.vocab, kind))  # warms up
+            times = race({name: partial(_keep, found, name, way[name], asked) for name in way}, rounds, warm=True)
             _check(found["naive"], found["ours"])
-            naive_s, ours_s = (statistics.median(times[name]) for name in way)
+            naive_s, ours_s = (times[name] / 1000 for name in way)
             rows.append(
                 {"prompts": kind, "what": what, "naive_s": naive_s, "ours_s": ours_s, "ratio": naive_s / ours_s}
             )
@@ -191,10 +188,8 @@ def _told(model: Any, tokenizer: Any, answers: Sequence[Encoded], cap: int) -> I
             yield tokenizer.decode(new[:length], skip_special_tokens=True).strip()
 
 
-def _timed(way: Callable[[Benchmark], Records], benchmark: Benchmark) -> tuple[Records, float]:
-    found: list[Records] = []
-    seconds = milliseconds(lambda: found.append(way(benchmark))) / 1000
-    return found[0], seconds
+def _keep(found: dict[str, Records], name: str, way: Callable[[Benchmark], Records], benchmark: Benchmark) -> None:
+    found[name] = way(benchmark)
 
 
 def _check(naive: Records, ours: Records) -> None:

@@ -11,7 +11,7 @@ activations, logits, and what a reference holds.
 
 import gc
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -244,7 +244,7 @@ def assistant(model: Any, layers: int | None = None) -> Any:
     return get_peft_model(small, LoraConfig(r=16, lora_alpha=32, target_modules=linear_names(small, layers)))
 
 
-def race(steps: dict[str, Step], rounds: int, *, warm: bool = False) -> dict[str, float]:
+def race(steps: Mapping[str, Callable[[], object]], rounds: int, *, warm: bool = False) -> dict[str, float]:
     """Median milliseconds, in turns; unless they are `warm`, the first turn of each does not count."""
     times: dict[str, list[float]] = {kind: [] for kind in steps}
     for turn in range(rounds + (not warm)):

@@ -9,7 +9,6 @@ import logging
 import os
 import sys
 import threading
-import warnings
 from functools import partial
 from pathlib import Path
 
@@ -19,14 +18,14 @@ from filelock import FileLock
 from expunge.sweep.definition import Sweep
 from expunge.sweep.study import connect, open_study, place, work
 from expunge.sweep.trial import run_trial
+from expunge.terminal import quiet_libraries
 
 
 def main() -> None:
     orders = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_pipe, daemon=True).start()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
-    logging.getLogger("expunge").setLevel(logging.INFO)
-    warnings.filterwarnings("ignore", module="torch|transformers|peft|accelerate")
+    quiet_libraries()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     out, worker = Path(orders["out"]), orders["worker"]
     with FileLock(out / "workers" / f"{worker}.lock"):
