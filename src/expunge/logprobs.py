@@ -17,7 +17,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from expunge.objectives.base import Divergence
+from expunge.objectives.base import Divergence, Score
 
 CHUNK = 256
 """Tokens whose logits are held at once. torch's own choice for CPU is 5 to 11 times slower."""
@@ -162,14 +162,53 @@ def token_numbers(hidden_ND: Tensor, head: Head, chunks: Sequence[Chunk]) -> Ten
 
 def token_logps(hidden_ND: Tensor, target_N: Tensor, head: Head) -> Tensor:
     """log p of each target, [N]. Equivalent to `log_softmax(head(hidden))[range(N), target]`."""
-    if head.linear is not None and head.softcap is None and not (torch.is_grad_enabled() and head.linear.requires_grad):
-        return _FrozenLogps.apply(hidden_ND, target_N, head)
-    if not torch.is_grad_enabled():
+    return token_scores(hidden_ND, target_N, head, [("logp", len(target_N))])
+
+
+def token_scores(hidden_ND: Tensor, target_N: Tensor, head: Head, asked: Sequence[tuple[Score, int]]) -> Tensor:
+    """The score of each token, [N]; `asked` says which score of how many tokens, in their order.
+
+    With logits z and target y, `logp` is z_y − logsumexp(z), `log_odds` is z_y − logsumexp of the other logits, and
+    `uniform_ce` is logsumexp(z) − mean(z). The log-odds, log p/(1 − p), keep every digit of p and of 1 − p that the
+    logits determine; log p in float32 keeps none of a 1 − p below 1e-7.
+    """
+    frozen = head.linear is not None and not (torch.is_grad_enabled() and head.linear.requires_grad)
+    if frozen and head.softcap is None:
+        return _FrozenScores.apply(hidden_ND, target_N, head, asked)
+    if frozen and torch.is_grad_enabled():
+        measured = [
+            Chunk(slice(own.start + first, own.stop + first), score_of(score, target_N[first : first + size][own]))
+            for score, first, size in _spans(asked)
+            for own in _chunks(size)
+        ]
+        return token_numbers(hidden_ND, head, measured)
+    parts = [
+        _scores(score, hidden_ND[first : first + size], target_N[first : first + size], head)
+        for score, first, size in _spans(asked)
+    ]
+    return torch.cat(parts)
+
+
+def _spans(asked: Sequence[tuple[Score, int]]) -> list[tuple[Score, int, int]]:
+    """(score, first token, number of tokens) of the longest runs of tokens with one score."""
+    spans: list[tuple[Score, int, int]] = []
+    end = 0
+    for score, size in asked:
+        if spans and spans[-1][0] == score:
+            spans[-1] = (score, spans[-1][1], spans[-1][2] + size)
+        else:
+            spans.append((score, end, size))
+        end += size
+    return spans
+
+
+def _scores(score: Score, hidden_ND: Tensor, target_N: Tensor, head: Head) -> Tensor:
+    """`token_scores` of one score for heads that are trained, or are no plain matrix."""
+    if score == "logp" and not torch.is_grad_enabled():
         return _of_logps(lambda logp_CV, target_C1, _: logp_CV.gather(-1, target_C1)[:, 0], hidden_ND, target_N, head)
-    if head.linear is not None and not head.linear.requires_grad:
-        return token_numbers(hidden_ND, head, [Chunk(own, logp_of(target_N[own])) for own in _chunks(len(target_N))])
     if (
-        head.linear is not None
+        score == "logp"
+        and head.linear is not None
         and head.softcap is None
         and head.scale == 1.0
         and hidden_ND.dtype == head.linear.dtype
@@ -181,7 +220,13 @@ def token_logps(hidden_ND: Tensor, target_N: Tensor, head: Head) -> Tensor:
         return -F.linear_cross_entropy(hidden_ND, head.linear, target_N, reduction="none", options=options)
 
     def chunk(hidden_CD: Tensor, target_C: Tensor) -> Tensor:
-        return -F.cross_entropy(head.logits(hidden_CD), target_C, reduction="none")
+        z_CV, target_C1 = head.logits(hidden_CD), target_C[:, None]
+        if score == "logp":
+            return -F.cross_entropy(z_CV, target_C, reduction="none")
+        if score == "uniform_ce":
+            return z_CV.logsumexp(-1) - z_CV.mean(-1)
+        z_C1 = z_CV.gather(-1, target_C1)
+        return z_C1[:, 0] - z_CV.scatter_(-1, target_C1, -torch.inf).logsumexp(-1)  # in place: they are newly made
 
     return _by_chunks(chunk, hidden_ND, target_N)
 
@@ -216,24 +261,6 @@ def _of_logps(
     return torch.cat(found)
 
 
-def uniform_cross_entropy(hidden_ND: Tensor, target_N: Tensor, logp_N: Tensor, head: Head) -> Tensor:
-    """Cross-entropy from the uniform distribution to the model's, −mean_v log p_v = logsumexp(z) − mean(z), nats, [N].
-
-    A linear head needs no logits for it: the mean logit is h·w̄ by the mean row of the head, and the logsumexp is
-    z_y − log p_y for the target's own logit and `logp_N`, its log-probability as `token_logps` gives it.
-    """
-    if head.linear is not None and head.softcap is None:
-        target_logit_N = (hidden_ND * head.linear[target_N]).sum(-1)
-        mean_logit_N = hidden_ND @ head.linear.mean(0)
-        return head.scale * (target_logit_N - mean_logit_N).to(logp_N.dtype) - logp_N
-
-    def chunk(hidden_CD: Tensor) -> Tensor:
-        z_CV = head.logits(hidden_CD)
-        return z_CV.logsumexp(-1) - z_CV.mean(-1)
-
-    return _by_chunks(chunk, hidden_ND)
-
-
 def token_divergence(
     hidden_ND: Tensor, head: Head, reference_ND: Tensor, reference_head: Head, target_N: Tensor, divergence: Divergence
 ) -> Tensor:
@@ -245,9 +272,11 @@ def token_divergence(
     def chunk(hidden_CD: Tensor, reference_CD: Tensor, target_C: Tensor) -> Tensor:
         logq_CV = _reference_logits(reference_CD, reference_head, target_C, divergence).log_softmax(-1)
         logp_CV = head.logits(hidden_CD).log_softmax(-1)
-        if divergence.kind == "reverse":
-            return (logp_CV.exp() * (logp_CV - logq_CV)).sum(-1)
-        return (logq_CV.exp() * ((logq_CV if divergence.kind == "forward" else 0) - logp_CV)).sum(-1)
+        if divergence.kind == "cross_entropy":
+            return -(logq_CV.exp() * logp_CV).sum(-1)
+        ours, theirs = (logp_CV, logq_CV) if divergence.kind == "reverse" else (logq_CV, logp_CV)
+        kl_C = (ours.exp() * (ours - theirs)).sum(-1)
+        return kl_C + (-kl_C).clamp(min=0).detach()  # rounding alone can bring equal distributions below 0
 
     if head.linear is None or not torch.is_grad_enabled():
         return _by_chunks(chunk, hidden_ND, reference_ND, target_N)
@@ -258,15 +287,21 @@ def token_divergence(
     return token_numbers(hidden_ND, head, chunks)
 
 
-def logp_of(target_C: Tensor) -> Measure:
-    """The `measure` of a chunk that `token_logps` takes. It needs no tensor [C, V] but the logits."""
+def score_of(score: Score, target_C: Tensor) -> Measure:
+    """The `measure` of a chunk that `token_scores` takes. It needs no tensor [C, V] but the logits."""
 
     def measure(z_CV: Tensor, _workspace: Workspace) -> tuple[Tensor, Tensor]:
         target_C1 = target_C[:, None]
+        if score == "uniform_ce":
+            mean_C1 = z_CV.mean(-1, keepdim=True)
+            top_C1, log_total_C1 = _softmax(z_CV, out=z_CV)
+            return (top_C1 - mean_C1 + log_total_C1)[:, 0], z_CV.sub_(1 / z_CV.shape[-1])
         z_C1 = z_CV.gather(-1, target_C1)
-        logsumexp_C1 = _softmax(z_CV, out=z_CV)
+        if score == "log_odds":
+            z_CV.scatter_(-1, target_C1, -torch.inf)  # leaves the target out of the softmax
+        top_C1, log_total_C1 = _softmax(z_CV, out=z_CV)
         slope_CV = z_CV.neg_().scatter_add_(-1, target_C1, torch.ones_like(z_C1))
-        return (z_C1 - logsumexp_C1)[:, 0], slope_CV
+        return (z_C1 - top_C1 - log_total_C1)[:, 0], slope_CV
 
     return measure
 
@@ -282,30 +317,37 @@ def divergence_from(reference_CD: Tensor, reference_head: Head, target_C: Tensor
     def measure(z_CV: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
         y_CV = _reference_logits(reference_CD, reference_head, target_C, divergence, workspace.at(1, len(z_CV)))
         p_CV = workspace.at(2, len(z_CV))
-        of_z_C1 = _softmax(z_CV, out=p_CV)
+        z_top_C1, z_total_C1 = _softmax(z_CV, out=p_CV)
         if divergence.kind == "reverse":
             gap_CV = z_CV.sub_(y_CV)
-            of_y_C1 = _softmax(y_CV, out=y_CV)
+            y_top_C1, y_total_C1 = _softmax(y_CV, out=y_CV)
             mean_C1 = torch.mul(p_CV, gap_CV, out=y_CV).sum(-1, keepdim=True)
-            return (mean_C1 - of_z_C1 + of_y_C1)[:, 0], gap_CV.sub_(mean_C1).mul_(p_CV)
+            # Difference by difference: a logsumexp, rounded as a whole, would lose what the totals differ by.
+            value_C1 = mean_C1 - (z_top_C1 - y_top_C1) - (z_total_C1 - y_total_C1)
+            return value_C1[:, 0].clamp_(min=0), gap_CV.sub_(mean_C1).mul_(p_CV)
         gap_CV = torch.sub(y_CV, z_CV, out=z_CV) if divergence.kind == "forward" else z_CV.neg_()
-        of_y_C1, q_CV = _softmax(y_CV, out=y_CV), y_CV
-        value_C1 = gap_CV.mul_(q_CV).sum(-1, keepdim=True) + of_z_C1
-        value_C1 = value_C1 - of_y_C1 if divergence.kind == "forward" else value_C1
-        return value_C1[:, 0], p_CV.sub_(q_CV)
+        (y_top_C1, y_total_C1), q_CV = _softmax(y_CV, out=y_CV), y_CV
+        value_C1 = gap_CV.mul_(q_CV).sum(-1, keepdim=True)
+        if divergence.kind == "cross_entropy":
+            return (value_C1 + z_top_C1 + z_total_C1)[:, 0], p_CV.sub_(q_CV)
+        value_C1 = value_C1 - (y_top_C1 - z_top_C1) - (y_total_C1 - z_total_C1)
+        return value_C1[:, 0].clamp_(min=0), p_CV.sub_(q_CV)
 
     return measure
 
 
-def _softmax(z_CV: Tensor, *, out: Tensor) -> Tensor:
-    """Write the softmax to `out`, which may be the logits themselves, and return their logsumexp, [C, 1]."""
+def _softmax(z_CV: Tensor, *, out: Tensor) -> tuple[Tensor, Tensor]:
+    """Write the softmax to `out`, which may be the logits themselves; largest logit and log Σ exp(z − largest), [C, 1].
+
+    Their sum is the logsumexp. Apart, each keeps its own digits.
+    """
     top_C1 = z_CV.amax(-1, keepdim=True)
     if out is not z_CV or z_CV.device.type == "cpu":  # there in one pass, which reads a row before it writes it
         torch.softmax(z_CV, -1, out=out)
-        return top_C1 - out.amax(-1, keepdim=True).log()
+        return top_C1, -out.amax(-1, keepdim=True).log()
     total_C1 = out.sub_(top_C1).exp_().sum(-1, keepdim=True)
     out.div_(total_C1)
-    return top_C1 + total_C1.log()
+    return top_C1, total_C1.log()
 
 
 @torch.no_grad()
@@ -319,44 +361,69 @@ def _reference_logits(
     return y_CV.div_(divergence.temperature) if divergence.temperature != 1 else y_CV
 
 
-class _FrozenLogps(torch.autograd.Function):
-    """`token_logps` of a linear head that is not trained, all tokens at once and a block of the vocabulary at a time.
+class _FrozenScores(torch.autograd.Function):
+    """`token_scores` of a linear head that is not trained, all tokens at once and a block of the vocabulary at a time.
 
-    As in attention, with the head's rows for keys and values: log p_y = z_y − logsumexp(z), and its gradient by the
-    hidden state is the target's row less the rows' mean by their softmax, both kept up from block to block
-    (Rabe & Staats 2021, arXiv 2112.05682).
+    As in attention, with the head's rows for keys and values: a score is ±(own − logsumexp(z)), with the target's logit
+    or the mean logit for `own`, and its gradient by the hidden state is the target's row, or the mean row, less the
+    rows' mean by their softmax, both kept up from block to block (Rabe & Staats 2021, arXiv 2112.05682). For log-odds
+    the target takes no part in the logsumexp.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, target_N: Tensor, head: Head) -> Tensor:
+    def forward(
+        ctx: Any, hidden_ND: Tensor, target_N: Tensor, head: Head, asked: Sequence[tuple[Score, int]]
+    ) -> Tensor:
         assert head.linear is not None
         count, wide = len(target_N), torch.promote_types(hidden_ND.dtype, torch.float32)
         block = BLOCK if hidden_ND.device.type == "cpu" else max(BLOCK, CHUNK * head.vocab_size // max(1, count))
-        own_N = hidden_ND.new_zeros(count, dtype=wide)
-        top_N1, total_N1 = own_N.new_full((count, 1), -torch.inf), own_N.new_zeros(count, 1)
-        sum_ND = own_N.new_zeros(hidden_ND.shape) if ctx.needs_input_grad[0] else None
+        own_N1 = hidden_ND.new_zeros(count, 1, dtype=wide)
+        top_N1, total_N1 = own_N1.new_full((count, 1), -torch.inf), own_N1.new_zeros(count, 1)
+        sum_ND = own_N1.new_zeros(hidden_ND.shape) if ctx.needs_input_grad[0] else None
+        spans = _spans(asked)
         workspace = Workspace(min(block, head.vocab_size), hidden_ND)
         for first in range(0, head.vocab_size, block):
             part = head.part(slice(first, first + block))
             z_NV = part.logits(hidden_ND, workspace.at(0, count)[:, : part.vocab_size])
-            at_N = target_N - first
-            here_N = (at_N >= 0) & (at_N < part.vocab_size)
-            own_N = torch.where(here_N, z_NV.gather(-1, at_N.clamp(0, part.vocab_size - 1)[:, None])[:, 0], own_N)
+            at_N1 = target_N[:, None] - first
+            here_N1 = (at_N1 >= 0) & (at_N1 < part.vocab_size)
+            at_N1 = at_N1.clamp(0, part.vocab_size - 1)
+            z_N1 = z_NV.gather(-1, at_N1)
+            own_N1 = torch.where(here_N1, z_N1, own_N1)
+            for score, start, size in spans:
+                if score == "log_odds":
+                    rows = slice(start, start + size)
+                    left_C1 = z_N1[rows].masked_fill(here_N1[rows], -torch.inf)
+                    z_NV[rows].scatter_(-1, at_N1[rows], left_C1)
             higher_N1 = torch.maximum(top_N1, z_NV.amax(-1, keepdim=True))
             shrink_N1 = (top_N1 - higher_N1).exp_()
             total_N1 = total_N1.mul_(shrink_N1).add_(z_NV.sub_(higher_N1).exp_().sum(-1, keepdim=True))
             if sum_ND is not None:
                 sum_ND.mul_(shrink_N1).add_(z_NV.to(head.linear.dtype) @ head.linear[first : first + block])
             top_N1 = higher_N1
-        if sum_ND is not None:
-            slope_ND = (head.linear[target_N] - sum_ND.div_(total_N1)).mul_(head.scale)
+        slope_ND = None if sum_ND is None else head.linear[target_N].to(wide)
+        uniform = [slice(start, start + size) for score, start, size in spans if score == "uniform_ce"]
+        mean_D = head.linear.mean(0, dtype=wide) if uniform else None
+        for rows in uniform:
+            # No matrix product, which autocast would round.
+            own_N1[rows] = head.scale * (hidden_ND[rows].to(wide) * mean_D).sum(-1, keepdim=True)
+            if slope_ND is not None:
+                slope_ND[rows] = mean_D
+        score_N = (own_N1 - top_N1 - total_N1.log())[:, 0]
+        if slope_ND is not None:
+            slope_ND.sub_(sum_ND.div_(total_N1)).mul_(head.scale)
+        for rows in uniform:
+            score_N[rows].neg_()
+            if slope_ND is not None:
+                slope_ND[rows].neg_()
+        if slope_ND is not None:
             ctx.save_for_backward(slope_ND.to(hidden_ND.dtype))
-        return own_N - (top_N1 + total_N1.log())[:, 0]
+        return score_N
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (grad_N,), (slope_ND,) = grads, ctx.saved_tensors
-        return slope_ND * grad_N[:, None].to(slope_ND.dtype), None, None
+        return slope_ND * grad_N[:, None].to(slope_ND.dtype), None, None, None
 
 
 class _LinearTokens(torch.autograd.Function):
@@ -377,7 +444,8 @@ class _LinearTokens(torch.autograd.Function):
         (slope_N,) = grads
         hidden_ND, weight_VD, d_hidden_ND, d_weight_VD, foreseen_N = ctx.saved_tensors
         if d_weight_VD is not None and len(slope_N):
-            factor = slope_N.dot(foreseen_N) / foreseen_N.dot(foreseen_N)
+            largest = foreseen_N.abs().argmax()
+            factor = slope_N[largest] / foreseen_N[largest]  # a ratio of sums of squares would underflow
             off = (slope_N - factor * foreseen_N).abs().max()
             ulps = 64 * torch.finfo(slope_N.dtype).eps
             if bool(off <= ulps * slope_N.abs().max()):

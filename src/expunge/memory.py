@@ -88,7 +88,7 @@ def peak(
     """
     head, layers = model.get_output_embeddings(), len(decoder_layers(model))
     asked = [own for own in needs.values() if own.head]
-    passes = any(n.logp or n.uniform_ce for n in asked) + sum(n.divergence is not None for n in asked)
+    passes = any(n.scores for n in asked) + sum(n.divergence is not None for n in asked)
     once = all(map(one_number, asked))
     passes = min(passes, 1) if once else passes
     gradients = _bytes(p for p in model.parameters() if p.requires_grad)
@@ -193,7 +193,7 @@ def _at_head(batch: Batch, needs: Mapping[Role, Needs], vocabulary: int, *, once
     """Rows of V numbers held at once: logits, which become their slopes where the head is gone through once, or a block
     of the logits of all tokens; for a divergence the reference's, too."""
     counts = batch.supervised
-    plain = sum(counts[role] for role, own in needs.items() if own.logp or own.uniform_ce)
+    plain = sum(counts[role] * len(own.scores) for role, own in needs.items())
     compared = max((counts[role] for role, own in needs.items() if own.divergence is not None), default=0)
     of_plain = plain * min(1.0, BLOCK / vocabulary) if by_blocks else (1 if once else 2) * min(CHUNK, plain)
     return max(of_plain, 3 * min(CHUNK, compared))

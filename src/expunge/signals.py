@@ -6,7 +6,7 @@ Shapes: B sequences, T positions, N supervised tokens laid end to end, D hidden 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,11 +21,10 @@ from expunge.logprobs import (
     Head,
     Measure,
     divergence_from,
-    logp_of,
+    score_of,
     token_divergence,
-    token_logps,
     token_numbers,
-    uniform_cross_entropy,
+    token_scores,
     vocabulary_size,
 )
 from expunge.objectives.base import Needs, Objective, Signals
@@ -56,10 +55,8 @@ def needs_by_role(objective: Objective | None, retain: Objective | None) -> dict
 
 def one_number(needs: Needs) -> str:
     """The one signal that is asked of the head; empty where it is more than one, or refusals matter too."""
-    asked = replace(needs, reference_logp=False, surprisal=False)
-    if asked == Needs(logp=True):
-        return "logp_N"
-    return "divergence_N" if asked == Needs(divergence=needs.divergence) else ""
+    asked = [f"{name}_N" for name in (*needs.scores, *(["divergence"] if needs.divergence is not None else []))]
+    return "" if len(asked) != 1 or needs.refusal or needs.layer is not None else asked[0]
 
 
 def gather_signals(
@@ -74,7 +71,7 @@ def gather_signals(
 
     `shares` say what the loss will make of the signals. Where that is known of every token before the loss is there,
     the head goes over all of them once, gradients included: a third less work in it. Else it runs over the tokens whose
-    log-probability is wanted, and once more per role over those that are compared with the reference's distribution.
+    scores are wanted, and once more per role over those that are compared with the reference's distribution.
     Where no role needs the head, the forward ends at the wanted layer.
     """
     predicts_BT, target_N = supervised(batch["labels"])
@@ -110,7 +107,7 @@ def gather_signals(
         """What the head is asked for at `own` of the batch's tokens."""
         divergence, hidden = needs[role].divergence, start.get(role, ReferenceSignals()).hidden_ND
         if divergence is None:
-            return logp_of(target_N[own])
+            return score_of(needs[role].scores[0], target_N[own])
         assert reference is not None and hidden is not None
         return divergence_from(hidden[within(role, own)], reference.head_for(role), target_N[own], divergence)
 
@@ -126,16 +123,14 @@ def gather_signals(
             for role, part in zip(wanted, number_N.split([tokens[role] for role in wanted]), strict=True):
                 found[role][one_number(needs[role])] = part
             return found
-        wanted = [role for role in present if needs[role].logp or needs[role].uniform_ce]
-        if wanted:
-            hidden = torch.cat([hidden_ND[slices[role]] for role in wanted])
-            target = torch.cat([target_N[slices[role]] for role in wanted])
-            logp = token_logps(hidden, target, head)
-            for role, part in zip(wanted, logp.split([tokens[role] for role in wanted]), strict=True):
-                found[role]["logp_N"] = part
-                if needs[role].uniform_ce:
-                    own = slices[role]
-                    found[role]["uniform_ce_N"] = uniform_cross_entropy(hidden_ND[own], target_N[own], part, head)
+        scored = [(role, score) for role in present for score in needs[role].scores]
+        if scored:
+            hidden = torch.cat([hidden_ND[slices[role]] for role, _ in scored])
+            target = torch.cat([target_N[slices[role]] for role, _ in scored])
+            number_N = token_scores(hidden, target, head, [(score, tokens[role]) for role, score in scored])
+            parts = number_N.split([tokens[role] for role, _ in scored])
+            for (role, score), part in zip(scored, parts, strict=True):
+                found[role][f"{score}_N"] = part
         for role in present:
             divergence, own = needs[role].divergence, slices[role]
             if divergence is not None:

@@ -65,6 +65,8 @@ def signals_of(reference_NV: Tensor, target_N: Tensor) -> Callable[[Objective, T
         needs = objective.needs
         identity = Head(forward=torch.clone, vocab_size=z_NV.shape[-1])
         logp_N, reference_N = logp(z_NV), logp(reference_NV.to(z_NV))
+        others_N = z_NV.scatter(-1, target_N[:, None], -torch.inf).logsumexp(-1)
+        log_odds_N = z_NV.gather(-1, target_N[:, None])[:, 0] - others_N
 
         def part(rows: slice, lengths: tuple[int, ...]) -> Signals:
             s = Signals(
@@ -74,6 +76,8 @@ def signals_of(reference_NV: Tensor, target_N: Tensor) -> Callable[[Objective, T
             )
             if needs.logp:
                 s.logp_N = logp_N[rows]
+            if needs.log_odds:
+                s.log_odds_N = log_odds_N[rows]
             if needs.reference_logp:
                 s.reference_logp_N = reference_N[rows]
             if needs.uniform_ce:

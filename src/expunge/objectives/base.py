@@ -7,7 +7,7 @@ Shapes: N supervised tokens of the batch laid end to end, B sequences, D hidden 
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,6 +17,10 @@ _ABSENT: Any = None
 
 Removal = Literal["weights", "inference"]
 """Whether a method takes the knowledge out of the weights or keeps it from showing at inference."""
+
+Score = Literal["logp", "log_odds", "uniform_ce"]
+"""A number of one token that the model's logits alone give; see the fields of these names in `Signals`."""
+SCORES: tuple[Score, ...] = get_args(Score)
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Needs:
     """The signals an objective reads; each field stands for the one of the same name in `Signals`."""
 
     logp: bool = False
+    log_odds: bool = False
     uniform_ce: bool = False
     reference_logp: bool = False
     divergence: Divergence | None = None
@@ -57,9 +62,14 @@ class Needs:
         return self.reference_logp or self.divergence is not None or self.reference_layer
 
     @property
+    def scores(self) -> tuple[Score, ...]:
+        """The scores that are asked of the output head."""
+        return tuple(score for score in SCORES if getattr(self, score))
+
+    @property
     def head(self) -> bool:
         """Whether the output head must run at all."""
-        return self.logp or self.uniform_ce or self.divergence is not None
+        return bool(self.scores) or self.divergence is not None
 
 
 @dataclass
@@ -67,6 +77,8 @@ class Signals:
     """Per-token numbers of the sequences of one role; fields that were not asked for stay `None`.
 
     logp_N            log p of the target token under the model, float32 (float64 for float64 models), with gradient
+    log_odds_N        log p/(1 − p) of the target token, with gradient: log p = logsigmoid(log_odds) and log(1 − p) =
+                      logsigmoid(−log_odds) to every digit, where `logp_N` has none left of a 1 − p below 1e-7
     uniform_ce_N      cross-entropy from the uniform distribution to the model's, −mean_v log p_v, nats, with gradient
     reference_logp_N  log p of the target token under the starting model, no gradient
     divergence_N      as asked for by `Needs.divergence`, with gradient to the model only
@@ -81,6 +93,7 @@ class Signals:
     sequence_N: Tensor
     sequences: int
     logp_N: Tensor = _ABSENT
+    log_odds_N: Tensor = _ABSENT
     uniform_ce_N: Tensor = _ABSENT
     reference_logp_N: Tensor = _ABSENT
     divergence_N: Tensor = _ABSENT
@@ -120,17 +133,3 @@ class Objective(BaseModel, ABC):
     @abstractmethod
     def loss(self, s: Signals) -> Tensor:
         """The loss of every token, [N], or of every sequence, [B], as `per` says."""
-
-
-def log1mexp(logp: Tensor) -> Tensor:
-    """log(1 − exp(logp)), accurate at both ends and finite, with a finite gradient, at logp = 0.
-
-    Values above −ε (the dtype's) are taken at −ε; the gradient passes through as if they were not.
-    """
-    eps = torch.finfo(logp.dtype).eps
-    logp = logp - (logp.detach() + eps).clamp(min=0)
-    near_one = logp > -0.6931471805599453
-    # Each branch sees only arguments that it is accurate for, so that no gradient of the other leaks in as NaN.
-    small = torch.where(near_one, logp, torch.full_like(logp, -1.0))
-    large = torch.where(near_one, torch.full_like(logp, -1.0), logp)
-    return torch.where(near_one, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large)))

@@ -8,8 +8,9 @@ from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-from expunge.objectives.base import Divergence, Needs, Objective, Signals, log1mexp
+from expunge.objectives.base import Divergence, Needs, Objective, Signals
 
 
 class Unilogit(Objective):
@@ -32,15 +33,15 @@ class Unilogit(Objective):
 
     @property
     def needs(self) -> Needs:
-        return Needs(logp=True, surprisal=self.min_surprisal > 0)
+        return Needs(log_odds=True, surprisal=self.min_surprisal > 0)
 
     def loss(self, s: Signals) -> Tensor:
-        logp, V = s.logp_N, s.vocab_size
-        log_rest = log1mexp(logp)  # log (1 − p)
+        V = s.vocab_size
+        logp, log_rest = logsigmoid(s.log_odds_N), logsigmoid(-s.log_odds_N)  # log p, log (1 − p)
         to_target = logp + log(V)  # log p/(1/V)
         to_rest = log_rest - log1p(-1 / V)  # log (1−p)/((V−1)/V)
         if self.direction == "reverse":
-            # exp(log_rest), not 1 − p: the latter has no digits left near p = 1, and none of its gradient at p = 1.
+            # exp(log_rest), not 1 − p, which has no digits left near p = 1.
             kl = logp.exp() * to_target + log_rest.exp() * to_rest
         else:
             kl = -to_target / V - (1 - 1 / V) * to_rest

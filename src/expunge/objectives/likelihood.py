@@ -5,11 +5,11 @@ Knows nothing of references. Notation: ℓ = log p of the target token, p = exp 
 
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-from expunge.objectives.base import Needs, Objective, Signals, log1mexp
+from expunge.objectives.base import Needs, Objective, Signals
 
 
 class GA(Objective):
@@ -40,11 +40,11 @@ class WGA(Objective):
 
     @property
     def needs(self) -> Needs:
-        return Needs(logp=True)
+        return Needs(log_odds=True)
 
     def loss(self, s: Signals) -> Tensor:
-        p = s.logp_N.detach().exp()
-        return p**self.beta * s.logp_N
+        logp = logsigmoid(s.log_odds_N)
+        return (self.beta * logp.detach()).exp() * logp
 
 
 class SatImp(Objective):
@@ -60,19 +60,19 @@ class SatImp(Objective):
 
     @property
     def needs(self) -> Needs:
-        return Needs(logp=True)
+        return Needs(log_odds=True)
 
     def loss(self, s: Signals) -> Tensor:
-        logp = s.logp_N.detach()
-        return logp.exp() ** self.beta1 * (-torch.expm1(logp)) ** self.beta2 * s.logp_N
+        logp = logsigmoid(s.log_odds_N)
+        log_rest = logsigmoid(-s.log_odds_N)  # log (1 − p)
+        return (self.beta1 * logp + self.beta2 * log_rest).detach().exp() * logp
 
 
 class CEU(Objective):
     """Cross-entropy unlearning: pull the model to its own distribution q with the target token removed.
 
     q_i = p_i / (1 − p) for i ≠ y, detached. CE(q, p) = H(q) − log(1 − p) and the entropy carries no gradient,
-    so the loss is −log(1 − p): the same gradient, no [V] tensor. Only where float32 has no 1 − p left (below 1e-7,
-    a token wholly memorised) is the push weaker than that of the definition.
+    so the loss is −log(1 − p): the same gradient, no [V] tensor.
     Use when the rest of the distribution should keep its shape. Source: Yang 2025, arXiv 2503.01224.
     """
 
@@ -80,10 +80,10 @@ class CEU(Objective):
 
     @property
     def needs(self) -> Needs:
-        return Needs(logp=True)
+        return Needs(log_odds=True)
 
     def loss(self, s: Signals) -> Tensor:
-        return -log1mexp(s.logp_N)
+        return -logsigmoid(-s.log_odds_N)  # −log (1 − p)
 
 
 class NLL(Objective):
