@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from expunge.logprobs import Chunk, Head, score_of, token_numbers, token_scores
 from expunge.objectives import CEU, WGA, Objective, SatImp, Signals, Unilogit
 
-V = 23
+V = 23  # vocabulary
 ENDS = [10.0**-k for k in (1, 2, 4, 6, 7, 8, 10, 15, 20, 25, 30)]
 NORMAL = torch.finfo(torch.float32).tiny
 OBJECTIVES: list[Objective] = [

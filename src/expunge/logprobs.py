@@ -401,23 +401,22 @@ class _FrozenScores(torch.autograd.Function):
             if sum_ND is not None:
                 sum_ND.mul_(shrink_N1).add_(z_NV.to(head.linear.dtype) @ head.linear[first : first + block])
             top_N1 = higher_N1
-        slope_ND = None if sum_ND is None else head.linear[target_N].to(wide)
         uniform = [slice(start, start + size) for score, start, size in spans if score == "uniform_ce"]
-        mean_D = head.linear.mean(0, dtype=wide) if uniform else None
+        mean_D = head.linear.mean(0, dtype=wide) if uniform else own_N1.new_zeros(())
         for rows in uniform:
             # No matrix product, which autocast would round.
             own_N1[rows] = head.scale * (hidden_ND[rows].to(wide) * mean_D).sum(-1, keepdim=True)
-            if slope_ND is not None:
-                slope_ND[rows] = mean_D
         score_N = (own_N1 - top_N1 - total_N1.log())[:, 0]
-        if slope_ND is not None:
+        if sum_ND is not None:
+            slope_ND = head.linear[target_N].to(wide)
+            for rows in uniform:
+                slope_ND[rows] = mean_D
             slope_ND.sub_(sum_ND.div_(total_N1)).mul_(head.scale)
+            for rows in uniform:
+                slope_ND[rows].neg_()
+            ctx.save_for_backward(slope_ND.to(hidden_ND.dtype))
         for rows in uniform:
             score_N[rows].neg_()
-            if slope_ND is not None:
-                slope_ND[rows].neg_()
-        if slope_ND is not None:
-            ctx.save_for_backward(slope_ND.to(hidden_ND.dtype))
         return score_N
 
     @staticmethod

@@ -27,7 +27,7 @@ from expunge.logprobs import (
     token_scores,
     vocabulary_size,
 )
-from expunge.objectives.base import Needs, Objective, Signals
+from expunge.objectives.base import Needs, Objective, Score, Signals
 from expunge.reference import Reference, ReferenceSignals, slices_of
 
 
@@ -123,12 +123,13 @@ def gather_signals(
             for role, part in zip(wanted, number_N.split([tokens[role] for role in wanted]), strict=True):
                 found[role][one_number(needs[role])] = part
             return found
-        scored = [(role, score) for role in present for score in needs[role].scores]
+        scored: list[tuple[Role, Score]] = [(role, score) for role in present for score in needs[role].scores]
         if scored:
             hidden = torch.cat([hidden_ND[slices[role]] for role, _ in scored])
             target = torch.cat([target_N[slices[role]] for role, _ in scored])
-            number_N = token_scores(hidden, target, head, [(score, tokens[role]) for role, score in scored])
-            parts = number_N.split([tokens[role] for role, _ in scored])
+            sizes = [tokens[role] for role, _ in scored]
+            asked: list[tuple[Score, int]] = [(score, tokens[role]) for role, score in scored]
+            parts = token_scores(hidden, target, head, asked).split(sizes)
             for (role, score), part in zip(scored, parts, strict=True):
                 found[role][f"{score}_N"] = part
         for role in present:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from expunge.objectives import Divergence, Needs, Signals
 
+
 def ragged(sequence: list[int], sequences: int) -> Signals:
     return Signals(vocab_size=7, sequence_N=torch.tensor(sequence, dtype=torch.long), sequences=sequences)
 

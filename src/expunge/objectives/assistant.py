@@ -19,8 +19,8 @@ from expunge.objectives.preference import DPO, NPO
 class Uniform(Objective):
     """Know nothing of these rows: cross-entropy from the uniform distribution to the model's, less log V.
 
-    Zero where every token is equally likely. Over supervised tokens only, and without logits: see
-    `logprobs.uniform_cross_entropy`. Source: Ji et al. 2024, arXiv 2406.08607, eq. 6.
+    Zero where every token is equally likely. Over supervised tokens only.
+    Source: Ji et al. 2024, arXiv 2406.08607, eq. 6.
     """
 
     name: Literal["uniform"] = "uniform"
