@@ -7,9 +7,14 @@ in Python it is an ordinary `ValueError`.
 import difflib
 from collections.abc import Iterable
 
+from expunge.secrets import masked_text
+
 
 class UserError(ValueError):
-    """An input that a person can mend: the message says what is wrong, where, and what to do."""
+    """An input that a person can mend: the message says what is wrong, where, and what to do, and holds no secret."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(masked_text(message))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -72,9 +72,10 @@ def own_cache() -> Iterator[None]:
 
 def page(head: str, command: str, lines: Sequence[Sequence[str]], legend: str, found: Mapping[str, Any]) -> str:
     """Markdown: what was measured, the command that repeats it, the table, how to read it, and what it ran on."""
-    table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
-    machine = "".join(f"- {name}: {found[name]}\n" for name in found if name != "rows")
-    return f"{head}\n\n    {command}\n\n{table}\n{legend}\n\n{machine}"
+    from expunge.report.markdown import escaped, one_line, table_lines  # with pictures, which nothing measured needs
+
+    machine = "".join(f"- {name}: {escaped(str(found[name]))}\n" for name in found if name != "rows")
+    return f"{head}\n\n    {one_line(command)}\n\n{table_lines(lines)}\n{legend}\n\n{machine}"
 
 
 def _synchronize() -> None:

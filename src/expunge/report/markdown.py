@@ -3,8 +3,10 @@
 Knows rows and tables, and that a benchmark's overview stands beside as a picture. Knows nothing of pages or verdicts.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from expunge.report.comparison import ROLES, Row, Section, cost, means, removal, role, sections, slug, versions
 from expunge.report.figures import overview
@@ -18,6 +20,15 @@ Forget quality is a p-value: from .05 on, a KS test cannot tell the model from t
 method changes the model's weights; `inference`: they still hold what is suppressed when the model is used.
 """
 
+
+_ENTITY = re.compile(r"&(?=#?\w+;)")
+_MARKS = (
+    r"[\\`*|~]"  # escapes, code, emphasis, cells, strikethrough
+    r"|(?<![^\W_])_|_(?![^\W_])"  # an underscore between two letters shows as it stands
+    r"|\](?=[(\[:])"  # links
+    r"|^[#+=-](?![\d.])"  # headings, rules and lists
+)
+"""What Markdown would not show as it stands."""
 
 INTERVALS = "Means over seeds and their 95 % intervals (percentile bootstrap; of forget quality, the geometric mean)"
 
@@ -79,9 +90,42 @@ def interval_cell(name: str, values: Sequence[float]) -> str:
     return f"{mean} [{low}, {high}]"
 
 
+def version_lines(rows: Iterable[Row]) -> list[str]:
+    """What the rows were made with, as a list."""
+    return [f"- {escaped(name)}: {escaped(', '.join(values))}" for name, values in versions(rows)]
+
+
 def table_lines(cells: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as the lines of a Markdown table."""
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in cells)
+    """A row of heads, one of alignments, and rows of cells, all plain text, as the lines of a Markdown table."""
+    heads, alignment, *rows = cells
+    escaped_lines = [[escaped(cell) for cell in heads], alignment, *([escaped(cell) for cell in row] for row in rows)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in escaped_lines)
+
+
+def escaped(text: str, *, also: str = "") -> str:
+    """Plain text as Markdown that shows exactly it, within a line: no HTML, link, emphasis, code or further cell."""
+    text = _ENTITY.sub("&amp;", one_line(text)).replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(f"{_MARKS}|[{re.escape(also)}]" if also else _MARKS, r"\\\g<0>", text)
+    return re.sub(r"^(\d{1,9})(?=[.)](?: |$))", r"\1\\", text)  # numbered lists
+
+
+def code(text: str) -> str:
+    """Plain text as code within a line, as `escaped` has it."""
+    text = one_line(text)
+    if not text:
+        return ""
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    space = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{space}{text}{space}{fence}"
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks and control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def picture_line(title: str, file: str) -> str:
+    return f"![{escaped(title, also='[]')}]({quote(file)})"
 
 
 def write_markdown(directories: Sequence[Path], out: Path) -> Path:
@@ -92,27 +136,28 @@ def write_markdown(directories: Sequence[Path], out: Path) -> Path:
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     command = f"expunge report {' '.join(map(str, directories))} --markdown {out}"
-    text = ["# Results", "", "Every number below was written by this command:", "", f"    {command}", ""]
+    text = ["# Results", "", "Every number below was written by this command:", "", f"    {one_line(command)}", ""]
     found = sections(directories)
     together = overviews(found)
     for several in together:
         name = out.stem if len(together) == 1 else f"{out.stem}-{slug(several.benchmark)}"
         figure, picture = overview(several), out.with_name(f"{name}.svg")
         picture.write_text(figure.svg, encoding="utf-8")
-        text += [f"## {several.title}", "", f"Each cell: {' / '.join(several.legend)}", "", overview_table(several)]
-        text += [f"![{figure.title}]({picture.name})", "", *figure.reading, ""]
+        legend = escaped(" / ".join(several.legend))
+        text += [f"## {escaped(several.title)}", "", f"Each cell: {legend}", "", overview_table(several)]
+        text += [picture_line(figure.title, picture.name), "", *map(escaped, figure.reading), ""]
     for section in [*found, *means(found)]:
         rows = [run | {"method": entry.label} for entry in section.entries for run in entry.runs]
-        text += [f"## {section.name}", "", markdown_table(rows)]
+        text += [f"## {escaped(section.name)}", "", markdown_table(rows)]
         if table := interval_table(section):
             text += [f"{INTERVALS}:", "", table]
         for title, table in side_tables(rows):
             text += [f"{title}:", "", table]
-        text += [f"- {line}" for line in section.stopped]
+        text += [f"- {escaped(line)}" for line in section.stopped]
         if section not in found and any(len(part.seeds) > 1 for part in found):
             text += ["Of each split the median over its seeds.", ""]
         seeds = ", ".join(map(str, section.seeds))
         text += [f"- {'Seed' if len(section.seeds) == 1 else 'Seeds'}: {seeds}"]
-        text += [f"- {name}: {', '.join(values)}" for name, values in versions(rows)] + [""]
+        text += [*version_lines(rows), ""]
     out.write_text("\n".join([*text, LEGEND]), encoding="utf-8")
     return out

@@ -19,6 +19,7 @@ from expunge.report.glossary import METRICS, SIDE_TABLES, UNKNOWN, number, show
 from expunge.report.overview import Overview, overviews
 from expunge.report.picture import Figure
 from expunge.report.verdict import verdict
+from expunge.secrets import masked_yaml
 
 SHOWN = 10
 """Questions shown of a set, spread evenly over its records."""
@@ -83,7 +84,9 @@ def write_report(directories: Sequence[Path], out: Path, *, first: Sequence[Figu
         first=[(figure, _inline(figure, "first")) for figure in first],
         overviews=above,
         mixed=_answers(list(mixed.values())),
-        recipes=[(d.name, p.read_text(encoding="utf-8")) for d in splits if (p := d / "recipe.yaml").is_file()],
+        recipes=[
+            (d.name, masked_yaml(p.read_text(encoding="utf-8"))) for d in splits if (p := d / "recipe.yaml").is_file()
+        ],
         glossary=[(n, METRICS.get(n, UNKNOWN)) for n in dict.fromkeys(n for s in found for n in s.metrics())],
         shown=SHOWN,
     )

@@ -168,7 +168,8 @@ class Reproduction(Section):
 def _with(path: Path, overrides: Overrides, keys: Mapping[str, Any], split: str | None) -> Recipe:
     """The recipe with these keys. A recipe of several splits is run for one; files go to who reads them."""
     without = {"over"} if split is not None and "over" not in keys else set()
-    generated = "path" not in type(load_recipe(path).benchmark).__annotations__
+    benchmark = load_recipe(path).benchmark
+    generated = benchmark is not None and "path" not in type(benchmark).__annotations__
     unread = {"benchmark.path", "augment"} if generated and "benchmark.path" in dict(overrides) else set()
     read = [pair for pair in overrides if pair[0] not in unread]
     made = with_keys(load_recipe(path, read), keys, where=path.name, without=without)

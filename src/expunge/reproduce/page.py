@@ -10,11 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from expunge.errors import UserError
-from expunge.report.comparison import Entry, Section, means, removal, sections, slug, versions
+from expunge.report.comparison import Entry, Section, means, removal, sections, slug
 from expunge.report.figures import PICTURES, overview
 from expunge.report.glossary import METRICS, MISSING, UNKNOWN, number, show
 from expunge.report.interval import mean_interval
-from expunge.report.markdown import interval_cell, table_lines
+from expunge.report.markdown import (
+    code,
+    escaped,
+    interval_cell,
+    one_line,
+    picture_line,
+    table_lines,
+    version_lines,
+)
 from expunge.report.overview import overviews
 from expunge.report.pareto import pareto
 from expunge.report.picture import Figure
@@ -49,24 +57,24 @@ def write(
     drawn = list(_pictures(what, jobs, parts))
     absent = list(dict.fromkeys(words for _, _, lacking in told for words in lacking))
     text = [f"# {what.title}", "", what.about.strip(), "", "Every number below was written by this command:", ""]
-    text += [f"    {command}", ""]
+    text += [f"    {one_line(command)}", ""]
     for section, rows, lacking in told:
-        text += [f"## {section.name}", "", _table(rows, what.columns)]
-        text += [f"Not run here: {', '.join(lacking)}.", ""] if lacking else []
+        text += [f"## {escaped(section.name)}", "", _table(rows, what.columns)]
+        text += [f"Not run here: {escaped(', '.join(lacking))}.", ""] if lacking else []
         if len(told) <= FEW:
-            text += [f"By their names in `results.json`: {verdict(section)}", ""]
+            text += [f"By their names in `results.json`: {escaped(verdict(section))}", ""]
     for mean in means(parts) if told else []:
-        text += [f"## {mean.name}", "", _table(_rows(what, mean)[0], what.columns)]
+        text += [f"## {escaped(mean.name)}", "", _table(_rows(what, mean)[0], what.columns)]
     text += _how_to_read(what, parts) if told else []
     for job in jobs:
         text += _front(job)
     out.mkdir(parents=True, exist_ok=True)
     for file, (part, figure) in zip(_names(name, drawn), drawn, strict=True):
         (out / file).write_text(figure.svg, encoding="utf-8")
-        text += [f"## {figure.title} ({part})", "", f"![{figure.title}]({file})", "", *figure.reading, ""]
-    text += ["## The runs behind it", "", *(f"- `{folder.relative_to(runs)}`" for folder in found), ""]
-    made_with = versions(run for section in parts for entry in section.entries for run in entry.runs)
-    text += [f"- {key}: {', '.join(values)}" for key, values in made_with]
+        text += [f"## {escaped(f'{figure.title} ({part})')}", "", picture_line(figure.title, file), ""]
+        text += [*map(escaped, figure.reading), ""]
+    text += ["## The runs behind it", "", *(f"- {code(str(folder.relative_to(runs)))}" for folder in found), ""]
+    text += version_lines(run for section in parts for entry in section.entries for run in entry.runs)
     page = out / f"{name}.md"
     page.write_text("\n".join(text) + "\n", encoding="utf-8")
     record = {
@@ -123,7 +131,7 @@ def _front(job: Job) -> list[str]:
         keys = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in trial["keys"].items())
         values = [show(name, trial["metrics"][name]) for name in job.objectives]
         cells.append([str(trial["trial"]), keys, *values, "chosen" if trial["best"] else ""])
-    return [f"## Pareto front of {job.out.name}: {len(front)} of {len(trials)} trials", "", table_lines(cells)]
+    return [f"## Pareto front of {escaped(job.out.name)}: {len(front)} of {len(trials)} trials", "", table_lines(cells)]
 
 
 def _record(words: str, entry: Entry, columns: Sequence[str], runs: Path) -> dict[str, Any]:
@@ -147,7 +155,7 @@ def _how_to_read(what: Reproduction, parts: Sequence[Section]) -> list[str]:
     lines = ["How to read it:", ""]
     for name in what.columns:
         metric = _metric(name)
-        told = f"{metric.label} {metric.hint} ({metric.range}; good is {metric.good}): {metric.what}"
+        told = escaped(f"{metric.label} {metric.hint} ({metric.range}; good is {metric.good}): {metric.what}")
         lines.append(f"- {READING.get(name, told)}.")
     lines.append(f"- {READING['removal']}.")
     if any(len(section.seeds) > 1 for section in parts):
