@@ -8,6 +8,7 @@ from typing import Any
 from expunge.data.encode import encode, question_row
 from expunge.evals.requests import context_length, generate
 from expunge.models import load
+from expunge.terminal import visible
 
 LEAVE = {"/exit", "/quit"}
 
@@ -16,6 +17,7 @@ def chat(names: list[str], *, max_new_tokens: int, console: Any) -> None:
     """Read questions until end of input or `/exit`; a question that is longer than the context is refused."""
     from rich.panel import Panel
     from rich.table import Table
+    from rich.text import Text
 
     models = [load(name) for name in names]
     console.print("Ask; an empty line, /exit or end of input leaves. Each question is asked by itself.", style="dim")
@@ -30,7 +32,12 @@ def chat(names: list[str], *, max_new_tokens: int, console: Any) -> None:
         for _ in names:
             grid.add_column(ratio=1)
         answers = [answer(*model, question, max_new_tokens=max_new_tokens) for model in models]
-        grid.add_row(*(Panel(text, title=name, title_align="left") for name, text in zip(names, answers, strict=True)))
+        # `Text` and `visible`: an answer must neither style nor steer the terminal.
+        shown = [
+            Panel(Text(visible(text)), title=Text(visible(name)), title_align="left")
+            for name, text in zip(names, answers, strict=True)
+        ]
+        grid.add_row(*shown)
         console.print(grid)
 
 

@@ -10,6 +10,7 @@ import argparse
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import Any, NoReturn
 
 from expunge import __version__, commands
 from expunge.errors import UserError, did_you_mean
-from expunge.terminal import quiet_libraries
+from expunge.secrets import masked_text, remember
+from expunge.terminal import quiet_libraries, visible
 
 TAKES_KEYS = ("run", "sweep", "reproduce", "eval", "demo", "distill", "augment")
 """Commands that set a recipe's keys; of what stands behind them only these words are argparse's own."""
@@ -33,6 +35,7 @@ VALUED = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    remember(argv)
     parser = _parser()
     try:
         own, overrides = _split(argv) if argv[:1] and argv[0] in TAKES_KEYS else (argv, [])
@@ -44,13 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _together():
             args.run(args, overrides)
     except UserError as error:
-        print(f"expunge: {error}", file=sys.stderr)
+        print(f"expunge: {visible(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         same = "; go on with the same command"
         further = {"run": "; go on with --resume", "sweep": same, "reproduce": same}.get(argv[0], "")
         print(f"expunge: interrupted{further}.", file=sys.stderr)
         return 130
+    except Exception:
+        print(masked_text(traceback.format_exc()), end="", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -192,6 +198,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("model", help="folder or hub name")
     sub.add_argument("--host", default="localhost", help="address to listen on (default %(default)s)")
     sub.add_argument("--port", type=int, default=8000, help="(default %(default)s)")
+    sub.add_argument("--api-key", help="what clients must send; better in the environment variable EXPUNGE_API_KEY")
+    sub.add_argument("--allowed-hosts", help="names that clients call this machine by, with commas (default its own)")
+    sub.add_argument("--timeout", type=float, default=120, help="seconds that an answer may take (default %(default)s)")
 
     sub = command("chat", commands.chat, "ask a checkpoint in the terminal, or two the same questions side by side")
     sub.add_argument("model", help="folder or hub name")

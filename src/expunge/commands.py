@@ -5,11 +5,13 @@ Knows which part of the package does the work; knows nothing of how words become
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expunge.errors import UserError, did_you_mean
+from expunge.secrets import masked_text
 from expunge.terminal import console, print_list, print_plan, print_results
 
 if TYPE_CHECKING:
@@ -111,7 +113,8 @@ def reproduce(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> Non
     # Whoever repeats it has other folders.
     for key, value in [*pairs, *((key, "FOLDER" if Path(value).exists() else value) for key, value in overrides)]:
         words += [f"--{key}", value]
-    page, absent = write(what, jobs, name=path.stem, runs=args.runs, out=args.out, command=" ".join(words))
+    command = masked_text(" ".join(words))
+    page, absent = write(what, jobs, name=path.stem, runs=args.runs, out=args.out, command=command)
     print(page)
     if absent:
         print(f"not run yet: {', '.join(absent)}; the same command without --no-run runs what it can", file=sys.stderr)
@@ -189,7 +192,14 @@ def distill(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
 def serve(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     from expunge.serve import serve
 
-    serve(args.model, host=args.host, port=args.port)
+    serve(
+        args.model,
+        host=args.host,
+        port=args.port,
+        api_key=args.api_key or os.environ.get("EXPUNGE_API_KEY") or None,
+        hosts=args.allowed_hosts.split(",") if args.allowed_hosts else (),
+        timeout=args.timeout,
+    )
 
 
 def chat(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:

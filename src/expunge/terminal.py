@@ -7,10 +7,13 @@ import json
 import logging
 import os
 import sys
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from expunge.secrets import MaskedFormatter
 
 if TYPE_CHECKING:
     from expunge.config import Recipe
@@ -130,6 +133,18 @@ def print_list(rows: Sequence[dict[str, Any]], *, title: str, as_json: bool) -> 
     console().print(table)
 
 
+def visible(text: str) -> str:
+    """The text with what steers a terminal written out: control characters, and those that turn the reading order."""
+    return "".join(c if c in "\n\t" or not _steers(c) else repr(c)[1:-1] for c in text)
+
+
+def _steers(character: str) -> bool:
+    return (
+        unicodedata.category(character) in ("Cc", "Cs")
+        or character in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    )
+
+
 def console() -> Any:
     from rich.console import Console
 
@@ -139,6 +154,9 @@ def console() -> Any:
 def quiet_libraries() -> None:
     """Our own log lines in short form; other libraries only from warnings on."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        if type(handler.formatter) is logging.Formatter:
+            handler.setFormatter(MaskedFormatter(handler.formatter._fmt))
     logging.getLogger("expunge").setLevel(logging.INFO)
     for chatty in ("torchao", "bitsandbytes", "torch.utils._pytree"):  # what of them was not built for this machine
         logging.getLogger(chatty).setLevel(logging.ERROR)
