@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
+from expunge import secrets
 from expunge.models import Dtype, LoraConfig, ScratchConfig
 from expunge.objectives import ForgetObjective, RetainObjective, split_method
 from expunge.objectives.representation import RMU
@@ -313,6 +314,13 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
+    def _secrets_are_known(cls, data: Any) -> Any:
+        """Before anything is checked, so that no error about a value shows a secret."""
+        secrets.remember(data)
+        return data
+
+    @model_validator(mode="before")
+    @classmethod
     def _method_is_short_for_one(cls, data: Any) -> Any:
         if isinstance(data, Mapping) and "method" in data:
             data = dict(data)
@@ -323,6 +331,8 @@ class Recipe(Section):
     def _consistent(self) -> "Recipe":
         if (self.benchmark is None) == (self.data is None):
             raise ValueError("give either a benchmark or your own data (--forget FILE)")
+        if named := secrets.secret_name(self.over):
+            raise ValueError(f"over: {named} is a secret, and values of over name folders; set it outside of over")
         names = [m.name for m in self.methods]
         if taken := RESERVED & set(names):
             raise ValueError(f"methods: the label {min(taken)} has a meaning of its own; choose another")

@@ -14,6 +14,7 @@ from multiprocessing import get_context
 import torch
 from tqdm.auto import tqdm
 
+from expunge import secrets
 from expunge.config import Recipe
 from expunge.rundir import Result
 
@@ -31,7 +32,7 @@ def side_by_side(
     began = time.monotonic()
     # Forking a process that has started torch's threads can hang it.
     with ProcessPoolExecutor(
-        workers, get_context("spawn"), _begin, (max(1, torch.get_num_threads() // workers),)
+        workers, get_context("spawn"), _begin, (max(1, torch.get_num_threads() // workers), secrets.given())
     ) as pool:
         futures: dict[Future[list[Result]], Recipe] = {pool.submit(do, recipe): recipe for recipe in recipes}
         try:
@@ -44,8 +45,11 @@ def side_by_side(
         return [future.result() for future in futures]
 
 
-def _begin(threads: int) -> None:
+def _begin(threads: int, known: frozenset[str]) -> None:
+    secrets.note(known)
     os.environ["TQDM_DISABLE"] = "1"
     warnings.filterwarnings("ignore", module="torch|transformers|peft|accelerate")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(secrets.MaskedFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     torch.set_num_threads(threads)

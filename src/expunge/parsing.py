@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from expunge import secrets
 from expunge.config import SHORT, Recipe, unfold_objective
 from expunge.errors import UserError, did_you_mean
 from expunge.objectives import FORGET, RETAIN
@@ -51,10 +52,11 @@ def load_recipe(path: Path | None, overrides: Iterable[tuple[str, str]] = ()) ->
 def parse_recipe(tree: Mapping[str, Any], *, where: str, overrides: Iterable[str] = ()) -> Recipe:
     """Validate a tree of plain values that stands in `where`, but for the keys in `overrides`.
 
+    Secrets that a run masked in its `recipe.yaml` are left out: whoever repeats it gives them again.
     Raises `UserError` for the first mistake, with its place and the nearest right name.
     """
     try:
-        return Recipe.model_validate(tree)
+        return Recipe.model_validate(secrets.unmasked(tree))
     except ValidationError as error:
         path, sentence = _sentence(error, single="methods" not in tree)
         if any(f"{path}.".startswith(f"{key}.") or f"{key}.".startswith(f"{path}.") for key in overrides):

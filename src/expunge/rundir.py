@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from expunge import measure, ranks
+from expunge import measure, ranks, secrets
 from expunge.config import Recipe
 from expunge.data.benchmark import Benchmark
 from expunge.errors import UserError
@@ -70,14 +70,14 @@ def open_run_directory(recipe: Recipe, out: Path) -> None:
         for path in [*out.glob("checkpoint-*"), *(out / name for name in (*folders, *WRITTEN))]:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    tree = recipe.model_dump(mode="json", exclude_unset=True, exclude={"out"})
+    tree = secrets.masked(recipe.model_dump(mode="json", exclude_unset=True, exclude={"out"}))
     written.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def first_difference(old: Recipe, new: Recipe) -> str | None:
-    """The first key that two recipes do not share, but for where they are written and how steps are cut up."""
-    a, b = (dict(_leaves(recipe.model_dump(mode="json", exclude={"out"}))) for recipe in (old, new))
-    differ = (key for key in {**a, **b} if a.get(key) != b.get(key))
+    """The first key that two recipes do not share, but for secrets, where they are written and how steps are cut up."""
+    a, b = (dict(_leaves(secrets.masked(recipe.model_dump(mode="json", exclude={"out"})))) for recipe in (old, new))
+    differ = (key for key in {**a, **b} if a.get(key) != b.get(key) and not secrets.is_secret(key))
     return next((key for key in differ if not key.endswith(CUT)), None)
 
 

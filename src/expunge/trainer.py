@@ -36,6 +36,7 @@ from expunge.models import load
 from expunge.objectives import NLL, RMU, Objective
 from expunge.prepare import check_terms, encode_sets
 from expunge.reference import ReferenceKind, build_reference
+from expunge.secrets import is_secret
 from expunge.signals import Share, gather_signals, needs_by_role
 
 
@@ -74,6 +75,10 @@ class UnlearnConfig(TrainingArguments):
     def __post_init__(self) -> None:
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without secrets: a checkpoint holds the arguments (`training_args.bin`)."""
+        return {name: None if is_secret(name) else value for name, value in vars(self).items()}
 
 
 class EpochsOrder(TrainerCallback):

@@ -23,6 +23,7 @@ class Endpoint:
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
         self.keys: set[str | None] = set()
+        self.echo = False
         self.reply: Callable[[str, int], str | int] = lambda prompt, seed: "\n".join(
             json.dumps({"question": f"Q {seed} {i}?", "answer": f"A {seed} {i}."}) for i in range(2)
         )
@@ -33,6 +34,11 @@ class Endpoint:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 endpoint.asked.append(body)
                 endpoint.keys.add(self.headers.get("authorization"))
+                if endpoint.echo:
+                    self.send_response(401)
+                    self.end_headers()
+                    self.wfile.write(f"no {self.headers.get('authorization')} for {body}".encode())
+                    return
                 said = endpoint.reply(body["messages"][0]["content"], body["seed"])
                 choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
                 frame = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
@@ -68,6 +74,26 @@ def test_every_row_gets_what_was_asked_for(endpoint: Endpoint, tmp_path: Path, m
     assert {body["model"] for body in endpoint.asked} == {"m"}
     writer.compose(FORGET, model="m", url=endpoint.url, out=out, **SIZES)
     assert len(endpoint.asked) == 20  # all is there
+
+
+@pytest.mark.parametrize("key", ["", None])
+def test_without_a_key_none_is_sent_and_the_hub_may_be_offline(
+    endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str | None
+) -> None:
+    """The hub's own token least of all."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_hub")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False) if key is None else monkeypatch.setenv("OPENAI_API_KEY", key)
+    writer.compose(FORGET, model="m", url=endpoint.url, out=tmp_path / "variants.jsonl", **SIZES)
+    assert endpoint.keys == {None}
+
+
+@pytest.mark.parametrize("words", ["Where was person 3 born?", "no: \\nPerson 3 was born in Oslo."])
+def test_an_error_that_repeats_the_row_is_not_shown(endpoint: Endpoint, words: str) -> None:
+    assert "Oslo" not in writer._without([writer._Task(0, FORGET[3], "paraphrase", 1).prompt()], words)
+    assert writer._without(["Question: Who?"], "no such model") == "no such model"
 
 
 def test_the_same_seed_asks_the_same(endpoint: Endpoint, tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ def check_not_empty(rows: Sequence[Row], name: str = "forget") -> None:
 def check_disjoint(forget: Sequence[Row], retain: Sequence[Row]) -> None:
     """Raise `UserError` if a forget row also stands in retain, but for case and white space.
 
-    Such a row would be pushed down and pulled up at once. The message gives how many there are and the first.
+    Such a row would be pushed down and pulled up at once. The message gives how many there are and
+    the first, by its number: no text is shown.
     """
     in_retain: dict[str, int] = {}
     for i, row in enumerate(retain):
@@ -63,10 +64,9 @@ def check_disjoint(forget: Sequence[Row], retain: Sequence[Row]) -> None:
     shared = [(i, in_retain[key]) for i, row in enumerate(forget) if (key := canonical(row)) in in_retain]
     if shared:
         first_forget, first_retain = shared[0]
-        beginning = canonical(forget[first_forget])[:60]
         raise UserError(
             f"{len(shared)} of {len(forget)} forget rows also stand in retain (the first: forget row {first_forget} = "
-            f"retain row {first_retain}, {beginning!r}…); drop them from one of the two."
+            f"retain row {first_retain}); drop them from one of the two."
         )
 
 

@@ -21,6 +21,7 @@ from expunge.data import augment
 from expunge.data.augment import Kind
 from expunge.data.benchmark import Row, Variant
 from expunge.errors import UserError
+from expunge.secrets import masked_text, remember
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ TRIES = 3
 GIVE_UP = 24
 """A model that has given nothing for so many rows from the first on will give nothing for the others."""
 TEMPERATURE = 0.8
+REPLY_SECONDS = 600
+"""How long an endpoint may be silent."""
 
 PARAPHRASE = """Below are a question and its answer. Write {n} paraphrases of the two together: each asks for the same \
 fact and gives the same answer in other words and another sentence structure. Keep every name, number and date, and \
@@ -268,35 +271,51 @@ def _local(name: str) -> Ask:
 
 
 def _endpoint(url: str, name: str) -> Ask:
-    """Ask a model behind an OpenAI-compatible endpoint, all prompts side by side."""
-    from huggingface_hub import InferenceClient
-    from huggingface_hub.errors import HfHubHTTPError
+    """Ask a model behind an OpenAI-compatible endpoint, all prompts in parallel."""
+    import httpx2
 
     if not re.match(r"https?://\w", url):
         raise UserError(f"augment: url is {url!r}; give the base of the endpoint, like http://localhost:8000/v1.")
-    client = InferenceClient(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"))
+    key = os.environ.get("OPENAI_API_KEY")
+    remember(url)
+    # A plain client: the hub's would send the hub's token where no key is given, and nothing while the hub is offline.
+    client = httpx2.Client(
+        base_url=url.rstrip("/") + "/",
+        headers={"Authorization": f"Bearer {key}"} if key else None,
+        timeout=httpx2.Timeout(REPLY_SECONDS, connect=10),
+    )
 
     def one(prompt: str, seed: int, most: int) -> str:
         options = {"model": name, "max_tokens": most, "temperature": TEMPERATURE, "seed": seed}
-        reply = client.chat_completion([{"role": "user", "content": prompt}], **options)
-        return reply.choices[0].message.content or ""
+        asked = {"messages": [{"role": "user", "content": prompt}], **options}
+        reply = client.post("chat/completions", json=asked)
+        reply.raise_for_status()
+        return reply.json()["choices"][0]["message"]["content"] or ""
 
     def ask(prompts: Sequence[str], seed: int, most: int) -> list[str]:
         try:
             with ThreadPoolExecutor(AT_ONCE) as pool:
                 # Each its own seed: the same one would give rows that are alike the same noise.
                 return list(pool.map(one, prompts, range(seed, seed + len(prompts)), [most] * len(prompts)))
-        except HfHubHTTPError as error:
-            said = str(error.server_message or error).strip().splitlines()[0][:200]
+        except httpx2.HTTPStatusError as error:
+            said = _without(prompts, error.response.text)
             raise UserError(
                 f"augment: {url} refuses ({error.response.status_code}: {said}); check the url (it often ends in "
                 f"/v1), the model's name {name!r} and OPENAI_API_KEY, and call again to go on."
             ) from None
         except Exception as error:  # the client's transport has many: no connection, time out, no JSON, other fields
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = _without(prompts, str(error)) or type(error).__name__
             raise UserError(
                 f"augment: {url} gives no chat completion ({reason}); start the endpoint or mend the url, and call "
                 "again to go on."
             ) from None
 
     return ask
+
+
+def _without(prompts: Sequence[str], said: str) -> str:
+    """The first line of what an endpoint says, short; nothing of it where it repeats a text that it was asked about."""
+    lines = [line.partition(": ")[2] or line for prompt in prompts for line in prompt.splitlines()]
+    if any(len(line) >= 8 and (line in said or json.dumps(line)[1:-1] in said) for line in lines):
+        return "its reason repeats the text"
+    return masked_text(said.strip()).partition("\n")[0][:200]

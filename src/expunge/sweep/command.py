@@ -92,6 +92,7 @@ def sweep(
             return rows
 
         orders = {"out": str(out), "storage": storage, "until": None if minutes is None else began + 60 * minutes}
+        orders["recipe"] = this.plain_recipe()
         _work_off(queue, orders, look, workers=workers, threads=threads)
         return _conclude(look(), this)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from expunge import secrets
 from expunge.config import Recipe
 from expunge.parsing import combinations, parse_recipe, read_mapping, with_keys
 from expunge.rundir import first_difference
@@ -36,10 +37,14 @@ class Sweep:
         recipe = parse_recipe(tree["recipe"], where=written)
         return cls(recipe, Space.parse(tree["space"]), tree["search"], (first, second), tree["study"], out)
 
+    def plain_recipe(self) -> dict[str, Any]:
+        """The recipe with its secrets, for a worker's pipe."""
+        return self.recipe.model_dump(mode="json", exclude_unset=True, exclude={"out"})
+
     def tree(self) -> dict[str, Any]:
-        """What `load` reads."""
+        """What `load` reads; the recipe's secrets are masked."""
         return {
-            "recipe": self.recipe.model_dump(mode="json", exclude_unset=True, exclude={"out"}),
+            "recipe": secrets.masked(self.plain_recipe()),
             "space": {key: values.model_dump(mode="json") for key, values in self.space.keys.items()},
             "search": self.search,
             "objectives": list(self.objectives),

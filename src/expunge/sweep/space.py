@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from expunge.config import Recipe, Section
 from expunge.errors import UserError
 from expunge.parsing import with_keys
+from expunge.secrets import secret_name
 
 Search = Literal["grid", "random", "tpe"]
 SEARCHES: tuple[Search, ...] = get_args(Search)
@@ -91,6 +92,8 @@ class Space:
         """From plain values: `{choices: […]}` (or just the list), or `{low: , high: , log: true}`; else `UserError`."""
         if not tree:
             raise UserError("space: no key to vary; give one, such as {method: {choices: [npo+nll, unilogit+nll]}}.")
+        if named := secret_name(tree):
+            raise UserError(f"space: {named} is a secret, and trials are called by their values; set it in the recipe.")
         return cls({key: _values(key, spec) for key, spec in tree.items()})
 
     def suggest(self, trial: Any) -> Params:

@@ -27,6 +27,7 @@ from sqlalchemy import exc
 
 from expunge.errors import UserError
 from expunge.report.glossary import METRICS, UNKNOWN
+from expunge.secrets import masked_text, remember
 from expunge.sweep.space import STARTUP, Params, Search
 
 log = logging.getLogger(__name__)
@@ -77,8 +78,9 @@ def connect(storage: str | None, out: Path) -> BaseStorage:
         path = out / "study.journal"
         return JournalStorage(JournalFileBackend(str(path), lock_obj=_Lock(path)))
     try:
+        remember(storage)
         url = sqlalchemy.make_url(storage)
-        shown = url.render_as_string()  # without the password
+        shown = masked_text(url.render_as_string())
     except exc.ArgumentError:
         raise UserError("--storage: not a database's URL; write postgresql://user:password@host/database.") from None
     if url.drivername in ("postgresql", "postgres"):

@@ -9,12 +9,15 @@ import logging
 import os
 import sys
 import threading
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import optuna
 from filelock import FileLock
 
+from expunge.parsing import parse_recipe
+from expunge.secrets import remember
 from expunge.sweep.definition import Sweep
 from expunge.sweep.study import connect, open_study, place, work
 from expunge.sweep.trial import run_trial
@@ -27,9 +30,12 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     quiet_libraries()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.disable_default_handler()  # its own would write tracebacks without looking for secrets
+    optuna.logging.enable_propagation()
+    remember(orders["storage"])
     out, worker = Path(orders["out"]), orders["worker"]
     with FileLock(out / "workers" / f"{worker}.lock"):
-        sweep = Sweep.load(out)
+        sweep = replace(Sweep.load(out), recipe=parse_recipe(orders["recipe"], where="sweep"))
         work(
             open_study(sweep.study, connect(orders["storage"], out), sweep.objectives),
             partial(run_trial, sweep),
