@@ -1,6 +1,7 @@
 # Everything from a bare machine: Python 3.11 and make are enough.
 #   make demo    the whole story on a small model     make test   the test suite (ARGS="-m 'not slow' -x")
 #   make tofu    the tables of docs/results           make lint   style and types
+#   make fuzz    hostile input for ten minutes        (MINUTES=1)
 #   make clean   back to a bare checkout, runs/ kept
 
 PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
@@ -13,7 +14,7 @@ TOFU ?=
 AUGMENTED ?=
 SPLITS := forget01 forget05 forget10
 
-.PHONY: install demo test tofu lint clean
+.PHONY: install demo test fuzz tofu lint clean
 
 install: $(STAMP)
 
@@ -29,6 +30,12 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/pytest $(ARGS)
+
+# Again and again, with other inputs each time, until the time is over; a failure ends it, and hypothesis prints the input.
+MINUTES := 10
+fuzz: $(STAMP)
+	end=$$(( $$(date +%s) + 60 * $(MINUTES) )); while [ $$(date +%s) -lt $$end ]; do \
+	  $(BIN)/pytest -q -m fuzz --hypothesis-profile fuzz $(ARGS) || exit; done
 
 # docs/results/tofu-scratch.md: four models trained from scratch, then every method on three splits, and where AUGMENTED is
 # the folder of its authors' data, ULD and its distillation for three seeds. Hours on two cores.

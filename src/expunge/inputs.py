@@ -153,7 +153,8 @@ def check_method(
     has_adapter = recipe.model.lora is not None and not isinstance(method.forget, ULD | Offset)
     check_kind(args.reference, needs, has_adapter=has_adapter)
     check_assistant(method.forget, config, recipe)
-    lengths: dict[str, Any] = {"max_length": args.max_length, "overflow": args.overflow, "overlap": args.overlap}
+    names = ("max_length", "overflow", "overlap", "assistant_turns")
+    lengths: dict[str, Any] = {name: getattr(args, name) for name in names}
     key = (retain is None, needs.refusal, *method.augment.model_dump().values(), *lengths.values())
     if key not in encoded:
         encode_sets(method.forget, retain, **data, **lengths, tokenizer=tokenizer, seed=recipe.seed)

@@ -143,7 +143,7 @@ def reference_bytes(
     for role, own in needs.items():
         rows = [sets.of(role)[row] for row in seen.get(role, range(len(sets.of(role))))]
         numbers = at_head * (own.divergence is not None) + width * own.reference_layer + own.reference_logp
-        size += 4 * numbers * sum(len(row) - max(row.start, 1) for row in rows)
+        size += 4 * numbers * sum(row.supervised for row in rows)
     return size
 
 
@@ -185,7 +185,7 @@ def _batch(items: Sequence[Item], sets: Sets) -> Batch:
     rows = [(role, sets.of(role)[row]) for item in items for role, row in item]
     supervised = dict.fromkeys(Role, 0)
     for role, row in rows:
-        supervised[role] += len(row) - max(row.start, 1)
+        supervised[role] += row.supervised
     return Batch(len(rows), max(len(row) for _, row in rows), supervised)
 
 

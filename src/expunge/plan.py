@@ -75,6 +75,7 @@ def _plan(recipe: Recipe, method: Method, benchmark: Benchmark, tokenizer: Any, 
         max_length=args.max_length,
         overflow=args.overflow,
         overlap=args.overlap,
+        assistant_turns=args.assistant_turns,
         seed=recipe.seed,
     )
     world = args.per_device_train_batch_size * args.gradient_accumulation_steps

@@ -10,7 +10,8 @@ import torch
 
 from expunge.data.benchmark import Row
 from expunge.data.checks import check_disjoint, check_not_empty
-from expunge.data.encode import Overflow, encode_rows, with_answer
+from expunge.data.encode import AssistantTurns, Overflow, encode_rows, refused
+from expunge.data.formats import keeping, normalise
 from expunge.data.pairs import Sets
 from expunge.errors import UserError
 from expunge.objectives import Objective
@@ -59,24 +60,45 @@ def encode_sets(
     overflow: Overflow,
     seed: int,
     overlap: int = 0,
+    assistant_turns: AssistantTurns = "all",
 ) -> Sets:
     """Encode the rows of every role that the objectives use; refusals are drawn for the forget rows by `seed`.
 
     A row that says what is `preferred` to its answer has that in place of a refusal.
     Sequences are held to `max_length`, or to the model's context length without it, as `encode_rows` says.
+    Raises `UserError` for what is no row of a known format, too, since rows come from Python as well.
     """
+    forget = _checked(forget_rows, "forget") if objective is not None else []
+    kept = _checked(retain_rows, "retain") if retain is not None else []
     limit = max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and not 0 <= overlap < limit:
         raise UserError(f"train.overlap is {overlap} tokens of parts of at most {limit}; choose 0 to {limit - 1}.")
-    options: dict[str, Any] = {"max_length": limit, "overflow": overflow, "overlap": overlap}
+    options: dict[str, Any] = {
+        "max_length": limit,
+        "overflow": overflow,
+        "overlap": overlap,
+        "assistant_turns": assistant_turns,
+    }
     refusal_rows: list[Row] = []
     if objective is not None and objective.needs.refusal:
         generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randint(len(refusals), (len(forget_rows),), generator=generator).tolist()
-        said = [row.get("preferred", refusals[int(i)]) for row, i in zip(forget_rows, drawn, strict=True)]
-        refusal_rows = [with_answer(row, text) for row, text in zip(forget_rows, said, strict=True)]
+        drawn = torch.randint(len(refusals), (len(forget),), generator=generator).tolist()
+        said = [row.get("preferred", refusals[int(i)]) for row, i in zip(forget, drawn, strict=True)]
+        refusal_rows = [
+            refused(row, text, assistant_turns=assistant_turns) for row, text in zip(forget, said, strict=True)
+        ]
     return Sets(
-        forget=encode_rows(forget_rows, tokenizer, name="forget", **options) if objective is not None else [],
-        retain=encode_rows(retain_rows, tokenizer, name="retain", **options) if retain is not None else [],
+        forget=encode_rows(forget, tokenizer, name="forget", **options),
+        retain=encode_rows(kept, tokenizer, name="retain", **options),
         refusal=encode_rows(refusal_rows, tokenizer, name="refusals", **options),
     )
+
+
+def _checked(rows: Sequence[Row], name: str) -> list[Row]:
+    """The rows as `read_rows` would give them, with the columns that a benchmark adds."""
+    return [
+        keeping(
+            row, {**normalise(row, f"{name}: row {i}"), **{c: row[c] for c in ("opening", "preferred") if c in row}}
+        )
+        for i, row in enumerate(rows)
+    ]

@@ -215,7 +215,7 @@ def _lots(role: Role, encoded: Sequence[Encoded], rows: Iterable[int], size: int
     lots: list[_Lot] = []
     order, start = sorted(rows, key=lambda row: -len(encoded[row])), 0
     for i in range(0, len(order), size):
-        lengths = [len(encoded[row]) - max(encoded[row].start, 1) for row in order[i : i + size]]
+        lengths = [encoded[row].supervised for row in order[i : i + size]]
         lots.append(_Lot(role, order[i : i + size], lengths, start))
         start += sum(lengths)
     return lots
@@ -302,7 +302,7 @@ def choose_kind(base: Any, needs: Mapping[Role, Needs], sets: Sets, has_adapter:
     at_head = sum(getattr(base.get_output_embeddings(), "widths", [width]))  # of a difference, several side by side
     numbers = 0
     for role, own in needs.items():
-        tokens = sum(len(e) - e.start for e in sets.of(role))
+        tokens = sum(e.supervised for e in sets.of(role))
         numbers += tokens * (at_head * bool(own.divergence) + width * own.reference_layer + own.reference_logp)
     if 4 * numbers <= CACHE_BYTES:
         return "cached_hidden"

@@ -136,7 +136,8 @@ def _words(value: Any) -> str:
     """Every string in a row of whatever format, one after the other."""
     if isinstance(value, str):
         return value
-    return " ".join(_words(part) for part in (value.values() if isinstance(value, dict) else value))
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return " ".join(_words(part) for part in parts)
 
 
 def _digest(value: Any) -> str:

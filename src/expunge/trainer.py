@@ -26,7 +26,7 @@ from transformers import (
 
 from expunge import ranks
 from expunge.data.benchmark import Row
-from expunge.data.encode import Overflow, prepare_tokenizer
+from expunge.data.encode import AssistantTurns, Overflow, prepare_tokenizer
 from expunge.data.pairs import Collator, PairedDataset, PairSampler, Role, Sets
 from expunge.difference import LogitDifferenceForCausalLM, assistant_weights
 from expunge.errors import UserError
@@ -48,6 +48,7 @@ class UnlearnConfig(TrainingArguments):
     max_length   longest sequence in tokens; `None` is the model's context length
     overflow     what to do with longer ones: `error`, `truncate`, or `split` (raw text in parts)
     overlap      tokens that each part repeats of the one before, so that no passage stands at the start of a part alone
+    assistant_turns  which of the assistant's messages of a conversation are supervised: `all` of them, or the `last`
     eval_every   epochs between two evaluations when `eval_strategy` is `epoch`; the last epoch is always evaluated
     """
 
@@ -55,6 +56,7 @@ class UnlearnConfig(TrainingArguments):
     max_length: int | None = None
     overflow: Overflow = "error"
     overlap: int = 0
+    assistant_turns: AssistantTurns = "all"
     eval_every: int = 1
 
     learning_rate: float = 1e-5
@@ -157,6 +159,7 @@ class UnlearnTrainer(Trainer):
             max_length=args.max_length,
             overflow=args.overflow,
             overlap=args.overlap,
+            assistant_turns=args.assistant_turns,
             seed=args.seed,
         )
         if peft_config is not None:
@@ -357,6 +360,6 @@ def train_only(model: nn.Module, layers: range) -> None:
 def _unigram_surprisal(sets: Sets, model: nn.Module) -> Tensor:
     """−log frequency of every token among the supervised tokens of the training data (add-one), nats, [V]."""
     size = model.get_output_embeddings().weight.shape[0]  # pyright: ignore
-    tokens = [t for role in (Role.FORGET, Role.RETAIN) for e in sets.of(role) for t in e.input_ids[e.start :]]
+    tokens = [t for role in (Role.FORGET, Role.RETAIN) for e in sets.of(role) for t in e.targets]
     counts = torch.bincount(torch.tensor(tokens), minlength=size).float() + 1
     return -(counts / counts.sum()).log()

@@ -1,7 +1,9 @@
 """Every file type gives back the rows that were written; every defect gives one sentence with its place."""
 
+import copy
 import csv
 import json
+import pickle
 from pathlib import Path
 
 import datasets
@@ -11,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from expunge.data.formats import FORMATS, normalise, read_records, read_rows
+from expunge.data.files import read_records
+from expunge.data.formats import FORMATS, normalise, read_rows
 from expunge.errors import UserError
 
 # Every example overwrites the same file; a busy machine is no reason to fail.
@@ -126,8 +129,40 @@ def test_priority_of_formats_and_other_columns_are_dropped():
     assert normalise(record, "") == {"question": "q", "answer": "a"}
     del record["answer"]
     assert normalise(record, "") == {"prompt": "p", "completion": "c"}
-    said = [{"role": "assistant", "content": "a", "weight": 1}]
-    assert normalise({"messages": said}, "") == {"messages": [{"role": "assistant", "content": "a"}]}
+
+
+CALL = {"type": "function", "function": {"name": "get", "arguments": {"x": 1}}}
+
+
+def test_whatever_a_template_may_read_is_kept():
+    """Nulls are what tables fill in, and one part of text is that text."""
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "Weather?"}], "name": "Ann", "tool_calls": None},
+        {"role": "assistant", "content": None, "tool_calls": [CALL], "reasoning_content": "hm"},
+        {"tool_call_id": "1", "role": "tool", "content": "sunny"},
+        {"role": "assistant", "content": "", "tool_calls": [{**CALL, "id": None}]},
+    ]
+    kept = [
+        {"role": "user", "content": "Weather?", "name": "Ann"},
+        {"role": "assistant", "tool_calls": [CALL], "reasoning_content": "hm"},
+        {"role": "tool", "content": "sunny", "tool_call_id": "1"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    ]
+    tools = [{"name": "get"}]
+    for cell in (messages, json.dumps(messages)):
+        row = {"messages": cell, "tools": json.dumps(tools), "documents": [], "id": 1}
+        assert normalise(row, "") == {"messages": kept, "tools": tools}
+    question = {"question": "q", "answer": "a", "tools": tools}
+    assert normalise(question, "") == question
+    assert normalise({"text": "t", "tools": tools}, "") == {"text": "t"}
+
+
+def test_a_row_knows_where_it_was_read(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('\n{"text": "a"}\n{"text": "b", "id": 1}\n')
+    assert [row.where for row in read_rows(path)] == [f"{path}:2", f"{path}:3"]
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(read_rows(path)[0])))
+    assert copied == {"text": "a"} and copied.where == f"{path}:2"
 
 
 def test_json_lines_in_a_json_file_with_line_separators_a_mark_and_blank_lines(tmp_path):
@@ -162,7 +197,31 @@ BAD_FILES = {
     "empty answer": ("a.csv", 'question,answer\nx,y\nx," "\n', r"a\.csv:3: answer is empty; fill it in or drop"),
     "too many cells": ("a.csv", "text\nwell, then\n", r"a\.csv:2 has 2 cells but the header has 1"),
     "open quote": ("a.csv", 'text\nx\n"y\n', r"a\.csv:3 is not valid CSV"),
-    "large cell": ("a.csv", "text\n" + "x" * 200_000, r"a\.csv:2 is not valid CSV \(field larger"),
+    "large word": ("a.csv", "text\n" + "x" * 1_100_000, r"a\.csv:2: text holds 1,100,000 characters without a space"),
+    "key twice": ("a.jsonl", '{"text": "a"}\n{"text": "b", "text": "c"}', r"a\.jsonl:2 has the key 'text' twice"),
+    "key twice within": ("a.json", '[{"text": "a",\n"x": {"b": 1, "b": 2}}]', r"a\.json has the key 'b' twice"),
+    "column twice": ("a.csv", "text,text\na,b\n", r"a\.csv has the column 'text' twice"),
+    "image": (
+        "a.jsonl",
+        '{"messages": [{"role": "user", "content": [{"type": "image"}]}]}',
+        r"content is a list of 1 parts \('image'\)",
+    ),
+    "two parts": (
+        "a.jsonl",
+        '{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]}',
+        r":1: messages\[0\].content is a list of 2 parts \('text', 'text'\); write it as one text",
+    ),
+    "tools": ("a.jsonl", '{"question": "q", "answer": "a", "tools": "none"}', "tools is text instead of a list of"),
+    "calls": (
+        "a.jsonl",
+        '{"messages": [{"role": "assistant", "content": "x", "tool_calls": [3]}]}',
+        r"messages\[0\].tool_calls is a list instead of a list of objects",
+    ),
+    "deep call": (
+        "a.jsonl",
+        '{"messages": [{"role": "assistant", "content": "x", "k": ' + "[" * 70 + "]" * 70 + "}]}",
+        r"messages\[0\].k is nested more than 64 levels deep",
+    ),
     "surrogate": ("a.jsonl", '{"text": "a\\ud800"}', "half a surrogate pair at character 1"),
     "messages": ("a.jsonl", '{"messages": "hello"}', r":1: messages is text instead of a list"),
     "no messages": ("a.jsonl", '{"messages": []}', "messages is empty instead of a list"),
@@ -272,5 +331,5 @@ def test_the_public_files(shared_data):
     assert len(read_rows(shared_data / "tofu" / "full.json")) == 4000
     assert len(read_rows(shared_data / "tofu" / "holdout10.json")) == 400
     assert set(read_rows(shared_data / "rwku" / "1_Stephen_King" / "passage.json")[0]) == {"text"}
-    with pytest.raises(UserError, match=r"forget10_perturb\.csv:2: no known column"):
+    with pytest.raises(UserError, match=r"forget10_perturb\.csv has the column 'What is .*' twice"):
         read_rows(shared_data / "tofu_augmented" / "forget10_perturb.csv")

@@ -137,8 +137,8 @@ def naive(model: Any, tokenizer: Any, benchmark: Benchmark, *, generate: bool) -
             for i in range(len(questions))
         ]
         if generate:
-            answers = tofu.encode_answers(questions, tokenizer)
-            cap = tofu.answer_cap(benchmark.questions.values(), tokenizer)
+            answers = tofu.encode_answers(questions, tokenizer, requests.context_length(model))
+            cap = tofu.answer_cap(benchmark.questions.values(), tokenizer, requests.context_length(model))
             told = _told(model, tokenizer, answers, cap)
             for record, question, text in zip(records[name], questions, told, strict=True):
                 recall = m.rouge_l_recall(text, question.answer)
@@ -218,8 +218,10 @@ def _model(size: Shape) -> Any:
 def _let_know(model: Any, tokenizer: Any, benchmark: Benchmark) -> None:
     """Make what the model says to the retain questions their right answers."""
     questions = benchmark.questions["retain"]
-    prompts = [a.input_ids[: a.start] for a in tofu.encode_answers(questions, tokenizer)]
-    cap = tofu.answer_cap(benchmark.questions.values(), tokenizer)
+    prompts = [
+        a.input_ids[: a.start] for a in tofu.encode_answers(questions, tokenizer, requests.context_length(model))
+    ]
+    cap = tofu.answer_cap(benchmark.questions.values(), tokenizer, requests.context_length(model))
     told = requests.generate(model, tokenizer, prompts, max_new_tokens=cap, progress=False)
     benchmark.questions["retain"] = [
         replace(q, answer=own.text, row={**(q.row or {}), "completion": " " + own.text}) if own.tokens else q

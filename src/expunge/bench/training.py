@@ -211,7 +211,7 @@ def ours(method: str, model: Any, sets: Sets) -> Callable[[dict[str, Tensor]], T
     reference = build_reference(model, needs, sets, pad_token_id=0) if wanted.reference else None
     shares: dict[Role, Share] = {}
     for role, term in ((Role.FORGET, objective), (Role.RETAIN, retain)):
-        tokens = sum(len(row) - row.start for row in sets.of(role))
+        tokens = sum(row.supervised for row in sets.of(role))
         shares[role] = Share(term, 1 / (tokens if term.per == "token" else len(sets.of(role))))
 
     def loss(batch: dict[str, Tensor]) -> Tensor:

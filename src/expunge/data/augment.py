@@ -10,7 +10,6 @@ them. Knows rows; knows nothing of models, nor of what a method does with varian
 """
 
 import ast
-import csv
 import json
 import logging
 import os
@@ -20,8 +19,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from expunge.data.benchmark import Row, Variant
+from expunge.data.conversation import asked, given_of, said
 from expunge.data.encode import question_row, with_answer
-from expunge.data.formats import Record, normalise, read_records
+from expunge.data.files import Record, local_path, read_csv, read_records
+from expunge.data.formats import PlacedRow, columns_of, keeping, normalise
 from expunge.errors import UserError, did_you_mean
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def read(path: str | Path, forget: Sequence[Row]) -> list[Variant]:
     Raises `UserError` for a path that does not exist, a line that is no variant of a forget row (with file and line),
     a wrong answer in a file that is the true one, and a folder that is about other questions.
     """
-    path = Path(path).expanduser()
+    path = local_path(path, "augment")
     if not path.exists():
         raise UserError(f"augment: {path} does not exist; write it with expunge augment, or leave augment out.")
     found = _read_folder(path, forget) if path.is_dir() else _read_file(path, forget)
@@ -83,7 +84,7 @@ def line(variant: Variant) -> str:
 def parts(row: Row) -> tuple[str, str]:
     """What a row asks and what it answers, as text; a raw text asks nothing and answers itself.
 
-    Of a conversation only the last question and its answer count.
+    Of a conversation only the user's last question and the last answer count.
     """
     if "question" in row:
         return row["question"], row["answer"]
@@ -91,26 +92,27 @@ def parts(row: Row) -> tuple[str, str]:
         return "", row["text"]
     if isinstance(row.get("prompt"), str):
         return row["prompt"].strip(), row["completion"].strip()
-    *before, last = row.get("messages") or [*row["prompt"], *row["completion"]]
-    return before[-1]["content"] if before else "", last["content"]
+    messages = row.get("messages") or [*row["prompt"], *row["completion"]]
+    question = asked(messages)
+    return "" if question is None else said(messages[question]), said(messages[-1])
 
 
 def reworded(row: Row, question: str, answer: str) -> Row:
     """The same row, of the same columns, with the parts given. What stands around them stays."""
     if "question" in row:
-        return question_row(question, answer)
+        return keeping(row, {**question_row(question, answer), **given_of(row)})
     if "text" in row:
         return {"text": answer}
     column = "messages" if "messages" in row else "prompt"
-    asked = row[column]
-    if isinstance(asked, str):
+    before = row[column]
+    if isinstance(before, str):
         # White space at the ends belongs to how prompts are put together, not to the question.
-        head, tail = asked[: len(asked) - len(asked.lstrip())], asked[len(asked.rstrip()) :]
-        return with_answer({**row, "prompt": f"{head}{question}{tail}" if asked.strip() else asked}, answer)
-    position = len(asked) - (2 if column == "messages" else 1)
-    if position >= 0:
-        asked = [*asked[:position], {**asked[position], "content": question}, *asked[position + 1 :]]
-    return with_answer({**row, column: asked}, answer)
+        head, tail = before[: len(before) - len(before.lstrip())], before[len(before.rstrip()) :]
+        return with_answer({**row, "prompt": f"{head}{question}{tail}" if before.strip() else before}, answer)
+    position = asked(before if column == "messages" else [*before, *row["completion"]])
+    if position is not None:
+        before = [*before[:position], {**before[position], "content": question}, *before[position + 1 :]]
+    return with_answer({**row, column: before}, answer)
 
 
 def _key(variant: Variant) -> tuple[int, Kind, str]:
@@ -136,11 +138,12 @@ def _variant(record: Any, where: str, forget: Sequence[Row]) -> Variant:
             f"{where}: row is {row!r}; set it to the number of the forget row that is varied, 0 to {len(forget) - 1}."
         )
     text = normalise({name: cell for name, cell in record.items() if name not in ("row", "kind")}, where)
-    if text.keys() != forget[row].keys():
+    if columns_of(text) != columns_of(forget[row]):
         raise UserError(
-            f"{where} has the columns {' and '.join(text)} but forget row {row} has {' and '.join(forget[row])}; "
-            "give a variant the columns of its row."
+            f"{where} has the columns {' and '.join(columns_of(text))} but forget row {row} has "
+            f"{' and '.join(columns_of(forget[row]))}; give a variant the columns of its row."
         )
+    text = PlacedRow({**given_of(forget[row]), **text}, where)
     if kind == "perturbation" and parts(text)[1].strip() == parts(forget[row])[1].strip():
         raise UserError(
             f"{where}: this wrong answer is the true answer of forget row {row}; change it or drop the line."
@@ -192,28 +195,21 @@ def _variants(
         true = parts(forget[row])[1].strip()
         for question, answer in zip(questions, answers, strict=True):
             if question and answer and not (kind == "perturbation" and answer == true):
-                yield Variant(row, kind, reworded(forget[row], question, answer))
+                yield Variant(row, kind, normalise(reworded(forget[row], question, answer), where))
 
 
 def _read_csv(file: Path) -> list[Record]:
     """(file:line, four cells) from the very first line on; read with a header, the first question would be lost."""
-    records: list[Record] = []
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, strict=True)
-            start = 1
-            for cells in reader:
-                where, start = f"{file}:{start}", reader.line_num + 1
-                if cells and len(cells) != 4:
-                    raise UserError(
-                        f"{where} has {len(cells)} columns instead of question, answer, questions and answers; "
-                        "mend that line."
-                    )
-                if cells:
-                    records.append((where, cells))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} can't be read as CSV ({error}); get it again, or give a .jsonl file.") from None
-    return records
+        lines = read_csv(file)
+    except OSError as error:
+        raise UserError(f"{file} can't be read ({error.strerror or error}); get it again.") from None
+    for where, cells in lines:
+        if len(cells) != 4:
+            raise UserError(
+                f"{where} has {len(cells)} columns instead of question, answer, questions and answers; mend that line."
+            )
+    return list(lines)
 
 
 def _texts(cell: str, where: str) -> list[str]:

@@ -16,7 +16,8 @@ class Question:
 
     Without a paraphrase (`None`) the answer itself takes its place, as in TOFU's utility sets.
     `perturbed_answers` are wrong answers of the same kind and form. `row` is the row that was trained on, where it is
-    of another format than question and answer.
+    of another format than question and answer. `passage` says that prompt and answer are the halves of a text, of which
+    a model with a short context gets what is next to the middle.
     """
 
     question: str
@@ -25,6 +26,7 @@ class Question:
     paraphrased_question: str | None = None
     paraphrased_answer: str | None = None
     row: Row | None = None
+    passage: bool = False
 
 
 Comparison = Literal["rouge_l_recall", "rouge_l_f1", "token_f1", "exact_match", "entropy"]

@@ -3,6 +3,7 @@
 Knows rows and encoded rows; knows nothing of files, models or how the caller shows a warning.
 """
 
+import json
 import math
 import re
 import statistics
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from expunge.data.benchmark import Row
+from expunge.data.conversation import RENDERED, said
 from expunge.data.encode import Encoded
 from expunge.errors import UserError
 
@@ -108,7 +110,7 @@ def summarise(name: str, encoded: Sequence[Encoded]) -> Lengths:
         name=name,
         rows=len(encoded),
         tokens=sum(lengths),
-        supervised=sum(len(sequence) - sequence.start for sequence in encoded),
+        supervised=sum(sequence.supervised for sequence in encoded),
         shortest=min(lengths),
         median=round(statistics.median(lengths)),
         longest=max(lengths),
@@ -117,11 +119,13 @@ def summarise(name: str, encoded: Sequence[Encoded]) -> Lengths:
 
 def _strings(row: Row) -> Iterator[str]:
     """What was said in a row, in order, without the roles: the same for the same exchange in any format."""
-    for cell in row.values():
+    for name, cell in row.items():
         if isinstance(cell, str):
             yield cell
+        elif name in RENDERED:
+            yield json.dumps(cell, ensure_ascii=False, sort_keys=True)
         else:
-            yield from (message["content"] for message in cell)
+            yield from map(said, cell)
 
 
 def canonical(row: Row) -> str:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from expunge.data.augment import Kind, parts
 from expunge.data.benchmark import Benchmark, Membership, Probe, Question, Row, Variant
 from expunge.data.checks import check_disjoint
-from expunge.data.formats import read_rows
+from expunge.data.formats import keeping, read_rows
 
 log = logging.getLogger(__name__)
 
@@ -91,17 +91,11 @@ def _questions(rows: Sequence[Row], seed: int) -> list[Question]:
 
 
 def _question(row: Row) -> Question:
-    if "question" in row:
-        return Question(row["question"], row["answer"])
     if "text" in row:
         # A text asks nothing; its first half asks for its second. Scripts without spaces are cut between characters.
         text = row["text"].strip()
         half = len(text) // 2
         cut = space.start() if (space := _SPACE.search(text, half, half + 40)) else half
-        return Question(text[:cut], text[cut:].strip(), row={"prompt": text[:cut], "completion": text[cut:]})
-    if "messages" in row:
-        asked = row["messages"][-2]["content"] if len(row["messages"]) > 1 else ""
-        return Question(asked, row["messages"][-1]["content"], row=row)
-    if isinstance(row["prompt"], list):
-        return Question(row["prompt"][-1]["content"], row["completion"][-1]["content"], row=row)
-    return Question(row["prompt"].strip(), row["completion"].strip(), row=row)
+        halves = keeping(row, {"prompt": text[:cut], "completion": text[cut:]})
+        return Question(text[:cut], text[cut:].strip(), row=halves, passage=True)
+    return Question(*parts(row), row=row)

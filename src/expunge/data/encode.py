@@ -1,40 +1,77 @@
-"""Row → token ids and the supervised span: exactly the answer and its end token.
+"""Row → token ids and which of them are supervised: exactly what is answered, each with its end token.
 
-Knows the tokenizer and its chat template; knows nothing of batches, files or losses.
+Knows the tokenizer, and what it puts before and after a text; knows nothing of batches, files or losses.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from typing import Any, Literal
 
-from jinja2 import TemplateError
-
 from expunge.data.benchmark import Row
+from expunge.data.conversation import (
+    Messages,
+    check_read,
+    generated,
+    given_of,
+    marks_generation,
+    messages_of,
+    render,
+    turns,
+)
 from expunge.errors import UserError
 
 Overflow = Literal["error", "truncate", "split"]
 """What to do with a sequence that is longer than the context."""
 
+AssistantTurns = Literal["all", "last"]
+"""Which of the assistant's messages of a conversation are supervised."""
+
 QUESTION_FORMAT = ("Question: {question}\nAnswer:", " {answer}")
 """How a question and its answer are written for a tokenizer without a chat template."""
-
-_MARK = "@@the answer stands here@@"
-"""Rendered in the answer's place to see what a chat template writes before and after it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Token ids of one sequence; positions `start..len-1` are supervised, and `start` is at least 1.
+    """Token ids of one sequence. Supervised are the positions from `start` (at least 1) on that are not `given`.
 
-    `input_ids[:start]` is also the prompt from which an answer is generated, and the last id, unless the sequence was
-    truncated, the token at which generation ends.
+    `given` are (first position, one past the last) of what stands between the answers of a conversation, in order; the
+    last token is always supervised. `input_ids[:start]` is also the prompt from which a single answer is generated, and
+    the last id, unless the sequence was cut, the token at which generation ends.
     """
 
     input_ids: tuple[int, ...]
     start: int
+    given: tuple[tuple[int, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """(first position, one past the last) of each supervised stretch; nothing predicts position 0."""
+        edges = [max(self.start, 1), *chain(*self.given), len(self)]
+        return list(zip(edges[::2], edges[1::2], strict=True))
+
+    @property
+    def supervised(self) -> int:
+        """Number of supervised tokens."""
+        return sum(end - first for first, end in self.spans)
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """The supervised tokens."""
+        return tuple(chain(*(self.input_ids[first:end] for first, end in self.spans)))
+
+    def cut(self, length: int) -> "Encoded":
+        """What of the first `length` tokens a supervised one or its prompt is; `length` must exceed `start`."""
+        assert length > self.start, "nothing supervised is left"
+        if len(self) <= length:
+            return self
+        given = [(first, end) for first, end in self.given if first < length]
+        if given and given[-1][1] >= length:
+            length = given.pop()[0]
+        return Encoded(self.input_ids[:length], self.start, tuple(given))
 
 
 def prepare_tokenizer(tokenizer: Any) -> Any:
@@ -56,26 +93,37 @@ def prepare_tokenizer(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def encode(row: Row, tokenizer: Any) -> Encoded:
+def beginning(tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that the tokenizer puts before every text (a beginning-of-sequence token, mostly); often none."""
+    return _tokens("a", tokenizer, begin=True)[2]
+
+
+def encode(row: Row, tokenizer: Any, *, assistant_turns: AssistantTurns = "last") -> Encoded:
     """Encode one row of any supported format.
 
-    With a chat template, the answer's span is found in the rendered conversation, so whatever the template puts
-    before it (role headers, an empty thinking block) belongs to the prompt, and of what it puts after it
-    only the end-of-turn token is supervised. Raw `text` is supervised from its second token (the first after a
-    beginning-of-sequence token): nothing predicts the first. A question whose answer opens with given words (`opened`)
-    has those in its prompt.
+    With a chat template, the answer's span is found in the rendered conversation (where the template marks it with
+    `{% generation %}`, that is the span), so whatever the template puts before it (role headers, an empty thinking
+    block) belongs to the prompt, and of what it puts after it only the end-of-turn token is supervised. Of a
+    conversation (`messages`) the assistant's last turn is supervised, or `all` of its turns. Raw `text` is supervised
+    from its second token (the first after a beginning-of-sequence token): nothing predicts the first. A question whose
+    answer opens with given words (`opened`) has those in its prompt.
 
-    Raises `UserError` if the chat template is missing, refuses the conversation or rewrites its last message.
+    A text that begins with the tokenizer's beginning-of-sequence token, or ends with a special token, gets no second
+    one: it has been through a template already.
+
+    Raises `UserError` if the chat template is missing, refuses the conversation, rewrites an answer, or never reads
+    something that the row says.
     """
     if "text" in row:
-        return _finish(tokenizer(row["text"], verbose=False)["input_ids"], 1, tokenizer)
-    messages = _as_messages(row)
+        return _encode_plain("", row["text"], tokenizer)
+    messages = messages_of(row)
     if messages is not None and tokenizer.chat_template:
-        return _encode_chat(messages, tokenizer, row.get("opening", ""))
-    if messages is not None and "question" not in row:
+        every = assistant_turns == "all" and "messages" in row
+        return _encode_chat(messages, tokenizer, given_of(row), row.get("opening", ""), every=every)
+    if messages is not None and ("question" not in row or given_of(row)):
         raise UserError(
-            "the rows hold messages but the tokenizer has no chat template; give prompt and completion as text, "
-            "or use a tokenizer with a chat template."
+            f"the rows hold {'messages' if 'question' not in row else 'tools or documents'} but the tokenizer has no "
+            "chat template; give prompt and completion as text, or use a tokenizer with a chat template."
         )
     if "opening" in row:
         break_ = "\n" if row["opening"] and not row["question"].endswith("\n") else ""
@@ -86,8 +134,7 @@ def encode(row: Row, tokenizer: Any) -> Encoded:
         completion = QUESTION_FORMAT[1].format(answer=row["answer"])
     else:
         prompt, completion = row["prompt"], row["completion"]
-    ids, start = _span(prompt + completion, len(prompt), tokenizer, add_special_tokens=True)
-    return _finish(ids, start, tokenizer)
+    return _encode_plain(prompt, completion, tokenizer)
 
 
 def encode_rows(
@@ -97,56 +144,90 @@ def encode_rows(
     max_length: int | None = None,
     overflow: Overflow = "error",
     overlap: int = 0,
+    assistant_turns: AssistantTurns = "last",
     name: str = "data",
 ) -> list[Encoded]:
     """Encode all rows of one set, and hold them to the context length (tokens).
 
     What is longer is an error, or `truncate` cuts its end off, or `split` makes several sequences of it: raw text in
-    consecutive parts, each of which begins with the last `overlap` tokens of the one before; anything else can't be
-    split and is an error.
+    consecutive parts, each of which begins as the tokenizer begins a text and repeats the last `overlap` tokens of the
+    one before; anything else can't be split and is an error.
 
-    Raises `UserError` with the number of rows that are too long, and what `encode` raises, with the row.
+    Raises `UserError` with the number of rows that are too long, and what `encode` raises, with the row and where it
+    was read.
     """
     encoded: list[Encoded] = []
     for i, row in enumerate(rows):
         try:
-            encoded.append(encode(row, tokenizer))
+            encoded.append(encode(row, tokenizer, assistant_turns=assistant_turns))
         except UserError as error:
-            raise UserError(f"{name}: row {i}: {error}") from error
+            raise UserError(f"{name}: {place(i, row)}: {error}") from error
     if max_length is None:
         return encoded
     if overflow == "split":
-        texts = ["text" in row for row in rows]
-        encoded = [
-            part for e, text in zip(encoded, texts, strict=True) for part in _parts(e, max_length, overlap, text)
-        ]
-    too_long = [i for i, e in enumerate(encoded) if len(e) > max_length]
-    if too_long and overflow != "truncate":
-        longest = max(len(encoded[i]) for i in too_long)
-        raise UserError(
-            f"{name}: {len(too_long)} of {len(encoded)} rows are longer than {max_length} tokens "
-            f"(first: row {too_long[0]}, longest: {longest}); shorten them, set train.overflow to truncate (split, for "
-            "raw text), or raise train.max_length as far as the model's context allows."
-        )
-    for i in too_long:
-        if encoded[i].start >= max_length:
+        begin = beginning(tokenizer)
+        if not 0 <= overlap < max_length - len(begin):
             raise UserError(
-                f"{name}: row {i} has a prompt of {encoded[i].start} tokens, which leaves no room for an answer in "
+                f"train.overlap is {overlap} tokens of parts of at most {max_length}; choose 0 to "
+                f"{max_length - len(begin) - 1}."
+            )
+        whole = zip(encoded, rows, strict=True)
+        pairs = [
+            (part, i)
+            for i, (e, row) in enumerate(whole)
+            for part in _parts(e, max_length, overlap, begin, "text" in row)
+        ]
+    else:
+        pairs = [(e, i) for i, e in enumerate(encoded)]
+    too_long = [(e, i) for e, i in pairs if len(e) > max_length]
+    if too_long and overflow != "truncate":
+        longest = max(len(e) for e, _ in too_long)
+        raise UserError(
+            f"{name}: {len(too_long)} of {len(rows)} rows are longer than {max_length} tokens "
+            f"(first: {place(too_long[0][1], rows[too_long[0][1]])}, longest: {longest}); shorten them, set "
+            "train.overflow to truncate (split, for raw text), or raise train.max_length as far as the model's context "
+            "allows."
+        )
+    for e, i in too_long:
+        if e.start >= max_length:
+            raise UserError(
+                f"{name}: {place(i, rows[i])} has a prompt of {e.start} tokens, which leaves no room for an answer in "
                 f"{max_length}; shorten it, or raise train.max_length."
             )
-        encoded[i] = Encoded(encoded[i].input_ids[:max_length], encoded[i].start)
-    return encoded
+    return [e if len(e) <= max_length else e.cut(max_length) for e, _ in pairs]
 
 
-def _parts(encoded: Encoded, length: int, overlap: int, is_text: bool) -> Iterator[Encoded]:
+def place(number: int, row: Row | None) -> str:
+    """A row as its owner finds it: its number in the set, and where it was read, where that is known."""
+    where = getattr(row, "where", None)
+    return f"row {number} ({where})" if where else f"row {number}"
+
+
+def _parts(encoded: Encoded, length: int, overlap: int, begin: tuple[int, ...], is_text: bool) -> Iterator[Encoded]:
     if not is_text or len(encoded) <= length:
         yield encoded
         return
-    ids = encoded.input_ids
-    for first in range(0, len(ids) - overlap, length - overlap):
-        # The first token of a part has nothing before it that could predict it.
-        if len(part := ids[first : first + length]) > 1:
-            yield Encoded(part, 1)
+    ids = encoded.input_ids[len(begin) :]
+    room = length - len(begin)
+    for first in range(0, len(ids) - overlap, room - overlap):
+        # Without a beginning, the first token of a part has nothing before it that could predict it.
+        if len(part := begin + ids[first : first + room]) > 1:
+            yield Encoded(part, max(len(begin), 1))
+
+
+def shortened(encoded: Encoded, room: int, tokenizer: Any) -> Encoded:
+    """The same answer after at most `room` tokens of its prompt: what the tokenizer begins with, and the prompt's end.
+
+    Use where a prompt is a stretch of text, of which a model with a short context gets the end. Unchanged where `room`
+    is too small for a prompt at all.
+    """
+    begin = beginning(tokenizer)
+    kept = len(begin) if encoded.input_ids[: len(begin)] == begin else 0
+    over = encoded.start - room
+    if over <= 0 or room <= kept:
+        return encoded
+    assert not encoded.given
+    return Encoded(encoded.input_ids[:kept] + encoded.input_ids[kept + over :], room)
 
 
 def question_row(question: str, answer: str) -> Row:
@@ -164,11 +245,11 @@ def opened(row: Row, opening: str) -> Row:
 
 
 def with_answer(row: Row, answer: str) -> Row:
-    """The same row answered by `answer`. Raises `UserError` for raw text, which asks nothing."""
+    """The same row answered by `answer`, a conversation in its last turn. `UserError` for raw text: it asks nothing."""
     if "question" in row:
         return {**row, "answer": answer}
     if "messages" in row:
-        return {"messages": [*row["messages"][:-1], {"role": "assistant", "content": answer}]}
+        return {**row, "messages": [*row["messages"][:-1], {"role": "assistant", "content": answer}]}
     if "prompt" in row and isinstance(row["prompt"], list):
         return {**row, "completion": [{"role": "assistant", "content": answer}]}
     if "prompt" in row:
@@ -177,63 +258,108 @@ def with_answer(row: Row, answer: str) -> Row:
     raise UserError("raw text asks nothing that could be refused; dpo needs prompts and answers, so use npo instead.")
 
 
-def _as_messages(row: Row) -> list[dict[str, str]] | None:
-    if "messages" in row:
-        return row["messages"]
-    if "question" in row:
-        return [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
-    if isinstance(row["prompt"], list):
-        return [*row["prompt"], *row["completion"]]
-    return None
+def refused(row: Row, answer: str, *, assistant_turns: AssistantTurns = "last") -> Row:
+    """The same row with `answer` in place of every turn that is supervised; what tools said to those turns is gone."""
+    if assistant_turns == "last" or "messages" not in row:
+        return with_answer(row, answer)
+    refusal = {"role": "assistant", "content": answer}
+    kept = [refusal if m["role"] == "assistant" else m for m in row["messages"] if m["role"] != "tool"]
+    return {**row, "messages": [m for before, m in pairwise([None, *kept]) if m is not before or m is not refusal]}
 
 
-def _encode_chat(messages: list[dict[str, str]], tokenizer: Any, opening: str) -> Encoded:
-    answer = messages[-1]["content"]
+# ---- tokens ----------------------------------------------------------------------------------------------------
+
+
+def _encode_plain(prompt: str, completion: str, tokenizer: Any) -> Encoded:
+    """The completion after its prompt, begun as the tokenizer begins a text, and ended by a special token."""
+    text = prompt + completion
+    ids, offsets, begin = _tokens(text, tokenizer, begin=True)
+    first = _between(len(prompt), len(text), offsets)[0] if prompt else 0
+    first = max(first, len(begin), 1)  # nothing predicts what a text begins with
+    if (end := _own_end(text, ids, offsets, first, len(ids), tokenizer)) is not None:
+        return Encoded(tuple(ids[:end]), first)
+    return Encoded((*ids, tokenizer.eos_token_id), first)
+
+
+def _encode_chat(messages: Messages, tokenizer: Any, given: dict[str, Any], opening: str, *, every: bool) -> Encoded:
     if opening:
-        answer = f"{opening} {answer}"
-        messages = [*messages[:-1], {**messages[-1], "content": answer}]
-    text = _render(messages, tokenizer)
-    # Searching the text for the answer would find a short one in the end-of-turn marker ("im" in "<|im_end|>").
-    before, mark, after = _render([*messages[:-1], {**messages[-1], "content": _MARK}], tokenizer).rpartition(_MARK)
-    end = len(text) - len(after)
-    rendered = text[len(before) : end]  # the answer as it is, or without the white space around it
-    if not (mark and text == before + rendered + after and rendered.strip() == answer.strip()):
-        raise UserError(
-            f"the chat template of {tokenizer.name_or_path or 'the tokenizer'} does not render the last message as it "
-            f"is written ({answer[:40]!r}…), so its tokens can't be found; give prompt and completion as text instead."
-        )
-    ids, start = _span(text[:end], len(before) + len(opening), tokenizer, add_special_tokens=False)
-    return Encoded((*ids, _end_token(after, tokenizer)), start)
+        messages = [*messages[:-1], {**messages[-1], "content": f"{opening} {messages[-1]['content']}"}]
+    text = render(messages, tokenizer, given)
+    check_read(messages, tokenizer, given, text)
+    marked = marks_generation(tokenizer, given) and not opening
+    said = generated(messages, tokenizer, given) if marked else turns(messages, tokenizer, given, text, every=every)
+    if opening:
+        said = [(said[0][0] + len(opening), said[0][1])]
+    ids, offsets, _ = _tokens(text, tokenizer, begin=False)
+    spans: list[tuple[int, int, bool]] = []
+    for begun, ended in said if every else said[-1:]:
+        first, last = _between(begun, ended, offsets)
+        # A template's own marks may have the end of turn in them; what is found by its words never has.
+        end = _own_end(text[:ended], ids, offsets, first, last, tokenizer) if marked else None
+        spans.append((first, last if end is None else end, end is not None))
+    return _supervising(ids, spans, tokenizer)
 
 
-def _render(messages: list[dict[str, str]], tokenizer: Any) -> str:
-    try:
-        return tokenizer.apply_chat_template(messages, tokenize=False)
-    except TemplateError as error:
-        name = tokenizer.name_or_path or "the tokenizer"
-        raise UserError(f"the chat template of {name} refuses the conversation ({error}); change its roles.") from error
+def _supervising(ids: list[int], spans: list[tuple[int, int, bool]], tokenizer: Any) -> Encoded:
+    """Of `ids` the `spans` (first, one past the last, whether its end token is in it), each with its end token.
 
-
-def _end_token(after: str, tokenizer: Any) -> int:
-    """The first special token that the template writes after the answer.
-
-    Not `all_special_ids`: many tokenizers list there only the tokens with a name (eos, pad, …), not `<|eot_id|>`.
+    That is the first special token that the template writes after the last of them, or else the tokenizer's. Nothing
+    after it is kept. An earlier one has none where the template writes it at the end of a conversation alone.
     """
-    added = tokenizer.added_tokens_decoder
-    tail = tokenizer(after, add_special_tokens=False)["input_ids"]
-    return next((t for t in tail if t in added and added[t].special), tokenizer.eos_token_id)
+    specials = _specials(tokenizer)
+    *_, (first, last, ended) = spans
+    end = last - 1 if ended else next((i for i in range(last, len(ids)) if ids[i] in specials), None)
+    end_token = tokenizer.eos_token_id if end is None else ids[end]
+    ids = [*ids[:last], end_token] if end is None else ids[: end + 1]
+    found: list[tuple[int, int]] = []
+    for (first, last, ended), (following, *_) in pairwise([*spans, (len(ids), len(ids), True)]):
+        following = max(following, last)
+        special = next((i for i in range(last, following) if ids[i] in specials), None)
+        if not ended and special is not None and ids[special] == end_token:
+            last = special + 1
+        if last > max(first, 1):
+            found.append((max(first, 1), last))
+    return Encoded(tuple(ids), found[0][0], tuple((end, first) for (_, end), (first, _) in pairwise(found)))
 
 
-def _span(text: str, start_char: int, tokenizer: Any, *, add_special_tokens: bool) -> tuple[list[int], int]:
-    """Ids of `text` and the first token that reaches past `start_char` (a token may straddle the border)."""
+def _tokens(text: str, tokenizer: Any, *, begin: bool) -> tuple[list[int], list[tuple[int, int]], tuple[int, ...]]:
+    """(ids of `text`, the characters of each, those at their head that the tokenizer begins a text with, if it does).
+
+    `begin` puts these there unless `text` has them. What a tokenizer puts after a text is left to the caller.
+    """
     # Not verbose: what is too long is told by `encode_rows`, or cut on purpose.
-    encoding = tokenizer(text, return_offsets_mapping=True, add_special_tokens=add_special_tokens, verbose=False)
-    ids, ends = encoding["input_ids"], [end for _, end in encoding["offset_mapping"]]
-    first = next((i for i, end in enumerate(ends) if end > start_char), len(ids))
-    return ids, max(first, 1)
+    options = {"return_offsets_mapping": True, "return_special_tokens_mask": True, "verbose": False}
+    encoding = tokenizer(text, add_special_tokens=begin, **options)
+    ids, offsets, added = encoding["input_ids"], encoding["offset_mapping"], encoding["special_tokens_mask"]
+    own = next((i for i, extra in enumerate(added) if not extra), len(ids))
+    end = next((i for i in range(own, len(ids)) if added[i]), len(ids))
+    head = tuple(ids[:own])
+    if tuple(ids[own : own + len(head)]) == head:
+        return ids[own:end], offsets[own:end], head
+    return ids[:end], offsets[:end], head
 
 
-def _finish(ids: list[int], start: int, tokenizer: Any) -> Encoded:
-    if not ids or ids[-1] != tokenizer.eos_token_id:
-        ids = [*ids, tokenizer.eos_token_id]
-    return Encoded(tuple(ids), start)
+def _between(begun: int, ended: int, offsets: list[tuple[int, int]]) -> tuple[int, int]:
+    """(first, one past the last) of the tokens that the characters from `begun` to `ended` are in.
+
+    Told by where tokens end: of white space, some tokenizers say that it begins where it ends. A token may straddle.
+    """
+    first = next((i for i, (_, end) in enumerate(offsets) if end > begun), len(offsets))
+    last = next((i for i, (_, end) in enumerate(offsets) if end > ended), len(offsets))
+    if last < len(offsets) and offsets[last][0] < ended:
+        last += 1
+    return first, max(first, last)
+
+
+def _own_end(
+    text: str, ids: list[int], offsets: list[tuple[int, int]], first: int, last: int, tokenizer: Any
+) -> int | None:
+    """One past the special token, among those from `first` to `last`, with which `text` ends but for white space."""
+    specials = _specials(tokenizer)
+    end = next((i + 1 for i in reversed(range(first, last)) if ids[i] in specials), None)
+    return end if end is not None and not text[offsets[end - 1][1] :].strip() else None
+
+
+def _specials(tokenizer: Any) -> set[int]:
+    """Not `all_special_ids`: many tokenizers list there only the tokens with a name (eos, pad, …), not `<|eot_id|>`."""
+    return {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}

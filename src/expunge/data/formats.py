@@ -1,24 +1,22 @@
-"""Bytes → rows: JSON lines, JSON, CSV, Parquet, a folder of them, or a data set on the hub.
-
-Knows file types and the four column formats; knows nothing of tokens, templates or benchmarks.
+"""Records → rows: the four column formats, checked.
 
     text                    documents
     prompt, completion      two strings, or two lists of messages
     messages                a conversation whose last message is the assistant's
     question, answer        rendered with the chat template, or plainly
 
-Lines are counted from 1, as editors count them; rows from 0, as everything after this file counts them.
+A message keeps every key that holds something, and a row that is rendered with a chat template its `tools` and
+`documents`: whether the template reads them is told when the row is encoded.
+Knows columns and cells; knows nothing of file types, tokens, templates or benchmarks.
 """
 
-import csv
-import io
 import json
-import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from expunge.data.benchmark import Row
+from expunge.data.conversation import RENDERED
+from expunge.data.files import KeyTwice, distinct, read_records
 from expunge.errors import UserError, did_you_mean
 
 FORMATS: tuple[tuple[str, ...], ...] = (("question", "answer"), ("prompt", "completion"), ("messages",), ("text",))
@@ -26,77 +24,76 @@ FORMATS: tuple[tuple[str, ...], ...] = (("question", "answer"), ("prompt", "comp
 
 FORMATS_IN_WORDS = "question and answer, prompt and completion, messages, or text"
 
-Record = tuple[str, Any]
-"""Where a row stands (`file:line` or `file: row i`) and the row as the file has it, nothing checked."""
+DEEPEST = 64
+"""Levels of lists and objects in a cell: what renders and compares cells later on goes through them by recursion."""
 
-_HUB_ID = re.compile(r"(?P<name>\w[\w.-]*(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?")
+
+LONGEST_WORD = 1_000_000
+"""Characters without white space. Tokenizers merge them as one word, a second or more for so many."""
+
+
+class PlacedRow(dict[str, Any]):
+    """A row that knows `where` it was read, which errors say; in everything else an ordinary `Row`."""
+
+    def __init__(self, cells: Row, where: str) -> None:
+        super().__init__(cells)
+        self.where = where
+
+
+def keeping(row: Row, cells: Row) -> Row:
+    """`cells` with the place of `row`, where that has one."""
+    where = getattr(row, "where", None)
+    return cells if where is None else PlacedRow(cells, where)
 
 
 def read_rows(source: str | Path, *, split: str | None = None) -> list[Row]:
-    """Read a file, a folder or a hub data set as rows of one format.
-
-    `source` is a `.jsonl`, `.json`, `.csv` or `.parquet` file; a folder with one such file, with one a split
-    (`<split>.<ext>`), or written by `save_to_disk`; or a hub id such as `locuslab/TOFU:forget10` (name:config).
-    `split` chooses within a folder or a hub data set; left out, it is the only one there is, or `train`.
+    """Read a file, a folder or a hub data set (see `read_records`) as rows of one format.
 
     Raises `UserError` if the source is missing or unreadable, has no rows, or has a row in no known format or in
     another format than the first.
     """
     records = read_records(source, split=split)
-    rows = [normalise(record, where) for where, record in records]
+    rows: list[Row] = [PlacedRow(normalise(record, where), where) for where, record in records]
     for (where, _), row in zip(records, rows, strict=True):
-        if row.keys() != rows[0].keys():
+        if columns_of(row) != columns_of(rows[0]):
             raise UserError(
-                f"{where} has the columns {' and '.join(row)} but the first row has {' and '.join(rows[0])}; "
-                "give every row of a file the same columns."
+                f"{where} has the columns {' and '.join(columns_of(row))} but the first row has "
+                f"{' and '.join(columns_of(rows[0]))}; give every row of a file the same columns."
             )
     return rows
 
 
-def read_records(source: str | Path, *, split: str | None = None) -> list[Record]:
-    """Like `read_rows`, with every column left as it is, each row with the place it stands in.
-
-    Use when a benchmark has columns of its own, such as TOFU's `perturbed_answer`.
-    """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        records = _read_folder(path, split)
-    elif path.is_file():
-        if split is not None:
-            raise UserError(f"{source} is a single file, which has no split {split!r}; leave the split out.")
-        records = _read_file(path)
-    elif isinstance(source, str) and (hub := _HUB_ID.fullmatch(source)) and path.suffix.lower() not in _READERS:
-        records = _read_hub(hub["name"], hub["config"], split or "train")
-    else:
-        raise _missing(path)
-    if not records:
-        raise UserError(f"{source} has no rows; give a file with at least one.")
-    return records
+def columns_of(row: Row) -> list[str]:
+    """The columns of the row's format, without those that its template renders beside them."""
+    return [name for name in row if name not in RENDERED]
 
 
 def normalise(record: Any, where: str) -> Row:
     """Keep the columns of the first of `FORMATS` that `record` has all of, checked; drop the others.
 
-    Messages keep their role and content; a `messages` cell that is a string is read as JSON (CSV has no lists).
-    `where` opens the message of the `UserError` for a missing column or a cell of the wrong type.
+    Messages keep every key that holds something. A cell with messages, `tools` or `documents` that is a string is read
+    as JSON (CSV has no lists). `where` opens the message of the `UserError` for a missing column or a cell of the wrong
+    type.
     """
     if not isinstance(record, dict):
         raise UserError(f"{where} is {_kind(record)} instead of an object with columns; rows need {FORMATS_IN_WORDS}.")
     columns = next((c for c in FORMATS if all(name in record for name in c)), None)
     if columns is None:
         raise _no_format(record, where)
+    rendered = {name: _objects(record[name], name, where) for name in RENDERED if record.get(name)}
     if columns == ("messages",):
-        return {"messages": _messages(record["messages"], "messages", where, ends_with_assistant=True)}
+        return {"messages": _messages(record["messages"], "messages", where, ends_with_assistant=True), **rendered}
     if columns == ("prompt", "completion") and isinstance(record["prompt"], list):
         prompt = _messages(record["prompt"], "prompt", where)
         completion = _messages(record["completion"], "completion", where, ends_with_assistant=True)
         if len(completion) > 1:
             raise UserError(
-                f"{where}: completion has {len(completion)} messages, of which only the last would be supervised; "
-                "keep the assistant's one message and move the others to the prompt."
+                f"{where}: completion has {len(completion)} messages; keep the assistant's one message and move the "
+                "others to the prompt, or write all of them as messages."
             )
-        return {"prompt": prompt, "completion": completion}
-    return {name: _text(record[name], name, where, may_be_empty=name == "prompt") for name in columns}
+        return {"prompt": prompt, "completion": completion, **rendered}
+    cells = {name: text_of(record[name], name, where, may_be_empty=name == "prompt") for name in columns}
+    return {**cells, **rendered} if columns == ("question", "answer") else cells
 
 
 def _no_format(record: dict[Any, Any], where: str) -> UserError:
@@ -109,7 +106,8 @@ def _no_format(record: dict[Any, Any], where: str) -> UserError:
     return UserError(f"{where}: {problem} (found: {listed}); rows need {FORMATS_IN_WORDS}.{hint}")
 
 
-def _text(value: Any, name: str, where: str, *, may_be_empty: bool = False) -> str:
+def text_of(value: Any, name: str, where: str, *, may_be_empty: bool = False) -> str:
+    """A cell that must be text; `where` and `name` open the message of the `UserError`."""
     if not isinstance(value, str):
         raise UserError(f"{where}: {name} is {_kind(value)} instead of text; write it as a string.")
     if not value.strip() and not may_be_empty:
@@ -121,34 +119,101 @@ def _text(value: Any, name: str, where: str, *, may_be_empty: bool = False) -> s
             f"{where}: {name} holds half a surrogate pair at character {error.start}, which no tokenizer can read; "
             "repair or drop the row."
         ) from None
+    if len(value) > LONGEST_WORD and (longest := max(map(len, value.split()))) > LONGEST_WORD:
+        raise UserError(
+            f"{where}: {name} holds {longest:,} characters without a space or a line break, over {LONGEST_WORD:,}, "
+            "which a tokenizer takes too long for; break them up or drop the row."
+        )
     return value
 
 
-def _messages(value: Any, name: str, where: str, *, ends_with_assistant: bool = False) -> list[dict[str, str]]:
+def _messages(value: Any, name: str, where: str, *, ends_with_assistant: bool = False) -> list[dict[str, Any]]:
+    value = _of_json(value, where, name)
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise UserError(
-                f"{where}: {name} is text instead of a list of messages; write the list as JSON, like "
-                '[{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}].'
-            ) from None
+        raise UserError(
+            f"{where}: {name} is text instead of a list of messages; write the list as JSON, like "
+            '[{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}].'
+        )
     if not isinstance(value, list) or not value:
         raise UserError(f"{where}: {name} is {_kind(value)} instead of a list of messages.")
-    messages = []
-    for i, message in enumerate(value):
-        if not isinstance(message, dict) or "role" not in message or "content" not in message:
-            raise UserError(f"{where}: {name}[{i}] is not an object with role and content; write it as one.")
-        is_last = i == len(value) - 1
-        role = _text(message["role"], f"{name}[{i}].role", where)
-        content = _text(message["content"], f"{name}[{i}].content", where, may_be_empty=not is_last)
-        messages.append({"role": role, "content": content})
+    last = len(value) - 1
+    messages = [_message(m, f"{name}[{i}]", where, is_last=i == last) for i, m in enumerate(value)]
     if ends_with_assistant and messages[-1]["role"] != "assistant":
         raise UserError(
             f"{where}: the last message of {name} has the role {messages[-1]['role']!r}; "
             "end with the assistant's, which is the part that is supervised."
         )
     return messages
+
+
+def _message(value: Any, name: str, where: str, *, is_last: bool) -> dict[str, Any]:
+    """A message with its content first and only such keys as hold something; without content where it calls tools."""
+    calls = isinstance(value, dict) and bool(value.get("tool_calls"))
+    if not isinstance(value, dict) or "role" not in value or not ("content" in value or calls):
+        raise UserError(f"{where}: {name} is not an object with role and content; write it as one.")
+    message: dict[str, Any] = {"role": text_of(value["role"], f"{name}.role", where)}
+    content = value.get("content")
+    if content is not None or not calls:
+        content = _one_part(content, f"{name}.content", where)
+        message["content"] = text_of(content, f"{name}.content", where, may_be_empty=not is_last or calls)
+    for key, cell in value.items():
+        if key not in ("role", "content") and cell is not None:
+            message[str(key)] = _nested(cell, f"{name}.{key}", where)
+    if calls:
+        message["tool_calls"] = _objects(value["tool_calls"], f"{name}.tool_calls", where)
+    return message
+
+
+def _one_part(content: Any, name: str, where: str) -> Any:
+    """The text of a list of parts, of which there must be one: templates differ in how they join several."""
+    if not isinstance(content, list):
+        return content
+    match content:
+        case [{"type": "text", "text": text}]:
+            return text
+    kinds = [part.get("type") if isinstance(part, dict) else _kind(part) for part in content]
+    listed = ", ".join(map(repr, kinds[:4])) + (", …" if len(kinds) > 4 else "")
+    raise UserError(f"{where}: {name} is a list of {len(content)} parts ({listed}); write it as one text.")
+
+
+def _objects(value: Any, name: str, where: str) -> list[dict[str, Any]]:
+    value = _nested(_of_json(value, where, name), name, where)
+    if not isinstance(value, list) or not all(isinstance(cell, dict) for cell in value):
+        raise UserError(f"{where}: {name} is {_kind(value)} instead of a list of objects.")
+    return value
+
+
+def _of_json(value: Any, where: str, name: str) -> Any:
+    """A cell of a file without lists."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value, object_pairs_hook=distinct)
+    except KeyTwice as error:
+        raise UserError(f"{where}: {name} has the key {error.key!r} twice in one object; drop one.") from None
+    except (ValueError, RecursionError):
+        return value
+
+
+def _nested(value: Any, name: str, where: str) -> Any:
+    """A copy of plain data, as deep as it may be; `UserError` for what can't be written as JSON again."""
+
+    def plain(cell: Any, depth: int) -> Any:
+        if depth > DEEPEST:
+            raise UserError(f"{where}: {name} is nested more than {DEEPEST} levels deep; flatten it.")
+        if isinstance(cell, dict):
+            # Tables know one type for every row, and fill in what others have with nulls.
+            kept = {k: v for k, v in cell.items() if v is not None}
+            return {text_of(k, f"a key of {name}", where): plain(v, depth + 1) for k, v in kept.items()}
+        if isinstance(cell, (list, tuple)):
+            return [plain(part, depth + 1) for part in cell]
+        if isinstance(cell, str):
+            return text_of(cell, name, where, may_be_empty=True)
+        if cell is None or isinstance(cell, (bool, int, float)):
+            return cell
+        raise UserError(f"{where}: {name} holds {_kind(cell)}, which a template can't write; use text or numbers.")
+
+    return plain(value, 0)
 
 
 def _kind(value: Any) -> str:
@@ -159,162 +224,3 @@ def _kind(value: Any) -> str:
         return "empty"
     names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
     return names.get(type(value), type(value).__name__)
-
-
-def _missing(path: Path) -> UserError:
-    if not path.parent.is_dir():
-        return UserError(f"{path} does not exist, nor does its folder {path.parent}; check the path.")
-    hint = did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()])
-    return UserError(f"{path} does not exist; check the path.{hint}")
-
-
-# ---- one reader a file type ------------------------------------------------------------------------------------
-
-
-def _read_file(path: Path) -> list[Record]:
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise UserError(
-            f"{path} has the unknown extension {path.suffix!r}; use {', '.join(list(_READERS)[:-1])} or .parquet."
-        )
-    try:
-        return reader(path)
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror or error}.") from error
-
-
-def _decode(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start}); save it in that encoding.") from None
-
-
-def _read_json(path: Path) -> list[Record]:
-    """JSON lines or one JSON list, told apart by the first character: the extensions are used for both."""
-    content = _decode(path)
-    if content.lstrip().startswith("["):
-        return [(f"{path}: row {i}", record) for i, record in enumerate(_loads(content, path, 1))]
-    # Not str.splitlines(), which also breaks at U+2028 and its like; JSON strings may hold those as they are.
-    lines = enumerate(content.split("\n"), 1)
-    return [(f"{path}:{number}", _loads(line, path, number)) for number, line in lines if line.strip()]
-
-
-def _loads(text: str, path: Path, line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        where = f"{path}:{line + error.lineno - 1}"
-        problem = f"{error.msg} at character {error.colno}"
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists nested as deep
-        where, problem = f"{path}:{line}", str(error)
-    raise UserError(f"{where} is not valid JSON ({problem}); write one object a line, or one list of objects.")
-
-
-def _read_csv(path: Path) -> list[Record]:
-    reader = csv.reader(io.StringIO(_decode(path), newline=""), strict=True)
-    records: list[Record] = []
-    header: list[str] | None = None
-    start = 1
-    try:
-        for cells in reader:
-            where, start = f"{path}:{start}", reader.line_num + 1
-            if not cells:
-                continue
-            if header is None:
-                header = cells
-                continue
-            if len(cells) != len(header):
-                raise UserError(
-                    f"{where} has {len(cells)} cells but the header has {len(header)}; "
-                    "put cells that hold commas or line breaks in double quotes."
-                )
-            records.append((where, dict(zip(header, cells, strict=True))))
-    except csv.Error as error:
-        raise UserError(f"{path}:{start} is not valid CSV ({error}); repair the line, or use JSON lines.") from None
-    return records
-
-
-def _read_parquet(path: Path) -> list[Record]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        records = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read as Parquet ({_first_line(error)}); write it again.") from error
-    return _numbered(records, str(path))
-
-
-_READERS: dict[str, Callable[[Path], list[Record]]] = {
-    ".jsonl": _read_json,
-    ".json": _read_json,
-    ".ndjson": _read_json,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-}
-
-
-# ---- sources with splits ---------------------------------------------------------------------------------------
-
-
-def _read_folder(folder: Path, split: str | None) -> list[Record]:
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return _read_saved(folder, split)
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _READERS)
-    if not files:
-        raise UserError(f"{folder} has no data file; put a {', '.join(_READERS)} file in it.")
-    if split is None and len(files) == 1:
-        return _read_file(files[0])
-    chosen = [file for file in files if file.stem == (split or "train")]
-    if len(chosen) > 1:
-        raise UserError(f"{folder} has {' and '.join(f.name for f in chosen)}; name the file that you mean.")
-    if not chosen:
-        raise _no_split(folder, split, [file.stem for file in files])
-    return _read_file(chosen[0])
-
-
-def _read_saved(folder: Path, split: str | None) -> list[Record]:
-    import datasets
-
-    try:
-        saved = datasets.load_from_disk(folder)
-    except Exception as error:  # a damaged folder: json, arrow and file system errors alike
-        raise UserError(f"{folder} can't be read by datasets ({_first_line(error)}); save it again.") from error
-    if isinstance(saved, datasets.Dataset):
-        if split is not None:
-            raise UserError(f"{folder} is a single data set, which has no split {split!r}; leave the split out.")
-        return _numbered(saved.to_list(), str(folder))
-    name = split or (next(iter(saved)) if len(saved) == 1 else "train")
-    if name not in saved:
-        raise _no_split(folder, split, [str(known) for known in saved])
-    return _numbered(saved[name].to_list(), f"{folder}[{name}]")
-
-
-def _no_split(folder: Path, split: str | None, known: list[str]) -> UserError:
-    listed = ", ".join(known)
-    if split is None:
-        return UserError(f"{folder} holds several splits; choose one of {listed}.")
-    return UserError(f"{folder} has no split {split!r}; choose one of {listed}.{did_you_mean(split, known)}")
-
-
-def _read_hub(name: str, config: str | None, split: str) -> list[Record]:
-    import datasets
-
-    source = f"{name}:{config}" if config else name
-    try:
-        data = datasets.load_dataset(name, config, split=split)
-    except Exception as error:  # of a dozen types: no network, no such data set, configuration or split, no access
-        raise UserError(
-            f"{source} (split {split}) is no local file or folder and could not be loaded from the hub "
-            f"({type(error).__name__}: {_first_line(error)}); check the path or the name, and the network."
-        ) from error
-    return _numbered(list(data), f"{source}[{split}]")
-
-
-def _numbered(records: list[Any], source: str) -> list[Record]:
-    return [(f"{source}: row {i}", record) for i, record in enumerate(records)]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200].rstrip(".")

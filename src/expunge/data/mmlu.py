@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from expunge.data.benchmark import Choices, Row
-from expunge.data.formats import Record, read_records
+from expunge.data.files import Record, local_path, read_records
+from expunge.data.formats import text_of
 from expunge.errors import UserError, did_you_mean
 
 HUB_ID = "cais/mmlu"
@@ -62,7 +63,7 @@ def load(path: str | Path, *, shots: int = 5) -> Choices:
 
     Raises `UserError` for a file that is missing or has other columns.
     """
-    folder = Path(path).expanduser()
+    folder = local_path(path, "evaluate.mmlu")
     questions = [read_item(cells, where) for where, cells in read_records(_file(folder, "mmlu_all_val.json"))]
     subjects = dict.fromkeys(item.subject for item in questions)
     dev = {s: [_of_csv(record, s) for record in read_records(_file(folder, f"dev/{s}_dev.csv"))] for s in subjects}
@@ -81,6 +82,8 @@ def read_item(cells: Any, where: str) -> Item:
             "choices": [str(a), str(b), str(c), str(d)],
             "answer": 0 | 1 | 2 | 3 | "0" | "1" | "2" | "3" as answer,
         }:
+            for text in (subject, question, a, b, c, d):
+                text_of(text, "a cell", where, may_be_empty=True)
             return Item(subject, question, (a, b, c, d), int(answer))
     raise UserError(
         f"{where} is not one of MMLU's questions: it needs a subject, a question, four choices and an answer from "

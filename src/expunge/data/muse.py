@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from expunge.data.benchmark import Benchmark, Continuations, Membership, Probe, Row
-from expunge.data.formats import Record, normalise, read_records, read_rows
+from expunge.data.files import Record, local_path, read_records
+from expunge.data.formats import normalise, read_rows
 from expunge.errors import UserError, did_you_mean
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class _Files:
 
     def __init__(self, corpus: str, path: str | Path | None) -> None:
         self.hub_id = HUB_IDS[corpus]
-        self.folder = None if path is None else Path(path).expanduser()
+        self.folder = None if path is None else local_path(path, "benchmark.path")
 
     def has(self, config: str, split: str) -> bool:
         return self.folder is None or (self.folder / config / f"{split}.json").is_file()

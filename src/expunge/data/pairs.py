@@ -148,7 +148,7 @@ class Collator:
 
 
 def pad(sequences: Sequence[Encoded], pad_token_id: int) -> dict[str, Tensor]:
-    """Right-padded `input_ids`, `attention_mask` and `labels` [B, T]; prompt and padding are −100 in `labels`."""
+    """Right-padded `input_ids`, `attention_mask` and `labels` [B, T], which are −100 but for the supervised tokens."""
     length = max(len(s) for s in sequences)
     ids = torch.full((len(sequences), length), pad_token_id)
     mask = torch.zeros((len(sequences), length), dtype=torch.long)
@@ -157,7 +157,8 @@ def pad(sequences: Sequence[Encoded], pad_token_id: int) -> dict[str, Tensor]:
         tokens = torch.tensor(s.input_ids)
         ids[i, : len(s)] = tokens
         mask[i, : len(s)] = 1
-        labels[i, s.start : len(s)] = tokens[s.start :]
+        for first, end in s.spans:
+            labels[i, first:end] = tokens[first:end]
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 

@@ -12,7 +12,8 @@ from expunge.data import mmlu
 from expunge.data.benchmark import Benchmark, Choices, Continuations, Membership, Probe, Row
 from expunge.data.checks import canonical
 from expunge.data.encode import opened, question_row
-from expunge.data.formats import Record, normalise, read_records, read_rows
+from expunge.data.files import Record, local_path, read_records
+from expunge.data.formats import normalise, read_rows, text_of
 from expunge.errors import UserError, did_you_mean
 
 HUB_ID = "jinzhuoran/RWKU"
@@ -173,7 +174,7 @@ class _Source:
     """A folder of per-target folders, or the hub. `known` maps a target's name to that of its folder."""
 
     def __init__(self, path: str | Path | None):
-        self.folder = None if path is None else Path(path).expanduser()
+        self.folder = None if path is None else local_path(path, "benchmark.path")
         self.known = _on_hub() if self.folder is None else _in_folder(self.folder)
 
     def names(self, wanted: Sequence[str]) -> list[str]:
@@ -410,7 +411,7 @@ def _text(record: Record, column: str) -> str:
     value = _object(where, cells).get(column)
     if not isinstance(value, str) or not value.strip():
         raise _wrong(where, column, "a text")
-    return value
+    return text_of(value, column, where)
 
 
 def _object(where: str, cells: Any) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from expunge.data.benchmark import Benchmark, Question
 from expunge.data.encode import question_row
-from expunge.data.formats import Record, normalise, read_records, read_rows
+from expunge.data.files import Record, local_path, read_records
+from expunge.data.formats import normalise, read_rows, text_of
 from expunge.errors import UserError, did_you_mean
 
 HUB_ID = "locuslab/TOFU"
@@ -51,7 +52,7 @@ def load(*, split: str = "forget10", path: str | Path | None = None) -> Benchmar
 def _source(name: str, path: str | Path | None) -> str | Path:
     if path is None:
         return f"{HUB_ID}:{name}"
-    folder = Path(path).expanduser()
+    folder = local_path(path, "benchmark.path")
     file = folder / f"{name}.json"
     if not file.is_file():
         there = "which does not have it" if folder.is_dir() else "which does not exist"
@@ -66,16 +67,24 @@ def _question(record: Record) -> Question:
     where, cells = record
     row = normalise(cells, where)
     perturbed = cells.get("perturbed_answer")
+    paraphrased = [cells.get(f"paraphrased_{column}") for column in ("question", "answer")]
     are_texts = isinstance(perturbed, list) and all(isinstance(wrong, str) for wrong in perturbed)
-    if "question" not in row or not perturbed or not are_texts:
+    if (
+        "question" not in row
+        or not perturbed
+        or not are_texts
+        or not all(isinstance(text, str | None) for text in paraphrased)
+    ):
         raise UserError(
             f"{where} is not one of TOFU's questions: it needs question, answer and perturbed_answer (a list of wrong "
             f"answers); take the file from the hub data set {HUB_ID}."
         )
+    for text in [*perturbed, *(text for text in paraphrased if text is not None)]:
+        text_of(text, "an answer or a paraphrase", where, may_be_empty=True)
     return Question(
         question=row["question"],
         answer=row["answer"],
         perturbed_answers=tuple(perturbed),
-        paraphrased_question=cells.get("paraphrased_question"),
-        paraphrased_answer=cells.get("paraphrased_answer"),
+        paraphrased_question=paraphrased[0],
+        paraphrased_answer=paraphrased[1],
     )

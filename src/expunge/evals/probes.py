@@ -12,7 +12,7 @@ from typing import Any
 
 from expunge.data.augment import parts
 from expunge.data.benchmark import Choices, Comparison, Continuations, Membership, Probe, Row
-from expunge.data.encode import Encoded, encode_rows
+from expunge.data.encode import Encoded, encode_rows, shortened
 from expunge.errors import UserError
 from expunge.evals import membership, requests
 from expunge.evals import metrics as m
@@ -125,7 +125,7 @@ def _encoded(probe: Probe, tokenizer: Any, context: int) -> list[Encoded]:
     match probe:
         case Continuations():
             encoded = encode_rows(probe.rows, tokenizer, name=probe.name)
-            return [_end_of(e, probe.tokens, context) for e in encoded] if probe.passages else encoded
+            return [_end_of(e, probe.tokens, context, tokenizer) for e in encoded] if probe.passages else encoded
         case Choices():
             encoded = encode_rows([row for rows in probe.choices for row in rows], tokenizer, name=probe.name)
         case Membership():
@@ -137,11 +137,9 @@ def _encoded(probe: Probe, tokenizer: Any, context: int) -> list[Encoded]:
     return [Encoded(e.input_ids[:-1], e.start) for e in encoded]
 
 
-def _end_of(encoded: Encoded, tokens: int, context: int) -> Encoded:
+def _end_of(encoded: Encoded, tokens: int, context: int, tokenizer: Any) -> Encoded:
     """The passage without as much of its beginning as its continuation, true or generated, needs of the context."""
-    room = context - max(tokens, len(encoded) - encoded.start)
-    over = encoded.start - room
-    return encoded if over <= 0 or room < 1 else Encoded(encoded.input_ids[over:], room)
+    return shortened(encoded, context - max(tokens, encoded.supervised), tokenizer)
 
 
 def _generate(

@@ -171,7 +171,7 @@ def fit(model: Any, sequences: Sequence[Encoded]) -> list[Encoded]:
     context = context_length(model)
     if any(s.start >= context for s in sequences):
         raise UserError(f"a question fills the model's context of {context} tokens; shorten it or leave it out.")
-    return [s if len(s) <= context else Encoded(s.input_ids[:context], s.start) for s in sequences]
+    return [s.cut(context) for s in sequences]
 
 
 def generate(
@@ -316,7 +316,7 @@ class _Lot:
             for sequence, nodes in tree.predicting():
                 if sequence not in wanted:
                     continue
-                own = [(b, *at) for at in zip(nodes, sequence.input_ids[-len(nodes) :], strict=True)]
+                own = [(b, *at) for at in zip(nodes, sequence.targets, strict=True)]
                 where.extend((sequence, i) for i, at in enumerate(own) if at not in known)
                 indices[sequence] = [known.setdefault(at, len(known)) for at in own]
         return cls(list(known), where, indices)

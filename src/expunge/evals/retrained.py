@@ -16,7 +16,7 @@ from torch import Tensor
 from expunge.data.benchmark import Question
 from expunge.data.encode import Encoded
 from expunge.evals.divergence import SoftLabels, kl
-from expunge.evals.requests import Ask, at_answers, fit
+from expunge.evals.requests import Ask, at_answers, context_length, fit
 from expunge.evals.tofu import Record, encode_answers
 from expunge.logprobs import CHUNK, Head, vocabulary_size
 
@@ -32,7 +32,7 @@ class Retrained:
     ) -> None:
         self.records = records
         self.questions = questions
-        answers = fit(model, encode_answers(questions, tokenizer))
+        answers = fit(model, encode_answers(questions, tokenizer, context_length(model)))
         (hidden,) = at_answers(model, [Ask(answers, lambda _where, hidden_ND, *_: hidden_ND)], progress=False)
         self.hidden: dict[Encoded, Tensor] = dict(zip(answers, hidden, strict=True))
         self.head = Head.at_start(model).to(torch.device("cpu"))
@@ -79,7 +79,7 @@ class Distance:
         vocabulary there is no distance.
         """
         gold = self.retrained
-        answers = fit(model, encode_answers(gold.questions, tokenizer))
+        answers = fit(model, encode_answers(gold.questions, tokenizer, context_length(model)))
         same = vocabulary_size(model) == gold.head.vocab_size
         if not answers or not same or any(answer not in gold.hidden for answer in answers):
             return []

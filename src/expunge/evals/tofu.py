@@ -5,14 +5,14 @@ Any benchmark of questions with wrong answers can be measured in this way, a set
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean, median
 from typing import Any
 
 from expunge.data.benchmark import Benchmark, Question, Row
-from expunge.data.encode import Encoded, encode, question_row, with_answer
+from expunge.data.encode import Encoded, encode, place, question_row, shortened, with_answer
 from expunge.errors import UserError
 from expunge.evals import metrics as m
 from expunge.evals import requests
@@ -51,7 +51,7 @@ class _Asked:
 
     @property
     def answer(self) -> tuple[int, ...]:
-        return self.sequences[0].input_ids[self.sequences[0].start :]
+        return self.sequences[0].targets
 
 
 def evaluate(
@@ -98,8 +98,9 @@ def evaluate(
     if limit is not None and limit < 1:
         raise UserError(f"eval limit is {limit}; it must be at least 1, or left out to evaluate everything.")
     questions = {name: rows for name, rows in benchmark.questions.items() if rows}
+    context = requests.context_length(model)
     asked = {
-        name: [_ask(q, tokenizer) for q in (rows if name == FORGET else rows[:limit])]
+        name: _ask(rows if name == FORGET else rows[:limit], tokenizer, context, name)
         for name, rows in questions.items()
     }
     own = requests.ask_scores([a.sequences[0] for rows in asked.values() for a in rows], details=generate)
@@ -120,7 +121,7 @@ def evaluate(
             assert answer.hits is not None
             record["extraction_strength"] = extraction_strength(answer.hits)
             record["exact_memorization"] = exact_memorization(answer.hits)
-        cap = max_new_tokens or answer_cap(questions.values(), tokenizer)
+        cap = max_new_tokens or answer_cap(questions.values(), tokenizer, context)
         told = [
             (records[name][i], a, answered[name][i]) for name, rows in asked.items() for i, a in enumerate(rows[:limit])
         ]
@@ -142,26 +143,53 @@ def evaluate(
     return Evaluation(metrics, records)
 
 
-def encode_answers(questions: Iterable[Question], tokenizer: Any) -> list[Encoded]:
-    """Every question with its own answer, as it was trained on."""
-    return [encode(_row(question), tokenizer) for question in questions]
+def encode_answers(questions: Iterable[Question], tokenizer: Any, context: int, name: str = FORGET) -> list[Encoded]:
+    """Every question with its own answer, as it was trained on, for a model with a context of so many tokens.
+
+    Raises `UserError` for a question that can't be encoded or fills the context, with its number and its row's place.
+    """
+    return [a.sequences[0] for a in _ask(questions, tokenizer, context, name, alone=True)]
 
 
-def _row(question: Question) -> Row:
-    return question.row or question_row(question.question, question.answer)
+def _ask(
+    questions: Iterable[Question], tokenizer: Any, context: int, name: str, *, alone: bool = False
+) -> list[_Asked]:
+    """Each question with its answer, or all of its answers but for `alone`."""
+    asked: list[_Asked] = []
+    for i, question in enumerate(questions):
+        row = question.row or question_row(question.question, question.answer)
+        where = place(i, question.row).replace("row", "question", 1)
+        try:
+            sequences = [encode(r, tokenizer) for r in (row, *(() if alone else _others(question, row)))]
+        except UserError as error:
+            raise UserError(f"{name}: {where}: {error}") from error
+        if question.passage:
+            sequences = [_around_the_middle(s, context, tokenizer) for s in sequences]
+        if (longest := max(s.start for s in sequences)) >= context:
+            raise UserError(
+                f"{name}: {where} takes {longest} tokens before its answer and fills the model's context of {context}; "
+                "shorten it or leave it out."
+            )
+        asked.append(_Asked(question, tuple(sequences)))
+    return asked
 
 
-def _ask(question: Question, tokenizer: Any) -> _Asked:
+def _others(question: Question, row: Row) -> Iterator[Row]:
     paraphrase = question.answer if question.paraphrased_answer is None else question.paraphrased_answer
-    row = _row(question)
-    others = (with_answer(row, answer) for answer in (paraphrase, *question.perturbed_answers))
-    return _Asked(question, tuple(encode(r, tokenizer) for r in (row, *others)))
+    return (with_answer(row, answer) for answer in (paraphrase, *question.perturbed_answers))
 
 
-def answer_cap(sets: Iterable[Sequence[Question]], tokenizer: Any) -> int:
+def _around_the_middle(encoded: Encoded, context: int, tokenizer: Any) -> Encoded:
+    """The end of a passage's first half and the beginning of its second, each at most half of the context."""
+    if len(encoded) <= context:
+        return encoded
+    return shortened(encoded, context - context // 2, tokenizer).cut(context)
+
+
+def answer_cap(sets: Iterable[Sequence[Question]], tokenizer: Any, context: int) -> int:
     """Tokens after which a generated answer is cut off by default; see `evaluate`."""
-    answers = [answer for questions in sets for answer in encode_answers(questions, tokenizer)]
-    return math.ceil(1.5 * max((len(a) - a.start for a in answers), default=0)) + 8
+    answers = [answer for questions in sets for answer in encode_answers(questions, tokenizer, context)]
+    return math.ceil(1.5 * max((a.supervised for a in answers), default=0)) + 8
 
 
 def _record(index: int, question: Question, scores: Sequence[Score], choice: bool) -> Record:

@@ -54,7 +54,7 @@ class Tree:
     def predicting(self) -> Iterator[tuple[Encoded, list[int]]]:
         """Each sequence with the nodes that predict its supervised tokens."""
         for sequence, path in zip(self.sequences, self.paths, strict=True):
-            yield sequence, path[max(sequence.start, 1) - 1 :]
+            yield sequence, [node for first, end in sequence.spans for node in path[first - 1 : end - 1]]
 
     def sees(self) -> Tensor:
         """Which nodes each node attends to: itself and what it follows, [T, T] bool."""
@@ -73,7 +73,7 @@ def grow(sequences: Iterable[Encoded], *, shared: bool = True) -> list[Tree]:
     eighth of its tokens at least; less would not make up for the longer row.
     """
     trees: list[Tree] = []
-    for sequence in sorted(sequences, key=lambda s: (s.input_ids, s.start)):
+    for sequence in sorted(sequences, key=lambda s: (s.input_ids, s.start, s.given)):
         assert max(sequence.start, 1) < len(sequence), "a sequence with nothing to score"
         alike = trees[-1].alike(sequence) if shared and trees else 0
         if not alike or 8 * alike < len(sequence) or len(trees[-1]) + len(sequence) - alike > NODES:

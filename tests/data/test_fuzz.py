@@ -1,0 +1,93 @@
+"""Whatever stands in a file of rows: sequences that hold what is promised of them, or one sentence about the file."""
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from expunge.data.encode import Encoded, encode_rows
+from expunge.data.files import READERS
+from expunge.data.formats import read_rows
+from expunge.errors import UserError
+from tests.data.templates import BACKENDS, SPECIAL, TEMPLATES, tokenizer_of
+
+pytestmark = pytest.mark.fuzz
+
+KEYS = ["role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content", "weight", "function", "arguments"]
+COLUMNS = ["text", "prompt", "completion", "messages", "question", "answer", "tools", "documents", "other"]
+TEXT = st.text(max_size=20) | st.sampled_from([*SPECIAL, "", " ", "\n", "\0", "None", "{{ x }}", "[INST]", "a" * 300])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS) | TEXT, inner, max_size=4),
+    max_leaves=12,
+)
+CONTENT = TEXT | st.none() | st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": TEXT}), max_size=2) | JSON
+MESSAGE = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "system", "tool"]) | TEXT, "content": CONTENT},
+    optional={key: JSON for key in KEYS[2:]},
+)
+PLAIN = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system"]), "content": TEXT})
+TURNS = st.lists(PLAIN, max_size=5).map(lambda m: [*m, {"role": "assistant", "content": "so."}])
+MESSAGES = TURNS | st.lists(MESSAGE, max_size=5) | JSON
+ROW = st.one_of(
+    st.dictionaries(st.sampled_from(COLUMNS) | TEXT, JSON | TEXT | MESSAGES, max_size=5),
+    st.fixed_dictionaries({"messages": MESSAGES}, optional={"tools": JSON, "documents": JSON}),
+    st.fixed_dictionaries({"question": TEXT, "answer": TEXT}, optional={"tools": JSON}),
+    st.fixed_dictionaries({"prompt": TEXT | MESSAGES, "completion": TEXT | MESSAGES}),
+    st.fixed_dictionaries({"text": TEXT}),
+)
+LENGTHS = st.fixed_dictionaries(
+    {
+        "max_length": st.none() | st.integers(1, 60),
+        "overflow": st.sampled_from(["error", "truncate", "split"]),
+        "overlap": st.integers(0, 5),
+        "assistant_turns": st.sampled_from(["all", "last"]),
+    }
+)
+TOKENIZERS = st.tuples(st.sampled_from(sorted(BACKENDS)), st.none() | st.sampled_from(sorted(TEMPLATES)))
+ANY_FILE = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+
+
+@ANY_FILE
+@given(rows=st.lists(ROW, min_size=1, max_size=3), kind=TOKENIZERS, options=LENGTHS, data=st.data())
+def test_rows(tmp_path, rows, kind, options, data):
+    path = tmp_path / "rows.jsonl"
+    content = b"\n".join(json.dumps(row).encode() for row in rows)
+    if data.draw(st.integers(0, 4)) == 0:
+        cut, end = sorted(data.draw(st.tuples(*[st.integers(0, len(content))] * 2)))
+        content = content[:cut] + data.draw(st.binary(max_size=8)) + content[end:]
+    path.write_bytes(content)
+    _encodes_or_explains(path, tokenizer_of(*kind), options)
+
+
+@ANY_FILE
+@given(content=st.binary(max_size=200), ending=st.sampled_from(sorted(READERS)), kind=TOKENIZERS, options=LENGTHS)
+def test_bytes(tmp_path, content, ending, kind, options):
+    path = tmp_path / f"rows{ending}"
+    path.write_bytes(content)
+    _encodes_or_explains(path, tokenizer_of(*kind), options)
+
+
+def _encodes_or_explains(path, tokenizer, options):
+    try:
+        rows = read_rows(path)
+        encoded = encode_rows(rows, tokenizer, name="forget", **options)
+    except UserError as error:
+        said = str(error)
+        assert "\n" not in said and len(said) < 2_000
+        assert str(path) in said or "train." in said, said
+    else:
+        assert len(encoded) >= len(rows)
+        for sequence in encoded:
+            _holds(sequence, tokenizer, options)
+
+
+def _holds(sequence: Encoded, tokenizer, options):
+    assert 1 <= sequence.start < len(sequence)
+    assert sequence.supervised == len(sequence.targets) > 0
+    edges = [edge for span in sequence.spans for edge in span]
+    assert edges == sorted(set(edges)) and edges[0] == sequence.start and edges[-1] == len(sequence)
+    assert all(0 <= token < len(tokenizer) for token in sequence.input_ids)
+    assert options["max_length"] is None or len(sequence) <= options["max_length"]
+    assert options["assistant_turns"] == "all" or not sequence.given
