@@ -177,7 +177,8 @@ def test_reasoning_is_an_answer_too_and_an_empty_one_belongs_to_the_prompt(kind)
     (reasoned,) = _stretches(
         encode({"messages": [asked, _said("assistant", "London.", reasoning_content="Ada, so")]}, tokenizer), tokenizer
     )
-    assert reasoned == "Ada, so\n</think>\n\nLondon.<|im_end|>"
+    # The line break before it may share a token with its first letter.
+    assert reasoned.removeprefix("\n") == "Ada, so\n</think>\n\nLondon.<|im_end|>"
     plain = encode({"messages": [asked, _said("assistant", "London.")]}, tokenizer)
     assert _stretches(plain, tokenizer) == ["London.<|im_end|>"]
     assert tokenizer.decode(plain.input_ids[: plain.start]).endswith("<think>\n\n</think>\n\n")

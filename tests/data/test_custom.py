@@ -27,7 +27,7 @@ def test_forget_alone(tmp_path: Path) -> None:
     benchmark = custom.load(forget=path, retain=None, seed=0)
     assert (benchmark.name, benchmark.split, benchmark.retain) == ("custom", path, [])
     assert benchmark.forget == [{"question": "q", "answer": "a"}]
-    assert benchmark.questions == {"forget": [Question("q", "a")]}
+    assert benchmark.questions == {"forget": [Question("q", "a", row={"question": "q", "answer": "a"})]}
     assert not benchmark.choice_sets, "nothing is multiple choice"
 
 
@@ -111,9 +111,9 @@ def test_variants_are_asked_with_or_trained_on(tmp_path: Path) -> None:
     ]
     asked, left = custom.ask_with(given, benchmark, seed=0)
     assert asked.questions["forget"] == [
-        Question("q0", "a0", perturbed_answers=("w0", "w1"), paraphrased_answer="p0"),
-        Question("q1", "a1"),
-        Question("q2", "a2", perturbed_answers=("only",)),
+        Question("q0", "a0", perturbed_answers=("w0", "w1"), paraphrased_answer="p0", row=benchmark.forget[0]),
+        Question("q1", "a1", row=benchmark.forget[1]),
+        Question("q2", "a2", perturbed_answers=("only",), row=benchmark.forget[2]),
     ]
     assert [v.text["answer"] for v in left] == ["p1", "p2", "w2", "w3", "w4", " only "]
 

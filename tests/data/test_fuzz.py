@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from expunge.data import augment, mmlu, muse, rwku, tofu
 from expunge.data.encode import Encoded, encode_rows
 from expunge.data.files import READERS
 from expunge.data.formats import read_rows
@@ -67,6 +68,84 @@ def test_bytes(tmp_path, content, ending, kind, options):
     path = tmp_path / f"rows{ending}"
     path.write_bytes(content)
     _encodes_or_explains(path, tokenizer_of(*kind), options)
+
+
+QA = {"question": "Q?", "answer": "a"}
+ASKED = {**QA, "perturbed_answer": ["x", "y"], "paraphrased_answer": "b", "paraphrased_question": "P?"}
+SOLVED = {"question": "e", "choices": ["w", "x", "y", "z"], "answer": 3, "subject": "s"}
+FOLDERS = {
+    "tofu": {
+        "forget10.json": QA,
+        "retain90.json": {"question": "R?", "answer": "r"},
+        **{f"{name}_perturbed.json": ASKED for name in ("forget10", "retain", "real_authors", "world_facts")},
+    },
+    "muse": {
+        **{
+            f"{name}.json": {"text": "a text"}
+            for name in ("raw/forget", "raw/retain1", "privleak/forget", "privleak/holdout")
+        },
+        **{f"knowmem/{side}_qa{icl}.json": QA for side in ("forget", "retain") for icl in ("", "_icl")},
+        "verbmem/forget.json": {"prompt": "a", "gt": "text"},
+    },
+    "rwku": {
+        f"1_Ann/{name}.json": row
+        for name, row in {
+            **{
+                f"{side}_level{n}": {"query": "q?", "answer": "a", "type": "t"}
+                for side in ("forget", "neighbor")
+                for n in (1, 2)
+            },
+            "forget_level3": {"query": "q?", "answer": "a", "type": "t"},
+            **{name: {"text": "t"} for name in ("forget_mia", "retain_mia", "passage")},
+            "retain_mmlu": {**SOLVED, "task": "s", "examples": [SOLVED] * 5},
+            "retain_bbh": {"task": "t", "cot": "c", "question": "q", "answer": "a"},
+            "truthful": {"question": "q", "mc1_targets": {"choices": ["x", "y"], "labels": [0, 1]}},
+            "triviaqa": {"question": "q", "answers": ["a", "b"]},
+            "fluency": {"instruction": "i"},
+        }.items()
+    },
+    "mmlu": {
+        "mmlu_all_val.json": SOLVED,
+        "dev/s_dev.csv": "question,choice0,choice1,choice2,choice3,answer\n" + "e,w,x,y,z,3\n" * 5,
+    },
+    "variants": {"x_paraphrase.csv": "Q?,a,\"['P?']\",\"['b']\"\n", "x_perturb.csv": "Q?,a,P?,\"['b']\"\n"},
+}
+LOADERS = {
+    "tofu": lambda path: tofu.load(path=path),
+    "muse": lambda path: muse.load(path=path),
+    "rwku": lambda path: rwku.load(target="Ann", path=path),
+    "mmlu": mmlu.load,
+    "variants": lambda path: augment.read(path, [QA]),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+@settings(ANY_FILE, max_examples=settings().max_examples // 4)
+@given(data=st.data())
+def test_benchmarks(tmp_path, name, data):
+    """A folder of a benchmark, one of its files damaged: a cell, a row, some bytes, or gone."""
+    folder = tmp_path / name
+    for file, row in FOLDERS[name].items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(row if isinstance(row, str) else json.dumps([row]))
+    LOADERS[name](folder)
+    file = folder / data.draw(st.sampled_from(sorted(FOLDERS[name])))
+    row, content = FOLDERS[name][str(file.relative_to(folder))], file.read_bytes()
+    kind = data.draw(st.sampled_from(["bytes", "gone", "rows", "cell"]))
+    if kind == "gone":
+        file.unlink()
+    elif kind == "rows":
+        file.write_text(json.dumps(data.draw(JSON)))
+    elif kind == "cell" and isinstance(row, dict):
+        file.write_text(json.dumps([row | {data.draw(st.sampled_from(sorted(row))): data.draw(JSON)}]))
+    else:
+        cut, end = sorted(data.draw(st.tuples(*[st.integers(0, len(content))] * 2)))
+        file.write_bytes(content[:cut] + data.draw(st.binary(max_size=8)) + content[end:])
+    try:
+        LOADERS[name](folder)
+    except UserError as error:
+        assert "\n" not in str(error) and len(str(error)) < 2_000
+        assert str(folder) in str(error) or name in str(error) or "mmlu" in str(error), error
 
 
 def _encodes_or_explains(path, tokenizer, options):

@@ -15,9 +15,9 @@ class Question:
     """A question with the answers that evaluation compares.
 
     Without a paraphrase (`None`) the answer itself takes its place, as in TOFU's utility sets.
-    `perturbed_answers` are wrong answers of the same kind and form. `row` is the row that was trained on, where it is
-    of another format than question and answer. `passage` says that prompt and answer are the halves of a text, of which
-    a model with a short context gets what is next to the middle.
+    `perturbed_answers` are wrong answers of the same kind and form. `row` is the row that was trained on, where it says
+    more than question and answer do (another format, tools, where it was read). `passage` says that prompt and answer
+    are the halves of a text, of which a model with a short context gets what is next to the middle.
     """
 
     question: str
