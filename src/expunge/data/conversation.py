@@ -20,6 +20,9 @@ RENDERED = ("tools", "documents")
 
 _MARK = "@@the answer stands here@@"
 """Rendered in a turn's place to see what a chat template writes before and after it."""
+_REASONS = ("reasoning_content", "reasoning", "thinking")
+_SAID = (*_REASONS, "tool_calls", "function_call")
+"""What the assistant says beside the content of a message."""
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 """How a template marks what the assistant says; transformers searches for the same."""
 
@@ -45,7 +48,7 @@ def given_of(row: Row) -> dict[str, Any]:
 def said(message: Mapping[str, Any]) -> str:
     """The words of a message: what it reasons, what it says, then the tools that it calls, as JSON."""
     calls = message.get("tool_calls") or []
-    words = [message.get("reasoning_content"), message.get("content")]
+    words = [*(message.get(key) for key in _REASONS), message.get("content")]
     words += [json.dumps(call.get("function", call), ensure_ascii=False) for call in calls]
     return "\n".join(word for word in words if isinstance(word, str) and word)
 
@@ -67,7 +70,7 @@ def render(messages: Messages, tokenizer: Any, given: Mapping[str, Any], **optio
         return tokenizer.apply_chat_template(messages, **{"tokenize": False, **options}, **given)
     except Exception as error:  # a template is a program, and stops with whatever its author did not think of
         raise UserError(
-            f"the chat template of {_name(tokenizer)} refuses the conversation ({str(error).strip()[:200]}); change "
+            f"the chat template of {_name(tokenizer)} refuses the conversation ({_words(error)}); change "
             "its roles or keys."
         ) from error
 
@@ -102,18 +105,10 @@ def turns(
     wanted = [i for i, m in enumerate(messages) if m["role"] == "assistant"] if every else [len(messages) - 1]
     found: list[tuple[int, int]] = []
     for i in wanted:
-        plain = messages[i].keys() <= {"role", "content"}
-        turn = (_plain_turn if plain else _rich_turn)(messages, i, tokenizer, given, text)
+        rich = any(messages[i].get(key) for key in _SAID)
+        turn = (_rich_turn if rich else _plain_turn)(messages, i, tokenizer, given, text)
         if turn is None or (found and turn[0] < found[-1][1]):
-            last = " the last message" if i == len(messages) - 1 else f" message {i}"
-            remedy = (
-                "" if i == len(messages) - 1 else " supervise the last turn alone (train.assistant_turns: last), or"
-            )
-            raise UserError(
-                f"the chat template of {_name(tokenizer)} does not render{last} as it is written "
-                f"({said(messages[i])[:40]!r}…), so its tokens can't be found;{remedy} give prompt and completion as "
-                "text instead."
-            )
+            raise _rewritten(messages, i, tokenizer)
         found.append(turn)
     return found
 
@@ -159,7 +154,8 @@ def _rich_turn(
     """
     for shown in (messages, messages[: i + 1]):
         whole = text if shown is messages else _renders(shown, tokenizer, given)
-        marked = _renders(_with(shown, i, {"role": messages[i]["role"], "content": _MARK}), tokenizer, given)
+        others = {key: cell for key, cell in messages[i].items() if key not in _SAID}
+        marked = _renders(_with(shown, i, {**others, "content": _MARK}), tokenizer, given)
         if whole is None or marked is None or marked.count(_MARK) != 1:
             continue
         before, _, after = marked.partition(_MARK)
@@ -178,7 +174,7 @@ def _rich_turn(
 def _tells(text: str, message: Mapping[str, Any]) -> bool:
     """Whether all that a message says stands in `text`."""
     calls = [call.get("function", call) for call in message.get("tool_calls") or []]
-    reasons = [v for k, v in message.items() if k in ("reasoning_content", "reasoning", "thinking")]
+    reasons = [message.get(key) for key in _REASONS]
     words = [message.get("content", ""), *reasons, *(call.get("name", "") for call in calls)]
     return all(word.strip() in text for word in words if isinstance(word, str))
 
@@ -215,6 +211,21 @@ def _unread(what: str, tokenizer: Any) -> UserError:
         f"the chat template of {_name(tokenizer)} does not read {what}, so what it says would be lost; drop it from "
         "the rows, or take a model whose template reads it."
     )
+
+
+def _rewritten(messages: Messages, i: int, tokenizer: Any) -> UserError:
+    last = i == len(messages) - 1
+    which = "the last message" if last else f"message {i}"
+    remedy = "" if last else "supervise the last turn alone (train.assistant_turns: last), or "
+    return UserError(
+        f"the chat template of {_name(tokenizer)} does not render {which} as it is written "
+        f"({said(messages[i])[:40]!r}…), so its tokens can't be found; {remedy}give prompt and completion as text "
+        "instead."
+    )
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _name(tokenizer: Any) -> str:
