@@ -16,8 +16,9 @@ class Question:
 
     Without a paraphrase (`None`) the answer itself takes its place, as in TOFU's utility sets.
     `perturbed_answers` are wrong answers of the same kind and form. `row` is the row that was trained on, where it says
-    more than question and answer do (another format, tools, where it was read). `passage` says that prompt and answer
-    are the halves of a text, of which a model with a short context gets what is next to the middle.
+    more than question and answer do (another format, tools, where it was read). If it has the column `passage`, its
+    prompt and completion are the halves of a text, of which a model with a short context gets what is next to the
+    middle.
     """
 
     question: str
@@ -26,7 +27,6 @@ class Question:
     paraphrased_question: str | None = None
     paraphrased_answer: str | None = None
     row: Row | None = None
-    passage: bool = False
 
 
 Comparison = Literal["rouge_l_recall", "rouge_l_f1", "token_f1", "exact_match", "entropy"]

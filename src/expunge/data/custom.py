@@ -96,6 +96,6 @@ def _question(row: Row) -> Question:
         text = row["text"].strip()
         half = len(text) // 2
         cut = space.start() if (space := _SPACE.search(text, half, half + 40)) else half
-        halves = keeping(row, {"prompt": text[:cut], "completion": text[cut:]})
-        return Question(text[:cut], text[cut:].strip(), row=halves, passage=True)
+        halves = keeping(row, {"prompt": text[:cut], "completion": text[cut:], "passage": True})
+        return Question(text[:cut], text[cut:].strip(), row=halves)
     return Question(*parts(row), row=row)

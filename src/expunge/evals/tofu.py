@@ -163,7 +163,7 @@ def _ask(
             sequences = [encode(r, tokenizer) for r in (row, *(() if alone else _others(question, row)))]
         except UserError as error:
             raise UserError(f"{name}: {where}: {error}") from error
-        if question.passage:
+        if "passage" in row:
             sequences = [_around_the_middle(s, context, tokenizer) for s in sequences]
         if (longest := max(s.start for s in sequences)) >= context:
             raise UserError(
