@@ -113,7 +113,7 @@ def test_the_written_recipe_does_it_again_with_the_same_numbers(run: Run, tmp_pa
     rows = [json.loads((folder / "results.json").read_text()) for folder in (first, tmp_path / "again")]
     assert [row["metrics"] for row in rows[0]] == [row["metrics"] for row in rows[1]]
     assert {p.name for p in first.iterdir()} == {
-        "metrics.jsonl", "model", "pictures", "recipe.yaml", "records", "report.html", "results.json",
+        "manifest.json", "metrics.jsonl", "model", "pictures", "recipe.yaml", "records", "report.html", "results.json",
     }  # fmt: skip
 
 

@@ -147,6 +147,42 @@ def test_what_a_killed_writer_leaves_is_not_taken_for_whole(cache: Path) -> None
     assert sorted(path.name for path in cache.iterdir()) == ["killed", "killed.lock"]
 
 
+def _flip(table: Path) -> None:
+    data = bytearray(table.read_bytes())
+    data[64:128] = bytes(b ^ 0xFF for b in data[64:128])
+    table.write_bytes(data)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "64 bytes flipped": _flip,
+    "cut": lambda table: os.truncate(table, 100),
+    "longer": lambda table: os.truncate(table, 200),
+    "missing": Path.unlink,
+    "a file added": lambda table: table.with_name("other").touch(),
+    "no manifest": lambda table: table.with_name("manifest.json").unlink(),
+    "a damaged manifest": lambda table: table.with_name("manifest.json").write_text("{"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_table_is_computed_again(cache: Path, caplog: pytest.LogCaptureFixture, kind: str) -> None:
+    asked: list[int] = []
+
+    def counted(write: refcache.Write) -> None:
+        asked.append(1)
+        fill(write)
+
+    refcache.kept("key", SHAPES, counted)
+    refcache.kept("key", SHAPES, counted)
+    assert len(asked) == 1
+    DAMAGES[kind](cache / "key" / "numbers")
+    caplog.set_level("WARNING", logger="expunge")
+    assert torch.equal(refcache.kept("key", SHAPES, counted)["numbers"], NUMBERS)
+    assert len(asked) == 2 and str(cache / "key") in caplog.text and "it is computed again" in caplog.text
+    refcache.kept("key", SHAPES, counted)
+    assert len(asked) == 2
+
+
 def test_writing_to_what_is_mapped_changes_no_file() -> None:
     refcache.kept("safe", SHAPES, fill)["numbers"].zero_()
     assert torch.equal(refcache.kept("safe", SHAPES, fill)["numbers"], NUMBERS)

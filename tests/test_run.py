@@ -156,7 +156,7 @@ def test_overwriting_removes_what_a_run_wrote_and_nothing_else(workplace: Path) 
     run(own(method="unilogit", forget="out/forget.jsonl"), overwrite=True)
     assert {p.name for p in Path("out").iterdir()} == {
         "notes.txt", "forget.jsonl",
-        "recipe.yaml", "results.json", "metrics.jsonl", "report.html", "records", "model", "pictures",
+        "recipe.yaml", "results.json", "metrics.jsonl", "report.html", "records", "model", "pictures", "manifest.json",
     }  # fmt: skip
     assert {p.name.split(".")[0] for p in Path("out/records").iterdir()} == {"target", "unilogit"}
 
@@ -381,6 +381,7 @@ def test_evaluation_alone(workplace: Path) -> None:
     rows = main_path.evaluate_only(own(retain="retain.jsonl"))
     assert [row["method"] for row in rows] == ["target"]
     assert {p.name for p in Path("out").iterdir()} == {
+        "manifest.json",
         "recipe.yaml",
         "results.json",
         "records",

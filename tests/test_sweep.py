@@ -192,7 +192,7 @@ def test_a_folder_belongs_to_one_sweep(
         assert code == 2 and f"is another sweep: {says}" in err and len(err.splitlines()) == 1
     with study.FileLock(out / ".lock"):
         code, _, err = run("--space", "space.yaml", *common)
-    assert code == 2 and "another expunge sweep is at work" in err
+    assert code == 2 and "another expunge is at work" in err
     assert {path: path.read_bytes() for path in before} == before
 
 

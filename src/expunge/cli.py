@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from expunge import __version__, commands
+from expunge.disk import printable, writing
 from expunge.errors import UserError, did_you_mean
 from expunge.secrets import masked_text, remember
 from expunge.terminal import quiet_libraries, visible
@@ -24,7 +25,7 @@ from expunge.terminal import quiet_libraries, visible
 TAKES_KEYS = ("run", "sweep", "reproduce", "eval", "demo", "distill", "augment")
 """Commands that set a recipe's keys; of what stands behind them only these words are argparse's own."""
 
-FLAGS = ("-h", "--help", "--resume", "--overwrite", "--json", "--dry-run", "--no-run")
+FLAGS = ("-h", "--help", "--resume", "--overwrite", "--redact", "--json", "--dry-run", "--no-run")
 VALUED = (
     *("--out", "--url", "--paraphrases", "--perturbations", "--seeds"),
     *("--space", "--search", "--trials", "--objectives", "--keep", "--workers", "--minutes", "--storage", "--study"),
@@ -38,13 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     remember(argv)
     parser = _parser()
     try:
+        if strange := next((word for word in argv if not _is_text(word)), None):
+            raise UserError(f"{printable(strange)} is not UTF-8; rename the file, or write the word in UTF-8.")
         own, overrides = _split(argv) if argv[:1] and argv[0] in TAKES_KEYS else (argv, [])
         args = parser.parse_args(own)
         if args.command is None:
             parser.print_help()
             return 2
         quiet_libraries()
-        with _together():
+        with _together(), writing(Path()):
             args.run(args, overrides)
     except UserError as error:
         print(f"expunge: {visible(str(error))}", file=sys.stderr)
@@ -58,6 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(masked_text(traceback.format_exc()), end="", file=sys.stderr)
         return 1
     return 0
+
+
+def _is_text(word: str) -> bool:
+    """Whether a word of the command line came in the encoding that files are written in."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _Parser(argparse.ArgumentParser):
@@ -83,6 +95,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--overwrite", action="store_true", help="start over in a directory that holds a run")
         sub.add_argument("--json", action="store_true", help="print results.json instead of a table")
 
+    def redact_option(sub: argparse.ArgumentParser, what: str = "records and report") -> None:
+        sub.add_argument("--redact", action="store_true", help=f"write {what} without texts; numbers and rows stay")
+
     sub = command("demo", commands.demo, "train a small model, unlearn with six methods, write the report")
     sub.add_argument(
         "--out", default=commands.DEMO_OUT, help="run directory (default %(default)s, which is written anew)"
@@ -101,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
     sub.add_argument("--dry-run", action="store_true", help="say what would be done: rows, steps, parameters, memory")
     run_options(sub)
+    redact_option(sub)
 
     sub = command(
         "sweep",
@@ -170,6 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("model", help="folder or hub name")
     sub.add_argument("--out", help="run directory (default runs/eval-<name of the model>)")
     run_options(sub)
+    redact_option(sub)
 
     sub = command(
         "augment",
@@ -191,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", help="run directory (default runs/distilled)")
     sub.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
     run_options(sub)
+    redact_option(sub)
 
     sub = command(
         "serve", commands.serve, "serve a checkpoint as an OpenAI-compatible endpoint (extra: expunge[serve])"
@@ -211,6 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("directory", nargs="+", type=Path, help="run directories")
     sub.add_argument("--out", type=Path, help="HTML file (default report.html in the first directory)")
     sub.add_argument("--markdown", type=Path, help="write a Markdown page of the tables here instead")
+    redact_option(sub, "the page")
 
     sub = command("bench", commands.bench, "measure what things cost here, as ratios within one process")
     sub.add_argument(
@@ -235,6 +254,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--threads", type=int, help="CPU threads (default all)")
     sub.add_argument("--markdown", type=Path, help="also write the table to this file")
     sub.add_argument("--svg", type=Path, help="also write the picture (training, growth) to this file")
+    sub.add_argument("--json", action="store_true")
+
+    sub = command("cache", commands.cache, "list or wipe what is kept between runs: trained models, reference tables")
+    sub.add_argument("what", choices=["list", "clear"], help="clear leaves what a process is writing")
+    sub.add_argument("kind", nargs="?", choices=["targets", "references", "all"], default="all", help="default all")
     sub.add_argument("--json", action="store_true")
 
     sub = command("methods", commands.methods, "list the objectives, what each needs and when to use it")

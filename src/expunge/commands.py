@@ -34,11 +34,16 @@ def run(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
 
     path = Path(args.recipe) if args.recipe else None
     out = args.out or f"runs/{_run_name(path)}"
-    recipe = _repeated(load_recipe(path, [*overrides, ("out", out)]), args.seeds)
+    recipe = _repeated(load_recipe(path, [*overrides, ("out", out), *_redacted(args)]), args.seeds)
     if args.dry_run:
         print_plan(recipe, as_json=args.json)
     else:
         _carry_out(recipe, resume=args.resume, overwrite=args.overwrite, workers=args.workers, as_json=args.json)
+
+
+def _redacted(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """`--redact` as a key of the recipe, which a resumed run and a later report then know."""
+    return [("redact", "true")] if args.redact else []
 
 
 def _repeated(recipe: "Recipe", seeds: int | None) -> "Recipe":
@@ -155,7 +160,7 @@ def eval(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     from expunge.run import evaluate_only
 
     out = args.out or f"runs/eval-{Path(args.model).name}"
-    recipe = load_recipe(None, [*overrides, ("model", args.model), ("out", out)])
+    recipe = load_recipe(None, [*overrides, ("model", args.model), ("out", out), *_redacted(args)])
     print_results(evaluate_only(recipe, overwrite=args.overwrite), out, as_json=args.json)
 
 
@@ -185,7 +190,7 @@ def distill(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
 
     folder, config = checkpoint_of(Path(args.checkpoint))
     keys = [("model", config.base), ("method", "uld_distilled"), ("method.forget.teacher", str(folder))]
-    recipe = load_recipe(None, [*keys, *overrides, ("out", args.out or "runs/distilled")])
+    recipe = load_recipe(None, [*keys, *overrides, ("out", args.out or "runs/distilled"), *_redacted(args)])
     _carry_out(recipe, resume=args.resume, overwrite=args.overwrite, as_json=args.json)
 
 
@@ -215,7 +220,7 @@ def report(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     if args.markdown is not None:
         print(write_markdown(args.directory, args.markdown))
     else:
-        print(write_report(args.directory, args.out or args.directory[0] / "report.html"))
+        print(write_report(args.directory, args.out or args.directory[0] / "report.html", redact=args.redact))
 
 
 def bench(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
@@ -295,6 +300,43 @@ def bench(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     for row in bench.cells(found):
         table.add_row(*row)
     console().print(table)
+
+
+def cache(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
+    from datetime import datetime
+
+    from expunge.cache import KINDS, cache_directory, clear, kept
+
+    def rows(entries: Any) -> list[dict[str, Any]]:
+        return [
+            {
+                "kind": entry.kind,
+                "name": entry.name,
+                "what": entry.what,
+                "bytes": entry.bytes,
+                "used": datetime.fromtimestamp(entry.used).isoformat(sep=" ", timespec="minutes"),
+            }
+            for entry in entries
+        ]
+
+    def shown(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**row, "bytes": f"{row['bytes'] / 2**20:,.1f} MiB"} for row in found]
+
+    where = cache_directory()
+    if args.what == "list":
+        found = rows(entry for entry in kept() if args.kind in ("all", entry.kind))
+        if found or args.json:
+            print_list(found if args.json else shown(found), title=f"in {where}", as_json=args.json)
+        else:
+            print(f"nothing is kept in {where}")
+        return
+    gone, left = clear(KINDS if args.kind == "all" else (args.kind,))
+    if args.json:
+        print(json.dumps({"deleted": rows(gone), "in_use": rows(left)}, indent=1))
+        return
+    print(f"deleted {len(gone)} of {where}, {sum(entry.bytes for entry in gone) / 2**20:,.1f} MiB")
+    for entry in left:
+        print(f"left {entry.kind}/{entry.name}: a process is writing it", file=sys.stderr)
 
 
 def methods(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:

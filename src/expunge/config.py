@@ -279,7 +279,10 @@ class Method(Section):
         return self
 
 
-RESERVED = {"target", "retrained", "records", "pictures", "model"}
+RESERVED = {
+    *("target", "retrained", "records", "pictures", "model", "teacher"),
+    *("recipe.yaml", "results.json", "metrics.jsonl", "manifest.json", "report.html"),
+}
 """Names in results and in the run directory that are no method's."""
 
 
@@ -303,6 +306,7 @@ class Recipe(Section):
     methods: list[Annotated[Method, BeforeValidator(unfold_method)]] = Field(default_factory=list)
     train: TrainConfig = TrainConfig()  # pyright: ignore[reportInvalidTypeForm]
     evaluate: Annotated[EvaluateConfig, BeforeValidator(unfold_evaluate)] = EvaluateConfig()
+    redact: bool = Field(default=False, description="write records and report without texts; numbers stay")
     threads: int | None = Field(default=None, ge=1, description="CPU threads; tiny models are fastest with one")
     seed: int = Field(default=0, ge=0, lt=2**32)
     out: Path | None = Field(default=None, description="run directory; default runs/<recipe's name>")

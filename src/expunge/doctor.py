@@ -59,7 +59,7 @@ def _fused_head() -> dict[str, Any]:
 
 
 def _cache() -> dict[str, Any]:
-    from expunge.targets import cache_directory
+    from expunge.cache import cache_directory
 
     path = cache_directory()
     parent = next(p for p in (path, *path.parents) if p.exists())

@@ -17,6 +17,10 @@ class UserError(ValueError):
         super().__init__(masked_text(message))
 
 
+class MachineError(UserError):
+    """An obstacle of this machine, such as a full disk or a folder in use; the same input runs once it is gone."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` when something in `known` is close to `name`, else an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1)

@@ -4,11 +4,18 @@ Knows the trainer's history and its checkpoints; knows nothing of losses.
 """
 
 import json
+import logging
 import time
 from pathlib import Path
 from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState
+
+from expunge import manifest, ranks
+from expunge.disk import private, remove, write_whole, writing
+from expunge.errors import UserError
+
+log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -28,8 +35,9 @@ class MetricsFile(TrainerCallback):
         self.seconds = next((r["seconds"] for r in reversed(state.log_history) if "seconds" in r), 0.0)
         if not state.is_world_process_zero:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in state.log_history), encoding="utf-8")
+        with private(), writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in state.log_history))
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         self._since = time.perf_counter()
@@ -43,7 +51,7 @@ class MetricsFile(TrainerCallback):
         row["seconds"] = round(self.seconds, 3)
         if not state.is_world_process_zero:
             return
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
 
@@ -69,15 +77,34 @@ class LossBar(ProgressCallback):
 
 
 def last_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint in `directory` that was written to its end, or `None`.
+    """The newest whole checkpoint in `directory`, or `None`; what a kill left of newer ones is removed.
 
-    The trainer writes `trainer_state.json` last, so a checkpoint without a readable one was cut off.
+    Every rank is told the same. Raises `UserError` for a checkpoint whose files are no longer as they were written.
     """
-    found = sorted(directory.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
-    for path in found:
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        return path
-    return None
+    found, wrong = ranks.told(lambda: _last_checkpoint(directory))
+    if wrong is not None:
+        raise UserError(wrong)
+    return found
+
+
+def _last_checkpoint(directory: Path) -> tuple[Path | None, str | None]:
+    """(the checkpoint, what is wrong with it)"""
+    for path in checkpoints(directory):
+        if manifest.is_begun(path):
+            log.info("%s was not written to its end, so training goes on from before it", path)
+            remove(path)
+        else:
+            return path, checkpoint_damage(path)
+    return None, None
+
+
+def checkpoint_damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, and what to do, in a sentence."""
+    wrong = manifest.damage(path)
+    return wrong and f"{wrong}; delete {path} to go on from before it, or start over."
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """Every checkpoint in `directory`, whole or not, the newest first."""
+    found = {path: path.name.rpartition("-")[2] for path in directory.glob("checkpoint-*") if path.is_dir()}
+    return sorted((path for path in found if found[path].isdecimal()), key=lambda path: -int(found[path]))

@@ -188,7 +188,7 @@ def _teacher(
         return teacher, 0.0
     folder = directory / "teacher"
     done = folder / "model"
-    if done.exists():
+    if done.exists():  # it is renamed when it is whole, and whoever resumes has looked at it
         return models.load(done)[0], 0.0
     settings = {name: getattr(method.forget, name) for name in ULD.model_fields if name != "name"}
     # The method's own pace is the distillation's; its teacher's stands beside alpha.

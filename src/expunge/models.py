@@ -23,7 +23,9 @@ from transformers import (
 )
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from expunge import manifest
 from expunge.data.encode import prepare_tokenizer
+from expunge.disk import partial_of, private, remove, writing
 from expunge.errors import UserError
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -225,9 +227,19 @@ def scratch_config(config: ScratchConfig, tokenizer: Any) -> LlamaConfig:
 
 
 def save(model: nn.Module, tokenizer: Any, path: Path) -> None:
-    """Write model (or adapter) and tokenizer to `path`, as `transformers` reads them."""
-    model.save_pretrained(path)  # pyright: ignore[reportCallIssue]
-    tokenizer.save_pretrained(path)
+    """Write model (or adapter) and tokenizer to `path`, as `transformers` reads them; what is there now is replaced.
+
+    The folder shows under its name when it is whole, and is its owner's alone.
+    """
+    partial = partial_of(path)
+    with private(), writing(path):
+        remove(partial)
+        manifest.begin(partial)
+        model.save_pretrained(partial)  # pyright: ignore[reportCallIssue]
+        tokenizer.save_pretrained(partial)
+        manifest.seal(partial)
+        remove(path)
+        partial.replace(path)
 
 
 def _check_folder(path: str) -> None:

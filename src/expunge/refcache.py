@@ -6,8 +6,6 @@ rows of a batch are ever read. Knows files, locks and names; knows nothing of ro
 
 import hashlib
 import logging
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
@@ -15,12 +13,12 @@ from math import prod
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from torch import Tensor, nn
 
-from expunge import ranks
-from expunge.errors import UserError
-from expunge.targets import cache_directory
+from expunge import cache, manifest, ranks
+from expunge.disk import partial_of, private, remove
+from expunge.errors import MachineError
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +59,12 @@ def kept(key: str, shapes: Mapping[str, Shape], fill: Callable[[Write], None]) -
     """The tables of these `shapes` under `key`, mapped: found on disk, or written there by `fill`.
 
     With several ranks all call this, `fill` writes each one's share, and their union is every row. Two runs never
-    write the same tables at once, and tables show under their name when they are whole.
-    Raises `UserError` where they can't be written.
+    write the same tables at once, and tables show under their name when they are whole. Tables that are found are read
+    once to compare their SHA-256 sums (about a second a GiB and thread), and written again where these differ.
+    Raises `MachineError` where they can't be written.
     """
-    folder = cache_directory() / "references" / key
-    partial = folder.with_suffix(".partial")
+    folder = cache.cache_directory() / "references" / key
+    partial = partial_of(folder)
 
     def write(name: str, first: int, rows: Tensor) -> None:
         with (partial / name).open("r+b") as file:
@@ -73,40 +72,51 @@ def kept(key: str, shapes: Mapping[str, Shape], fill: Callable[[Write], None]) -
             file.write(_raw(rows))
 
     try:
-        if ranks.first():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock") if ranks.first() else nullcontext():
-            if not ranks.told(folder.is_dir):
+        with cache.lock_of(folder) if ranks.first() else nullcontext():
+            if not ranks.told(lambda: _is_whole(folder)):
                 if ranks.first():
-                    shutil.rmtree(partial, ignore_errors=True)  # of a writer that was killed
-                    partial.mkdir()
-                    for name in shapes:
-                        (partial / name).touch()
+                    remove(partial)  # of a writer that was killed
+                    manifest.begin(partial)
+                    with private():
+                        for name in shapes:
+                            (partial / name).touch()
                 ranks.wait()
                 fill(write)
                 ranks.wait()
                 if ranks.first():
-                    for path in partial.iterdir():
-                        with path.open("r+b") as file:
-                            os.fsync(file.fileno())
+                    manifest.seal(partial)
                     partial.replace(folder)
             else:
                 log.info("reference: found in %s", folder)
             if ranks.first():
-                os.utime(folder)
+                remove(partial)
+                cache.used(folder)
                 with suppress(FileNotFoundError):  # another run makes room, too
                     _make_room(folder)
             ranks.wait()
             mapped = {name: _map(folder / name, *shape) for name, shape in shapes.items()}
             ranks.wait()  # the lock is held until all have mapped them: nobody deletes them before
         return mapped
-    except OSError as error:
+    except (OSError, MachineError) as error:
+        cause = error.__cause__ if isinstance(error, MachineError) else error
+        reason = getattr(cause, "strerror", None) or cause
         size = sum(prod(shape) * dtype.itemsize for shape, dtype in shapes.values()) / 2**20
-        raise UserError(
+        raise MachineError(
             f"train.reference: {size:.0f} MiB of what the starting model says can't be kept in {folder.parent} "
-            f"({error.strerror or error}); set EXPUNGE_CACHE to a folder with room that every process sees, or take "
+            f"({reason}); set EXPUNGE_CACHE to a folder with room that every process sees, or take "
             f"frozen_copy or adapter_off."
         ) from error
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the tables are there as they were written; damaged ones are removed."""
+    if not folder.is_dir():
+        return False
+    if wrong := manifest.damage(folder):
+        log.warning("reference: %s; it is computed again", wrong)
+        remove(folder)
+        return False
+    return True
 
 
 def _map(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -124,7 +134,7 @@ def _make_room(newest: Path) -> None:
     found = sorted((p for p in newest.parent.iterdir() if p.is_dir()), key=lambda p: -p.stat().st_mtime)
     total = 0
     for folder in found:
-        total += sum(file.stat().st_size for file in folder.iterdir())
+        total += sum(file.stat().st_size for file in folder.iterdir() if file.name != manifest.NAME)
         if total > KEEP_BYTES and folder != newest:
-            with suppress(Timeout), FileLock(f"{folder.with_suffix('')}.lock", timeout=0):
-                shutil.rmtree(folder)
+            with suppress(Timeout), cache.lock_of(folder.with_suffix(""), timeout=0):
+                remove(folder)

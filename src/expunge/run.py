@@ -4,7 +4,6 @@ Read from `run` downwards. Knows the order of things; knows nothing of losses or
 """
 
 import logging
-import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,16 @@ from expunge.methods import prepare
 from expunge.parallel import side_by_side
 from expunge.parsing import combinations
 from expunge.report import write_markdown, write_report
-from expunge.rundir import Result, Results, check_run_directory
+from expunge.rundir import (
+    Result,
+    Results,
+    alone_in,
+    check_run_directory,
+    check_whole,
+    directory_of,
+    discard_training,
+    method_directory,
+)
 from expunge.targets import train_from_scratch
 
 log = logging.getLogger(__name__)
@@ -55,19 +63,19 @@ def run_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, wo
     each = [own for _, own in combinations(recipe)]
     for own in each:
         check_run_directory(own, resume=resume, overwrite=overwrite)
+    out = directory_of(recipe)
     found: list[list[Result]] = []
-    if workers > 1:
-        found = side_by_side(partial(run, resume=resume, overwrite=overwrite), each, workers=workers)
-    else:
-        for i, own in enumerate(each):
-            assert own.out is not None
-            log.info("%d of %d: %s", i + 1, len(each), own.out.name)
-            found.append(run(own, resume=resume, overwrite=overwrite))
-    assert recipe.out is not None
-    folders = [own.out for own in each if own.out is not None]
-    _report(folders, recipe.out / "report.html")
-    if ranks.first():
-        write_markdown(folders, recipe.out / "results.md")
+    with alone_in(out):
+        if workers > 1:
+            found = side_by_side(partial(run, resume=resume, overwrite=overwrite), each, workers=workers)
+        else:
+            for i, own in enumerate(each):
+                log.info("%d of %d: %s", i + 1, len(each), directory_of(own).name)
+                found.append(run(own, resume=resume, overwrite=overwrite))
+        folders = [directory_of(own) for own in each]
+        _report(folders, out / "report.html", redact=recipe.redact)
+        if ranks.first():
+            write_markdown(folders, out / "results.md")
     return [row for rows in found for row in rows]
 
 
@@ -76,29 +84,36 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> lis
 
     Nothing is written before data, model and objectives have been looked at, and nothing of an older run is deleted
     before there is a first result. With `resume`, finished methods are kept and the one that was interrupted goes on
-    from its last checkpoint.
+    from its last checkpoint, if all of that is as it was written. No other process writes there meanwhile.
     Raises `UserError` for anything that a person can mend.
     """
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
-    benchmark = load_benchmark(recipe)
-    recipe = with_default_method(recipe, benchmark)
-    check_data(benchmark)
-    out = check_run_directory(recipe, resume=resume, overwrite=overwrite)
-    check_methods(recipe, benchmark)
-    target, retrained = starting_models(recipe, benchmark)
+    out = directory_of(recipe)
+    with alone_in(out):
+        benchmark = load_benchmark(recipe)
+        recipe = with_default_method(recipe, benchmark)
+        check_data(benchmark)
+        check_run_directory(recipe, resume=resume, overwrite=overwrite)
+        check_methods(recipe, benchmark)
+        if resume:
+            check_whole(recipe, out)
+        target, retrained = starting_models(recipe, benchmark)
 
-    results = Results(out, recipe, benchmark, resume=resume)
-    if not all(results.has(name) for name in ("target", *(method.name for method in recipe.methods))):
-        gold = evaluate_retrained(retrained, recipe, benchmark, results) if retrained is not None else None
-        evaluate_target(target, recipe, benchmark, results, gold)
-        before = on_the_way_before(target, recipe, benchmark, results, gold)
+        results = Results(out, recipe, benchmark, resume=resume)
+        if not all(results.has(name) for name in ("target", *(method.name for method in recipe.methods))):
+            gold = evaluate_retrained(retrained, recipe, benchmark, results) if retrained is not None else None
+            evaluate_target(target, recipe, benchmark, results, gold)
+            before = on_the_way_before(target, recipe, benchmark, results, gold)
+            for method in recipe.methods:
+                if not results.has(method.name):
+                    row, evaluation = unlearn(recipe, method, benchmark, target, gold, out, before)
+                    results.add(with_aggregate(row, results), evaluation)
+                    discard_training(method_directory(recipe, method, out))
         for method in recipe.methods:
-            if not results.has(method.name):
-                row, evaluation = unlearn(recipe, method, benchmark, target, gold, out, before)
-                results.add(with_aggregate(row, results), evaluation)
-    tell_what_is_unknown(benchmark, retrained)
-    _report([out], out / "report.html")
+            discard_training(method_directory(recipe, method, out))  # what a kill left of it
+        tell_what_is_unknown(benchmark, retrained)
+        _report([out], out / "report.html", redact=recipe.redact)
     log.info("report: %s", out / "report.html")
     return results.rows
 
@@ -107,16 +122,18 @@ def evaluate_only(recipe: Recipe, *, overwrite: bool = False) -> list[Result]:
     """Measure the recipe's model as it is, against the retrained one where it is named; rows as `run` writes them."""
     if recipe.methods:
         raise UserError("eval measures a model as it is; leave the method out, or use expunge run.")
-    benchmark = load_benchmark(recipe)
-    check_data(benchmark)
-    out = check_run_directory(recipe, resume=False, overwrite=overwrite)
-    check_methods(recipe, benchmark)
-    target, retrained = starting_models(recipe, benchmark)
-    results = Results(out, recipe, benchmark, resume=False)
-    gold = evaluate_retrained(retrained, recipe, benchmark, results) if retrained is not None else None
-    evaluate_target(target, recipe, benchmark, results, gold)
-    tell_what_is_unknown(benchmark, retrained)
-    _report([out], out / "report.html")
+    out = directory_of(recipe)
+    with alone_in(out, then="give the command again with --overwrite"):
+        benchmark = load_benchmark(recipe)
+        check_data(benchmark)
+        check_run_directory(recipe, resume=False, overwrite=overwrite)
+        check_methods(recipe, benchmark)
+        target, retrained = starting_models(recipe, benchmark)
+        results = Results(out, recipe, benchmark, resume=False)
+        gold = evaluate_retrained(retrained, recipe, benchmark, results) if retrained is not None else None
+        evaluate_target(target, recipe, benchmark, results, gold)
+        tell_what_is_unknown(benchmark, retrained)
+        _report([out], out / "report.html", redact=recipe.redact)
     return results.rows
 
 
@@ -258,8 +275,6 @@ def unlearn(
     evaluation = _evaluate(recipe, benchmark, unlearned, tokenizer, gold, distance)
     if ranks.first():
         models.save(unlearned, tokenizer, directory / "model")
-        for stale in (*directory.glob("checkpoint-*"), *directory.glob("teacher")):
-            shutil.rmtree(stale)
     history = trainer.state.log_history
     return {
         "method": method.name,
@@ -281,14 +296,9 @@ def unlearn(
     }, evaluation
 
 
-def method_directory(recipe: Recipe, method: Method, out: Path) -> Path:
-    """The run directory itself for a single method, a folder of its own for each of several."""
-    return out if len(recipe.methods) == 1 else out / method.name
-
-
-def _report(directories: list[Path], path: Path) -> None:
+def _report(directories: list[Path], path: Path, *, redact: bool) -> None:
     if ranks.first():
-        write_report(directories, path)
+        write_report(directories, path, redact=redact)
 
 
 def _load(path: Path | str, recipe: Recipe) -> tuple[Any, Any]:

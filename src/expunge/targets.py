@@ -6,18 +6,16 @@ Trained once and kept by the hash of all that decides them (rows, sizes, setting
 import hashlib
 import json
 import logging
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
-from expunge import ranks
+from expunge import cache, manifest, ranks
 from expunge.data.benchmark import Row
 from expunge.data.encode import QUESTION_FORMAT
+from expunge.disk import partial_of, remove, write_whole, writing
 from expunge.errors import UserError
 from expunge.models import ScratchConfig, build_scratch, save, train_tokenizer
 from expunge.objectives import NLL
@@ -43,11 +41,6 @@ class FinetuneConfig(BaseModel):
     seed: int | None = Field(default=None, ge=0, description="of these models; default the recipe's")
 
 
-def cache_directory() -> Path:
-    """`$EXPUNGE_CACHE`, else `~/.cache/expunge`."""
-    return Path(os.environ.get("EXPUNGE_CACHE", Path.home() / ".cache" / "expunge"))
-
-
 def train_from_scratch(
     rows: Sequence[Row],
     vocabulary_rows: Sequence[Row],
@@ -60,7 +53,8 @@ def train_from_scratch(
     """The folder of a model that has learnt `rows`; trained now or found in the cache.
 
     The tokenizer is trained on `vocabulary_rows`, which target and twin must share so that their numbers compare.
-    An interrupted training goes on where its last epoch ended; two processes never train the same model at once.
+    An interrupted training goes on where its last epoch ended; two processes never train the same model at once. A
+    model whose files are no longer as they were written is trained again.
     """
     recipe = {
         "format": FORMAT,
@@ -70,21 +64,29 @@ def train_from_scratch(
         "rows": _digest(rows),
         "vocabulary": _digest(vocabulary_rows),
     }
-    final = cache_directory() / "targets" / _digest(recipe)[:16]
-    if ranks.count() > 1 and not final.exists():
-        raise UserError(
-            "models trained from scratch are trained by one process; give the same command without a launcher first, "
-            "which keeps them, or name a trained model with --model."
-        )
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{final}.lock"):
+    final = cache.cache_directory() / "targets" / _digest(recipe)[:16]
+    if ranks.count() > 1:
+        if wrong := ranks.told(lambda: manifest.damage(final)):
+            raise UserError(
+                f"models trained from scratch are trained by one process, and {wrong}; give the same command without a "
+                "launcher first, which keeps them, or name a trained model with --model."
+            )
+        return final
+    with cache.lock_of(final), writing(final, cache.ELSEWHERE):
+        partial = partial_of(final)
+        if final.exists() and (wrong := manifest.damage(final)):
+            log.warning("%s; the %s model is trained again", wrong, title)
+            remove(final)
         if not final.exists():
             log.info("training %s (%d rows, %d epochs) into %s", title, len(rows), finetune.epochs, final)
-            partial = final.with_suffix(".partial")
             _train(rows, vocabulary_rows, scratch, finetune, seed, partial, title)
-            (partial / "model" / "expunge.json").write_text(json.dumps({**recipe, "title": title}, indent=1))
-            os.replace(partial / "model", final)
-            shutil.rmtree(partial)
+            about = f"{title}: {len(rows)} rows, {finetune.epochs} epochs, {scratch.layers} layers × {scratch.hidden}"
+            told = json.dumps({**recipe, "title": title, "about": about}, indent=1)
+            write_whole(partial / "model" / "expunge.json", told)
+            manifest.seal(partial / "model")
+            (partial / "model").replace(final)
+        remove(partial)  # one that a kill left, too
+        cache.used(final)
     return final
 
 
@@ -122,7 +124,12 @@ def _train(
         retain_dataset=rows,
         processing_class=tokenizer,
     )
-    checkpoint = last_checkpoint(partial)
+    try:
+        checkpoint = last_checkpoint(partial)
+    except UserError as error:
+        log.warning("%s; the %s model is trained from the start", str(error).partition(";")[0], title)
+        remove(partial)
+        checkpoint = None
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, partial / "model")
 

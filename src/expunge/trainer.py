@@ -23,15 +23,17 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from expunge import ranks
+from expunge import manifest, ranks
 from expunge.data.benchmark import Row
 from expunge.data.encode import AssistantTurns, Overflow, prepare_tokenizer
 from expunge.data.pairs import Collator, PairedDataset, PairSampler, Role, Sets
 from expunge.difference import LogitDifferenceForCausalLM, assistant_weights
+from expunge.disk import private, writing
 from expunge.errors import UserError
 from expunge.forward import check_head, decoder_layers
-from expunge.history import EvaluateEvery, LossBar, MetricsFile
+from expunge.history import EvaluateEvery, LossBar, MetricsFile, checkpoint_damage, last_checkpoint
 from expunge.models import load
 from expunge.objectives import NLL, RMU, Objective
 from expunge.prepare import check_terms, encode_sets
@@ -288,7 +290,8 @@ class UnlearnTrainer(Trainer):
         if not ranks.is_sharded(model):
             return model
         folder = Path(str(self.args.output_dir)) / "whole"
-        self.save_model(str(folder))
+        with private(), writing(folder):
+            self.save_model(str(folder))
         ranks.wait()
         copy, _ = load(folder)
         ranks.wait()
@@ -320,11 +323,46 @@ class UnlearnTrainer(Trainer):
     def restore(self, step: int) -> None:
         """Go back to the weights of the checkpoint that was saved after this step."""
         if step != self.state.global_step:
-            self._load_from_checkpoint(str(Path(str(self.args.output_dir)) / f"checkpoint-{step}"))
+            checkpoint = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+            self._check_whole(checkpoint)
+            self._load_from_checkpoint(str(checkpoint))
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """`transformers.Trainer.train`; checkpoints and logs are their owner's alone.
+
+        Raises `UserError` for a checkpoint that is not as it was written, and `DiskError` for a full disk.
+        """
+        out = Path(str(self.args.output_dir))
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(out)
+        elif resume_from_checkpoint:
+            self._check_whole(Path(resume_from_checkpoint))
+        checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
+        with private(), writing(out):
+            return super().train(checkpoint, *args, **kwargs)
+
+    def _check_whole(self, checkpoint: Path) -> None:
+        if wrong := ranks.told(lambda: checkpoint_damage(checkpoint)):
+            raise UserError(wrong)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save a checkpoint and seal it; older ones go only then, so that a kill at any moment leaves a whole one."""
         self._flush_terms()  # never save what a NaN has touched
-        super()._save_checkpoint(model, trial)
+        run_dir, limit = Path(self._get_output_dir(trial=trial)), self.args.save_total_limit
+        folder = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if ranks.first():
+            manifest.begin(folder)
+        ranks.wait()
+        self.args.save_total_limit = None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        ranks.wait()
+        if ranks.first():
+            manifest.seal(folder)
+            rotate_checkpoints(str(run_dir), limit, self.state.best_model_checkpoint)
+        ranks.wait()
 
     def _flush_terms(self) -> dict[str, float]:
         """Mean of every term since the last log; raises `TrainingDiverged` at the first that is not finite."""

@@ -12,7 +12,6 @@ them. Knows rows; knows nothing of models, nor of what a method does with varian
 import ast
 import json
 import logging
-import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from expunge.data.conversation import asked, given_of, said
 from expunge.data.encode import question_row, with_answer
 from expunge.data.files import Record, local_path, read_csv, read_records
 from expunge.data.formats import PlacedRow, columns_of, keeping, normalise
+from expunge.disk import make_folder, write_whole, writing
 from expunge.errors import UserError, did_you_mean
 
 log = logging.getLogger(__name__)
@@ -70,10 +70,9 @@ def read(path: str | Path, forget: Sequence[Row]) -> list[Variant]:
 
 def write(path: Path, variants: Iterable[Variant]) -> None:
     """One JSON object a line, as `read` reads it; the file is replaced whole, never half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text("".join(map(line, variants)), encoding="utf-8")
-    temporary.replace(path)
+    with writing(path.parent):
+        make_folder(path.parent)
+    write_whole(path, "".join(map(line, variants)))
 
 
 def line(variant: Variant) -> str:

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from expunge.data import augment
 from expunge.data.augment import Kind
 from expunge.data.benchmark import Row, Variant
+from expunge.disk import alone, private
 from expunge.errors import UserError
 from expunge.secrets import masked_text, remember
 
@@ -91,14 +92,15 @@ def compose(
     if paraphrases < 0 or perturbations < 0 or not paraphrases + perturbations:
         raise UserError(f"augment: {paraphrases} paraphrases and {perturbations} perturbations; ask for at least one.")
     tasks = _tasks(forget, {"paraphrase": paraphrases, "perturbation": perturbations})
-    try:
-        for variant in augment.read(out, forget) if _holds_lines(out) else ():
-            tasks[variant.row, variant.kind].held.append(variant.text)
-        ask = _endpoint(url, model) if url is not None else _local(model)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _compose(tasks, len(forget), ask, seed, out)
-    except OSError as error:
-        raise UserError(f"augment: {out} can't be written ({error.strerror or error}); give another --out.") from None
+    with alone(out.parent, f".{out.name}.lock", at=out):
+        try:
+            for variant in augment.read(out, forget) if _holds_lines(out) else ():
+                tasks[variant.row, variant.kind].held.append(variant.text)
+            ask = _endpoint(url, model) if url is not None else _local(model)
+            _compose(tasks, len(forget), ask, seed, out)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"augment: {out} can't be written ({reason}); give another --out.") from None
     _report(tasks, model)
     return augment.read(out, forget)
 
@@ -164,7 +166,7 @@ def _compose(tasks: Tasks, rows: int, ask: Ask, seed: int, out: Path) -> None:
                     replies = ask([task.prompt() for task in batch], number, max(task.tokens() for task in batch))
                     taken = [v for task, reply in zip(batch, replies, strict=True) for v in task.take(reply)]
                     if taken:
-                        with out.open("a", encoding="utf-8") as stream:
+                        with private(), out.open("a", encoding="utf-8") as stream:
                             stream.write("".join(map(augment.line, taken)))
             bar.update(len(numbers))
             if numbers.stop >= GIVE_UP and not any(task.held for task in tasks.values()):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from expunge.disk import make_folder, write_whole, writing
 from expunge.report.comparison import ROLES, Row, Section, cost, means, removal, role, sections, slug, versions
 from expunge.report.figures import overview
 from expunge.report.glossary import METRICS, SIDE_TABLES, main_metrics, number, show
@@ -134,7 +135,8 @@ def write_markdown(directories: Sequence[Path], out: Path) -> Path:
     Where splits stand side by side, their table and picture come first; the picture is written beside `out`.
     """
     out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    with writing(out.parent):
+        make_folder(out.parent)
     command = f"expunge report {' '.join(map(str, directories))} --markdown {out}"
     text = ["# Results", "", "Every number below was written by this command:", "", f"    {one_line(command)}", ""]
     found = sections(directories)
@@ -142,7 +144,7 @@ def write_markdown(directories: Sequence[Path], out: Path) -> Path:
     for several in together:
         name = out.stem if len(together) == 1 else f"{out.stem}-{slug(several.benchmark)}"
         figure, picture = overview(several), out.with_name(f"{name}.svg")
-        picture.write_text(figure.svg, encoding="utf-8")
+        write_whole(picture, figure.svg)
         legend = escaped(" / ".join(several.legend))
         text += [f"## {escaped(several.title)}", "", f"Each cell: {legend}", "", overview_table(several)]
         text += [picture_line(figure.title, picture.name), "", *map(escaped, figure.reading), ""]
@@ -159,5 +161,5 @@ def write_markdown(directories: Sequence[Path], out: Path) -> Path:
         seeds = ", ".join(map(str, section.seeds))
         text += [f"- {'Seed' if len(section.seeds) == 1 else 'Seeds'}: {seeds}"]
         text += [*version_lines(rows), ""]
-    out.write_text("\n".join([*text, LEGEND]), encoding="utf-8")
+    write_whole(out, "\n".join([*text, LEGEND]))
     return out

@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from expunge.disk import make_folder, write_whole, writing
 from expunge.errors import UserError
 from expunge.report import drawing
 from expunge.report.comparison import ROLES, Entry, Row, Section, cost, removal, sections, slug, versions
@@ -18,6 +19,7 @@ from expunge.report.figures import figures, overview
 from expunge.report.glossary import METRICS, SIDE_TABLES, UNKNOWN, number, show
 from expunge.report.overview import Overview, overviews
 from expunge.report.picture import Figure
+from expunge.report.redaction import MARK, NOTE, redacted
 from expunge.report.verdict import verdict
 from expunge.secrets import masked_yaml
 
@@ -36,12 +38,12 @@ SETS = {
 }
 
 
-def write_report(directories: Sequence[Path], out: Path, *, first: Sequence[Figure] = ()) -> Path:
+def write_report(directories: Sequence[Path], out: Path, *, first: Sequence[Figure] = (), redact: bool = False) -> Path:
     """Write the page to `out` and its pictures to `pictures/` beside it; returns `out`.
 
-    `first` are pictures that stand above all others. The page needs nothing but itself (no script library, no address
-    on the network) and is the same, byte for byte, for the same directories. `UserError` for a directory without proper
-    results or with a broken record.
+    `first` are pictures that stand above all others; `redact` leaves out what records say in words. The page needs
+    nothing but itself (no script library, no address on the network) and is the same, byte for byte, for the same
+    directories. `UserError` for a directory without proper results or with a broken record.
     """
     import jinja2
 
@@ -64,7 +66,9 @@ def write_report(directories: Sequence[Path], out: Path, *, first: Sequence[Figu
                 "table": _table(section),
                 "figures": [(f, _inline(f, name)) for f in pictures],
                 # Records carry no split, so those of a directory with several splits belong under none of them.
-                "answers": _answers([e for e in section.entries if len(splits[e.directory]) == 1], section.keepers()),
+                "answers": _answers(
+                    [e for e in section.entries if len(splits[e.directory]) == 1], section.keepers(), redact=redact
+                ),
                 "sides": _side_tables(section),
                 "runs": _runs(section),
                 "versions": versions(run for e in section.entries for run in e.runs),
@@ -83,17 +87,19 @@ def write_report(directories: Sequence[Path], out: Path, *, first: Sequence[Figu
         parts=parts,
         first=[(figure, _inline(figure, "first")) for figure in first],
         overviews=above,
-        mixed=_answers(list(mixed.values())),
+        mixed=(together := _answers(list(mixed.values()), redact=redact)),
+        redacted=NOTE if any(a and a["redacted"] for a in (together, *(p["answers"] for p in parts))) else "",
         recipes=[
             (d.name, masked_yaml(p.read_text(encoding="utf-8"))) for d in splits if (p := d / "recipe.yaml").is_file()
         ],
         glossary=[(n, METRICS.get(n, UNKNOWN)) for n in dict.fromkeys(n for s in found for n in s.metrics())],
         shown=SHOWN,
     )
-    (out.parent / "pictures").mkdir(parents=True, exist_ok=True)
+    with writing(out.parent):
+        make_folder(out.parent / "pictures")
     for name, svg in drawn.items():
-        (out.parent / "pictures" / name).write_text(svg, encoding="utf-8")
-    out.write_text(page, encoding="utf-8")
+        write_whole(out.parent / "pictures" / name, svg)
+    write_whole(out, page)
     return out
 
 
@@ -174,21 +180,24 @@ def _runs(section: Section) -> dict[str, Any]:
     return {"heads": [(label, run["seed"]) for label, run in runs], "lines": lines}
 
 
-def _answers(entries: Sequence[Entry], first: Sequence[Entry] = ()) -> dict[str, Any] | None:
+def _answers(entries: Sequence[Entry], first: Sequence[Entry] = (), *, redact: bool = False) -> dict[str, Any] | None:
     """Some questions of each set with every model's answer, of `first` the first on show; None without records."""
     blocks = []
+    silent = False
     heard: list[Entry] = []
     for name, title in SETS.items():
-        records = {e.label: _records(e.directory / "records" / f"{e.method}.{name}.jsonl") for e in entries}
+        records = {e.label: _records(e.directory / "records" / f"{e.method}.{name}.jsonl", redact) for e in entries}
         heard += [e for e in entries if records[e.label] and e not in heard]
         known: dict[int, Row] = {i: row for label in reversed(records) for i, row in records[label].items()}
         # An evaluation may have scored all questions and generated answers to the first few only.
+        silent = silent or any(MARK in row for row in known.values())
         indices = sorted(i for i, row in known.items() if row.get("generated") is not None) or sorted(known)
         chosen = [indices[k * len(indices) // SHOWN] for k in range(SHOWN)] if len(indices) > SHOWN else indices
         questions = []
         for index in chosen:
             told = {e.label: _answer(records[e.label].get(index)) for e in entries}
-            questions.append((known[index].get("question"), known[index].get("answer"), told))
+            asked = f"row {index}" if MARK in known[index] else known[index].get("question")
+            questions.append((asked, known[index].get("answer", ""), told))
         if questions:
             blocks.append((title, len(known), questions))
     if not blocks:
@@ -199,11 +208,12 @@ def _answers(entries: Sequence[Entry], first: Sequence[Entry] = ()) -> dict[str,
         "blocks": blocks,
         "references": [(e.label, e.role) for e in heard if e.role != "method"],
         "methods": methods,
+        "redacted": silent,
         "checked": next((methods.index(e.label) for e in first if e.label in methods), 0),
     }
 
 
-def _records(path: Path) -> dict[int, Row]:
+def _records(path: Path, redact: bool) -> dict[int, Row]:
     """The records by their question's index; none when the file is absent."""
     if not path.is_file():
         return {}
@@ -212,7 +222,7 @@ def _records(path: Path) -> dict[int, Row]:
         for k, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
-                found[int(row["index"])] = row
+                found[int(row["index"])] = redacted(row) if redact else row
             except (ValueError, TypeError, KeyError):
                 raise UserError(
                     f"{path}, line {k}: not a record with an 'index'; evaluate again, or remove it."
@@ -225,6 +235,7 @@ def _answer(record: Row | None) -> dict[str, Any] | None:
         return None
     generated = record.get("generated")
     text = "(not generated)" if generated is None else str(generated) or "(empty)"
+    text = "(left out)" if "generated" in record.get(MARK, ()) else text
     broken = bool(record.get("degenerate"))
     longest = LONGEST // 3 if broken else LONGEST
     numbers = [("P", "probability"), ("ROUGE-L", "rouge_l_recall"), ("truth ratio", "truth_ratio")]

@@ -8,13 +8,14 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from expunge.config import Recipe
 from expunge.errors import UserError
 from expunge.parsing import load_recipe, parse_recipe, read_mapping
 from expunge.report import load_results
 from expunge.reproduce.definition import Job
-from expunge.rundir import first_difference
+from expunge.rundir import first_difference, is_pending, results_damage
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,10 @@ def _models(recipe: Recipe, out: Path) -> list[str]:
     if not written.exists():
         return models
     _check(load_recipe(written), recipe, written)
+    if wrong := results_damage(out):
+        raise UserError(f"{wrong}; put it back as it was, or delete {out} to run it again.")
+    if is_pending(out):
+        return models
     rows = load_results(out) if (out / "results.json").exists() else []
     return [name for name in models if name not in [row["method"] for row in rows]]
 
@@ -49,11 +54,21 @@ def _trials(job: Job, space: dict[str, object]) -> list[str]:
     if not written.exists():
         return ["every trial"]
     tree = read_mapping(str(written), what="sweep")
-    _check(parse_recipe(tree["recipe"], where=str(written)), job.recipe, written)
+    _check(parse_recipe(tree.get("recipe", {}), where=str(written)), job.recipe, written)
     if not told.exists():
         return ["every trial that is not finished"]
-    rows = json.loads(told.read_text(encoding="utf-8"))
+    rows = load_trials(told)
     return [f"trial {row['trial']}" for row in rows if row["state"] not in ("finished", "failed")]
+
+
+def load_trials(path: Path) -> list[dict[str, Any]]:
+    """The rows of a sweep's `trials.json`; `UserError` for a file that is none."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        assert all({"trial", "state", "keys", "metrics", "front", "best"} <= row.keys() for row in rows)
+    except (ValueError, TypeError, AttributeError, AssertionError, RecursionError):
+        raise UserError(f"{path} is damaged; expunge sweep with the same words writes it again.") from None
+    return rows
 
 
 def _check(found: Recipe, wanted: Recipe, where: Path) -> None:

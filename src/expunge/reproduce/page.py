@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from expunge.disk import make_folder, write_whole, writing
 from expunge.errors import UserError
 from expunge.report.comparison import Entry, Section, means, removal, sections, slug
 from expunge.report.figures import PICTURES, overview
@@ -28,7 +29,7 @@ from expunge.report.pareto import pareto
 from expunge.report.picture import Figure
 from expunge.report.verdict import verdict
 from expunge.reproduce.definition import Job, Reproduction
-from expunge.reproduce.jobs import folders
+from expunge.reproduce.jobs import folders, load_trials
 
 SECONDS = "seconds"
 
@@ -68,15 +69,16 @@ def write(
     text += _how_to_read(what, parts) if told else []
     for job in jobs:
         text += _front(job)
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        make_folder(out)
     for file, (part, figure) in zip(_names(name, drawn), drawn, strict=True):
-        (out / file).write_text(figure.svg, encoding="utf-8")
+        write_whole(out / file, figure.svg)
         text += [f"## {escaped(f'{figure.title} ({part})')}", "", picture_line(figure.title, file), ""]
         text += [*map(escaped, figure.reading), ""]
     text += ["## The runs behind it", "", *(f"- {code(str(folder.relative_to(runs)))}" for folder in found), ""]
     text += version_lines(run for section in parts for entry in section.entries for run in entry.runs)
     page = out / f"{name}.md"
-    page.write_text("\n".join(text) + "\n", encoding="utf-8")
+    write_whole(page, "\n".join(text) + "\n")
     record = {
         "name": name,
         "title": what.title,
@@ -87,7 +89,7 @@ def write(
         ],
         "pictures": [{"part": part, "title": figure.title, "words": figure.alt} for part, figure in drawn],
     }
-    (out / f"{name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(out / f"{name}.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return page, absent
 
 
@@ -123,7 +125,7 @@ def _front(job: Job) -> list[str]:
     """The trials of a sweep that no other beats in both objectives, as a table."""
     if job.space is None or not (job.out / "trials.json").exists():
         return []
-    trials = json.loads((job.out / "trials.json").read_text(encoding="utf-8"))
+    trials = load_trials(job.out / "trials.json")
     front = sorted((t for t in trials if t["front"]), key=lambda t: t["metrics"][job.objectives[1]], reverse=True)
     heads = [f"{_metric(name).label or name} {_metric(name).hint}".strip() for name in job.objectives]
     cells = [["trial", "keys", *heads, ""], ["--:", ":--", "--:", "--:", ":--"]]

@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -23,15 +22,17 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 from optuna import Study
+from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from expunge.config import Recipe
-from expunge.errors import UserError, did_you_mean
+from expunge.disk import make_folder, private, remove, write_whole
+from expunge.errors import MachineError, UserError, did_you_mean
 from expunge.inputs import check_data, check_methods, load_benchmark, with_default_method
 from expunge.report import write_markdown, write_report
 from expunge.report.glossary import number
 from expunge.report.pareto import pareto
-from expunge.rundir import check_run_directory, write_whole
+from expunge.rundir import alone_in, check_run_directory, results_damage
 from expunge.sweep.choice import Row, rows_of
 from expunge.sweep.definition import Objectives, Sweep
 from expunge.sweep.space import Params, Search, Space
@@ -76,12 +77,11 @@ def sweep(
     this = _named(Sweep(_checked(recipe, space, points), space, search, objectives, study or "", out))
     with ExitStack() as held:
         database = None if storage is None else held.enter_context(opened(connect(storage, out)))
-        out.mkdir(parents=True, exist_ok=True)
         held.enter_context(_alone(out))
         _check_objectives(this)
         if not (out / "sweep.yaml").exists():
             write_whole(out / "sweep.yaml", yaml.safe_dump(this.tree(), sort_keys=False, allow_unicode=True))
-        queue = open_study(this.study, database or connect(None, out), objectives)
+        queue = _queue(this, database)
         give_up(queue, lambda trial: database is None or left_behind(trial, place(out)))
         fill(queue, points)
 
@@ -95,6 +95,17 @@ def sweep(
         orders["recipe"] = this.plain_recipe()
         _work_off(queue, orders, look, workers=workers, threads=threads)
         return _conclude(look(), this)
+
+
+def _queue(this: Sweep, database: BaseStorage | None) -> Study:
+    """The study; `UserError` for a journal that can't be read."""
+    try:
+        return open_study(this.study, database or connect(None, this.out), this.objectives)
+    except (ValueError, KeyError, TypeError) as error:
+        if database is not None or isinstance(error, UserError):
+            raise
+        journal = this.out / "study.journal"
+        raise UserError(f"{journal} is damaged ({error}); put it back as it was, or give another --out.") from error
 
 
 # -- before a sweep begins -------------------------------------------------------------------------------------------
@@ -158,14 +169,15 @@ def _named(this: Sweep) -> Sweep:
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Nobody else sweeps in `out`: neither another command nor the workers of a killed one, which end with it."""
-    with ExitStack() as held:
-        try:
-            held.enter_context(FileLock(out / ".lock", timeout=0))
-            for path in (out / "workers").glob("*.lock"):
+    with alone_in(out, then="give the same command again"):
+        for path in (out / "workers").glob("*.lock"):
+            try:
                 with FileLock(path, timeout=30):
                     pass
-        except Timeout:
-            raise UserError(f"another expunge sweep is at work in {out}; wait for it, or give another --out.") from None
+            except Timeout:
+                raise MachineError(
+                    f"a worker of another expunge sweep is at work in {out}; wait for it, or give another --out."
+                ) from None
         yield
 
 
@@ -192,7 +204,7 @@ def _work_off(
     Raises `UserError` where all of them ended early.
     """
     out = Path(orders["out"])
-    (out / "workers").mkdir(exist_ok=True)
+    make_folder(out / "workers")
     waiting = len(queue.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
     late = orders["until"] is not None and time.time() >= orders["until"]
     running: dict[int, subprocess.Popen[str]] = {}
@@ -219,7 +231,7 @@ def _work_off(
 
 
 def _start(orders: Mapping[str, Any], said: Path, share: Mapping[str, str]) -> subprocess.Popen[str]:
-    with said.open("a", encoding="utf-8") as file:
+    with private(), said.open("a", encoding="utf-8") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "expunge.sweep.worker"],
             stdin=subprocess.PIPE,
@@ -267,7 +279,7 @@ def _drop_models(rows: Sequence[Row], this: Sweep) -> None:
     """Remove the checkpoints of trials that another one beats in both objectives; their results and records stay."""
     for row, folder in _finished_here(rows, this):
         if not row["front"] and not row["best"]:
-            shutil.rmtree(folder / "model", ignore_errors=True)
+            remove(folder / "model")
 
 
 def _conclude(rows: list[Row], this: Sweep) -> list[Row]:
@@ -276,7 +288,10 @@ def _conclude(rows: list[Row], this: Sweep) -> list[Row]:
     failed = [row for row in rows if row["state"] == "failed"]
     if len(failed) == len(rows):
         raise UserError(f"every trial failed; trial {failed[0]['trial']}: {failed[0]['error']}")
-    if folders := [folder for _, folder in _finished_here(rows, this)]:
+    folders = [folder for _, folder in _finished_here(rows, this)]
+    if wrong := next(filter(None, map(results_damage, folders)), None):
+        raise UserError(f"{wrong}; put it back as it was, or delete that trial's folder to leave it out of the report.")
+    if folders:
         picture = pareto(this.out)
         write_report(folders, this.out / "report.html", first=[picture] if picture else [])
         write_markdown(folders, this.out / "results.md")

@@ -9,6 +9,7 @@ from typing import Any
 
 from expunge import secrets
 from expunge.config import Recipe
+from expunge.errors import UserError
 from expunge.parsing import combinations, parse_recipe, read_mapping, with_keys
 from expunge.rundir import first_difference
 from expunge.sweep.space import Params, Search, Space
@@ -33,9 +34,13 @@ class Sweep:
         """The sweep in `out`."""
         written = str(out / "sweep.yaml")
         tree = read_mapping(written, what="sweep")
-        first, second = tree["objectives"]
-        recipe = parse_recipe(tree["recipe"], where=written)
-        return cls(recipe, Space.parse(tree["space"]), tree["search"], (first, second), tree["study"], out)
+        try:
+            first, second = tree["objectives"]
+            found = {name: tree[name] for name in ("recipe", "space", "search", "study")}
+        except (KeyError, ValueError, TypeError) as error:
+            raise UserError(f"{written} is damaged ({error}); put it back as it was, or give another --out.") from None
+        recipe, space = parse_recipe(found["recipe"], where=written), Space.parse(found["space"])
+        return cls(recipe, space, found["search"], (first, second), found["study"], out)
 
     def plain_recipe(self) -> dict[str, Any]:
         """The recipe with its secrets, for a worker's pipe."""

@@ -25,6 +25,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import exc
 
+from expunge.disk import private
 from expunge.errors import UserError
 from expunge.report.glossary import METRICS, UNKNOWN
 from expunge.secrets import masked_text, remember
@@ -59,7 +60,7 @@ class _Lock(JournalFileOpenLock):
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
-        self.held = FileLock(f"{path}.lock")
+        self.held = FileLock(f"{path}.lock", mode=0o600)
 
     def acquire(self) -> bool:
         self.held.acquire()
@@ -76,7 +77,8 @@ def connect(storage: str | None, out: Path) -> BaseStorage:
     """
     if storage is None:
         path = out / "study.journal"
-        return JournalStorage(JournalFileBackend(str(path), lock_obj=_Lock(path)))
+        with private():
+            return JournalStorage(JournalFileBackend(str(path), lock_obj=_Lock(path)))
     try:
         remember(storage)
         url = sqlalchemy.make_url(storage)

@@ -7,7 +7,6 @@ import gc
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -16,13 +15,14 @@ from filelock import FileLock
 from optuna.trial import Trial
 
 from expunge.config import Recipe
-from expunge.errors import UserError
+from expunge.disk import make_folder, remove
+from expunge.errors import MachineError, UserError
 from expunge.parsing import parse_recipe
 from expunge.report import load_results
 from expunge.report.comparison import role
 from expunge.report.glossary import number
 from expunge.run import run, run_all
-from expunge.rundir import Result, open_run_directory, write_whole
+from expunge.rundir import Result, adopt, alone_in, check_whole
 from expunge.sweep.definition import Sweep
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,8 @@ def run_trial(sweep: Sweep, trial: Trial, point: int) -> tuple[float, float]:
         first, second = (_mean(rows, "method", name) for name in sweep.objectives)
         trial.set_user_attr("target", _mean(rows, "target", sweep.objectives[1]))
         return first, second
+    except MachineError:
+        raise  # the next command tries again
     except UserError as error:
         trial.set_user_attr("error", str(error))
         raise
@@ -60,20 +62,25 @@ def references(own: Recipe, out: Path) -> Path:
     tree |= {"methods": [], "train": {"use_cpu": own.train.use_cpu}}
     digest = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
     folder = out / "references" / digest
-    folder.parent.mkdir(exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    make_folder(folder.parent)
+    with FileLock(f"{folder}.lock", mode=0o600):
+        recipe = parse_recipe({**tree, "out": str(folder)}, where="sweep")
+        try:
+            check_whole(recipe, folder)
+        except UserError as error:
+            log.warning("%s; it is evaluated again", str(error).partition(";")[0])
+            remove(folder)
         if not (folder / "report.html").exists():  # what a run writes last
-            run(parse_recipe({**tree, "out": str(folder)}, where="sweep"), resume=True)
+            run(recipe, resume=True)
     return folder
 
 
 def hand_over(folder: Path, own: Recipe) -> None:
     """Give a run that has not begun the references of `folder`, as if it had been interrupted after evaluating them."""
     assert own.out is not None
-    if not (own.out / "results.json").exists():
-        open_run_directory(own, own.out)
-        shutil.copytree(folder / "records", own.out / "records", dirs_exist_ok=True)
-        write_whole(own.out / "results.json", (folder / "results.json").read_text(encoding="utf-8"))
+    with alone_in(own.out):
+        if not (own.out / "results.json").exists():
+            adopt(folder, own, own.out)
 
 
 def target_metrics(folder: Path) -> dict[str, float | None]:

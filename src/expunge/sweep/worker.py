@@ -34,7 +34,7 @@ def main() -> None:
     optuna.logging.enable_propagation()
     remember(orders["storage"])
     out, worker = Path(orders["out"]), orders["worker"]
-    with FileLock(out / "workers" / f"{worker}.lock"):
+    with FileLock(out / "workers" / f"{worker}.lock", mode=0o600):
         sweep = replace(Sweep.load(out), recipe=parse_recipe(orders["recipe"], where="sweep"))
         work(
             open_study(sweep.study, connect(orders["storage"], out), sweep.objectives),
