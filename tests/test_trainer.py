@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from expunge import UnlearnConfig, UnlearnTrainer, UserError, load, objectives
+from expunge import UnlearnConfig, UnlearnTrainer, UserError, load, manifest, objectives
 from expunge.data.pairs import Collator, PairedDataset, Role
 from expunge.forward import dense_logps, supervised_logps
 from expunge.history import last_checkpoint
@@ -184,15 +184,20 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(
     assert all(p.isfinite().all() for p in model.parameters())
 
 
-def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path) -> None:
-    for step, text in ((10, "{}"), (20, "{}"), (30, '{"global_'), (40, None)):
+def test_a_half_written_checkpoint_is_passed_over_and_a_strange_one_is_refused(tmp_path: Path) -> None:
+    for step in (9, 10, 20, 30):
         folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        if text is not None:
-            (folder / "trainer_state.json").write_text(text)
+        manifest.begin(folder)
+        (folder / "trainer_state.json").write_text("{}")
+        if step <= 20:
+            manifest.seal(folder)
     found = last_checkpoint(tmp_path)
     assert found is not None and found.name == "checkpoint-20"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-20", "checkpoint-9"]
     assert last_checkpoint(tmp_path / "nothing") is None
+    (tmp_path / "checkpoint-40").mkdir()  # by another program, or its manifest is gone
+    with pytest.raises(UserError, match=r"checkpoint-40 has no manifest.json, which is written last; delete"):
+        last_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("stop", [1, 4, 5])

@@ -173,16 +173,17 @@ class UnlearnTrainer(Trainer):
         self.evaluator = evaluate
         self.reference = None
         self._terms: list[tuple[int, dict[str, Tensor]]] = []
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=Collator(self.sets, tokenizer.pad_token_id),
-            train_dataset=PairedDataset(self.sets, refusals=self.needs[Role.FORGET].refusal),
-            # Trainer wants to see something to evaluate on; `evaluate` below never looks at it.
-            eval_dataset=[] if evaluate is not None else None,  # pyright: ignore[reportArgumentType]
-            processing_class=tokenizer,
-            **kwargs,
-        )
+        with private():  # it makes its folder
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=Collator(self.sets, tokenizer.pad_token_id),
+                train_dataset=PairedDataset(self.sets, refusals=self.needs[Role.FORGET].refusal),
+                # Trainer wants to see something to evaluate on; `evaluate` below never looks at it.
+                eval_dataset=[] if evaluate is not None else None,  # pyright: ignore[reportArgumentType]
+                processing_class=tokenizer,
+                **kwargs,
+            )
         # One bar instead of a printed line a step; every line is in metrics.jsonl.
         self.remove_callback(PrinterCallback)
         if not args.disable_tqdm:
