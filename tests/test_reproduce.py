@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from expunge import shipped
+from expunge import manifest, shipped
 from expunge.cli import main
 from expunge.errors import UserError
 from expunge.parsing import load_recipe
@@ -205,8 +205,13 @@ def test_what_is_missing_is_run_and_what_is_there_is_kept(table: Path, capsys: p
     assert changed(Path("runs")) == before
     # A method that is lost is run again, alone.
     results = Path("runs/pair-forget20/results.json")
-    results.write_text(json.dumps([row for row in load_results(results.parent) if row["method"] != "ga"]))
+    whole, rest = results.read_text(), [row for row in load_results(results.parent) if row["method"] != "ga"]
     (job, _) = runs_of("small.yaml")
+    results.write_text(whole.replace("0", "1", 1))
+    with pytest.raises(UserError, match=r"results.json (is not as it was written|has \d+ bytes)"):
+        missing(job)
+    results.write_text(whole)
+    manifest.commit(results.parent, {"results.json": json.dumps(rest)})  # as a kill before the method's end leaves it
     assert missing(job) == ["ga"]
     carry_out([job])
     assert (
