@@ -130,9 +130,9 @@ def _encoded(probe: Probe, tokenizer: Any, context: int) -> list[Encoded]:
             encoded = encode_rows([row for rows in probe.choices for row in rows], tokenizer, name=probe.name)
         case Membership():
             encoded = encode_rows(_rows(probe), tokenizer, name=probe.name)
-            for row, e in zip(_rows(probe), encoded, strict=True):
+            for number, e in enumerate(encoded):
                 if max(e.start, 1) >= len(e) - 1:
-                    raise UserError(f"{probe.name}: a model can't predict anything of {parts(row)[1]!r}; lengthen it.")
+                    raise UserError(f"{probe.name}: a model can't predict anything of text {number}; lengthen it.")
     # The end token is what training adds; a choice or a passage is the text alone.
     return [Encoded(e.input_ids[:-1], e.start) for e in encoded]
 

@@ -95,7 +95,10 @@ def _listen(host: str, port: int) -> list[socket.socket]:
             if sockets and port == 0:
                 break  # another address would get another port
             try:
-                sockets.append(socket.create_server(address[:2], family=family, backlog=128))
+                listening = socket.create_server(address[:2], family=family, backlog=128)
+                # Connections inherit it; without it the second packet of an answer waits for the first's receipt.
+                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sockets.append(listening)
             except OSError as error:
                 # `localhost` may name an address that this machine does not have, such as ::1.
                 if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
