@@ -20,15 +20,15 @@ class Limits:
 
     timeout: seconds from a request's arrival to the end of its answer.
     body_seconds: seconds that a client may take to send a request.
-    running: answers that the model works on in turn; each holds a cache.
-    waiting: requests beyond those; of more the client is told to come again.
+    requests: under way and waiting; of more the client is told to come again.
+    tokens: of prompts and answers that are under way at a time, each of which holds a cache; others wait.
     default_tokens: tokens of an answer where the request does not say.
     """
 
     timeout: float = 120.0
     body_seconds: float = 10.0
-    running: int = 8
-    waiting: int = 32
+    requests: int = 64
+    tokens: int = 2**14
     default_tokens: int = 512
 
     def body(self, context: int) -> int:

@@ -47,26 +47,25 @@ class Turns:
     """One job at a time holds the model."""
 
     def __init__(self) -> None:
-        self.changed = threading.Condition()
+        self.lock = threading.Lock()
         self.waiting: list[Job] = []
         self.holder: Job | None = None
         self.credit = 0.0
 
     def take(self, job: "Job") -> None:
         """Give the model back, if `job` holds it, and wait until it is its turn (again)."""
-        with self.changed:
+        with self.lock:
             self._give(job)
             self.waiting.append(job)
             self._next()
-            while self.holder is not job:
-                self.changed.wait()
-            self.began = time.perf_counter()
+        job.turn.acquire()
+        self.began = time.perf_counter()
         if job.random is not None:
             for device, state in job.random.items():
                 device.set_rng_state(state)
 
     def leave(self, job: "Job") -> None:
-        with self.changed:
+        with self.lock:
             self._give(job)
             self._next()
 
@@ -87,7 +86,7 @@ class Turns:
         self.holder = self.waiting[0] if self.credit > 0 and not least.cancelled else least
         self.first = self.holder is least
         self.waiting.remove(self.holder)
-        self.changed.notify_all()
+        self.holder.turn.release()
 
 
 class Answer:
@@ -146,7 +145,9 @@ class Job(StoppingCriteria):
         self.answer = Answer(engine.tokenizer, asked.stops)
         self.events: asyncio.Queue[str | Finished | Refused] = asyncio.Queue()
         self.loop = asyncio.get_running_loop()
+        self.size = len(prompt) + self.config.max_new_tokens
         self.cancelled = False
+        self.turn = threading.Semaphore(0)
         self.served = 0.0
         self.random: dict[Any, torch.Tensor] | None = None
 
@@ -194,7 +195,7 @@ class Job(StoppingCriteria):
             self._say(Refused("the answer failed; the server's log says why.", status=500))
         finally:
             turns.leave(self)
-            self._call(self.engine.left)
+            self._call(self.engine.left, self)
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
         self._say(self.answer.add(int(input_ids[0, -1])))
@@ -223,15 +224,16 @@ class Engine:
         self.turns, self.current = Turns(), threading.local()
         self.generators: list[Any] = [torch, *([torch.cuda] if model.device.type == "cuda" else [])]
         """Who draws random numbers; every job goes on with its own."""
-        self.admitted = self.running = 0
+        self.admitted = 0
         self.waiting: list[Job] = []
+        self.running: list[Job] = []
         self.ends = end_tokens(model, tokenizer)
         self.prefill = PREFILL if reads_in_parts(model) else None
         model.register_forward_pre_hook(self._before_a_forward)
 
     def enter(self) -> None:
         """Count one more request; `Refused` where there are too many."""
-        if self.admitted >= self.limits.running + self.limits.waiting:
+        if self.admitted >= self.limits.requests:
             raise Refused("too many requests are waiting; come again later.", status=429, code="rate_limit_exceeded")
         self.admitted += 1
 
@@ -240,21 +242,29 @@ class Engine:
         self.admitted -= 1
 
     def start(self, job: Job) -> None:
-        """Begin a job, now or when another one has ended."""
+        """Begin a job, now or when others have ended."""
         self.waiting.append(job)
         self._fill()
 
-    def left(self) -> None:
-        self.running -= 1
+    def left(self, job: Job) -> None:
+        self.running.remove(job)
         self.admitted -= 1
         self._fill()
 
     def _fill(self) -> None:
-        while self.waiting and self.running < self.limits.running:
-            job = self.waiting.pop(0)
-            self.running += 1
-            # A daemon: a server that has been told to end does not wait for a long forward.
-            threading.Thread(target=job.run, daemon=True).start()
+        for job in [*self.waiting]:
+            if self._has_room(job):
+                self.waiting.remove(job)
+                self.running.append(job)
+                # A daemon: a server that has been told to end does not wait for a long forward.
+                threading.Thread(target=job.run, daemon=True).start()
+
+    def _has_room(self, job: Job) -> bool:
+        """Whether a cache for the job may be held; long jobs together leave a quarter of all tokens to short ones."""
+        share = self.limits.tokens // 4
+        is_short = job.size <= share // 2
+        alike = [other.size for other in self.running if (other.size <= share // 2) == is_short]
+        return not alike or sum(alike) + job.size <= (share if is_short else 3 * share)
 
     def generation_config(self, asked: Asked, *, room: int) -> Any:
         """The model's own settings under what the request asks; `Refused` for more than the context holds."""
