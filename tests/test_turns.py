@@ -135,6 +135,28 @@ def test_a_text_longer_than_the_context_is_evaluated_around_its_middle(tmp_path:
     assert gold.distance(model, tokenizer)["kl_unlearned"] == pytest.approx(0, abs=1e-5)
 
 
+def test_an_answer_ends_where_rows_that_are_templated_already_end(tmp_path: Path, monkeypatch: Any) -> None:
+    """Their end token is none of the tokenizer's or the model's own."""
+    tokenizer = tokenizer_of("byte-level with BOS")
+    model = _model(tokenizer)
+    end = tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    with torch.no_grad():  # whatever it reads, it says that token
+        for weight in (model.model.embed_tokens.weight, *(w for w in model.model.layers.parameters() if w.dim() > 1)):
+            weight.fill_(1.0 if weight.shape[0] == len(tokenizer) else 0.0)
+        model.lm_head.weight.zero_()[end] = 1
+    path = tmp_path / "f.jsonl"
+    path.write_text(json.dumps({"prompt": "<s><|user|>\nWhere?<|eot_id|>\n", "completion": "in London.<|eot_id|>"}))
+    benchmark = custom.load(forget=str(path), retain=None, seed=0)
+    (asked,) = tofu.encode_answers(benchmark.questions["forget"], tokenizer, CONTEXT)
+    assert asked.input_ids[-1] == end and asked.input_ids.count(tokenizer.bos_token_id) == 1
+    found: list[Any] = []
+    generate = tofu.requests.generate
+    monkeypatch.setattr(tofu.requests, "generate", lambda *a, **k: found.append(generate(*a, **k)) or found[-1])
+    tofu.evaluate(model, tokenizer, benchmark, progress=False)
+    ((answer,),) = found
+    assert answer.finished and answer.tokens == ()
+
+
 def test_a_question_that_fills_the_context_is_named_with_its_file_and_line(tmp_path: Path) -> None:
     tokenizer = tokenizer_of("byte-level")
     path = tmp_path / "f.jsonl"

@@ -119,10 +119,10 @@ def generated(messages: Messages, tokenizer: Any, given: Mapping[str, Any]) -> l
 
     template = tokenizer.get_chat_template(None, given.get("tools"))
     options: dict[str, Any] = {**tokenizer.special_tokens_map, **given}
-    _, (spans,) = render_jinja_template(
+    rendered: Any = render_jinja_template(
         [messages], chat_template=template, return_assistant_tokens_mask=True, **options
     )
-    spans = [(first, end) for first, end in spans if end > first]
+    spans = [(first, end) for first, end in rendered[1][0] if end > first]
     if not spans:
         raise UserError(
             f"the chat template of {_name(tokenizer)} marks nothing of the conversation as the assistant's; end it "

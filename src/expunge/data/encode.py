@@ -306,15 +306,15 @@ def _supervising(ids: list[int], spans: list[tuple[int, int, bool]], tokenizer: 
     That is the first special token that the template writes after the last of them, or else the tokenizer's. Nothing
     after it is kept. An earlier one has none where the template writes it at the end of a conversation alone.
     """
-    specials = _specials(tokenizer)
+    special_ids = specials(tokenizer)
     *_, (first, last, ended) = spans
-    end = last - 1 if ended else next((i for i in range(last, len(ids)) if ids[i] in specials), None)
+    end = last - 1 if ended else next((i for i in range(last, len(ids)) if ids[i] in special_ids), None)
     end_token = tokenizer.eos_token_id if end is None else ids[end]
     ids = [*ids[:last], end_token] if end is None else ids[: end + 1]
     found: list[tuple[int, int]] = []
     for (first, last, ended), (following, *_) in pairwise([*spans, (len(ids), len(ids), True)]):
         following = max(following, last)
-        special = next((i for i in range(last, following) if ids[i] in specials), None)
+        special = next((i for i in range(last, following) if ids[i] in special_ids), None)
         if not ended and special is not None and ids[special] == end_token:
             last = special + 1
         if last > max(first, 1):
@@ -355,11 +355,11 @@ def _own_end(
     text: str, ids: list[int], offsets: list[tuple[int, int]], first: int, last: int, tokenizer: Any
 ) -> int | None:
     """One past the special token, among those from `first` to `last`, with which `text` ends but for white space."""
-    specials = _specials(tokenizer)
-    end = next((i + 1 for i in reversed(range(first, last)) if ids[i] in specials), None)
+    special_ids = specials(tokenizer)
+    end = next((i + 1 for i in reversed(range(first, last)) if ids[i] in special_ids), None)
     return end if end is not None and not text[offsets[end - 1][1] :].strip() else None
 
 
-def _specials(tokenizer: Any) -> set[int]:
-    """Not `all_special_ids`: many tokenizers list there only the tokens with a name (eos, pad, …), not `<|eot_id|>`."""
+def specials(tokenizer: Any) -> set[int]:
+    """The special tokens, those without a name too: many tokenizers' `all_special_ids` lacks `<|eot_id|>`."""
     return {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}

@@ -200,7 +200,7 @@ class _Source:
             config, split = HUB[file]
             rows: dict[str, list[Record]] = {name: [] for name in names}
             for where, cells in read_records(f"{HUB_ID}:{config}", split=split):
-                if (subject := cells.get("subject")) in rows:
+                if (subject := _text((where, cells), "subject")) in rows:
                     rows[subject].append((where, cells))
             if missing := [name for name, own in rows.items() if not own and not may_be_missing]:
                 raise UserError(f"{HUB_ID}:{config} has no rows about {missing[0]}; use a local copy that has.")

@@ -181,6 +181,7 @@ def generate(
     *,
     max_new_tokens: int,
     begun: Sequence[tuple[int, ...]] | None = None,
+    others: Collection[int] = (),
     token_budget: int = GENERATE_BUDGET,
     progress: bool = True,
 ) -> list[Generation]:
@@ -190,11 +191,11 @@ def generate(
     tokens of cache under way (`decoding`), and a prompt that occurs twice is answered once. Ranks share the prompts as
     in `at_answers`. `begun` are the tokens with which the model is known to answer each prompt (`Score.begins`): they
     are not decoded again.
-    The model's own sampling settings (temperature, repetition penalty, …) take no part; `end_tokens` end an answer,
-    and so does the model's context length.
+    The model's own sampling settings (temperature, repetition penalty, …) take no part; `end_tokens` and `others` end
+    an answer, and so does the model's context length.
     """
     context = context_length(model)
-    ends = end_tokens(model, tokenizer)
+    ends = [*dict.fromkeys((*end_tokens(model, tokenizer), *others))]
     stops = set(ends)
     config = GenerationConfig(
         do_sample=False,

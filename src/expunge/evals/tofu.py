@@ -12,7 +12,7 @@ from statistics import fmean, median
 from typing import Any
 
 from expunge.data.benchmark import Benchmark, Question, Row
-from expunge.data.encode import Encoded, encode, place, question_row, shortened, with_answer
+from expunge.data.encode import Encoded, encode, place, question_row, shortened, specials, with_answer
 from expunge.errors import UserError
 from expunge.evals import metrics as m
 from expunge.evals import requests
@@ -130,6 +130,7 @@ def evaluate(
             tokenizer,
             [a.prompt for _, a, _ in told],
             begun=[a.answer[: answer.begins] for _, a, answer in told],
+            others=specials(tokenizer).intersection(a.answer[-1] for _, a, _ in told),  # with which rows end as text
             max_new_tokens=cap,
             progress=progress,
         )
