@@ -158,6 +158,8 @@ def test_endpoints_that_give_nothing(
         ({"url": None, "model": "/nowhere"}, "'/nowhere' does not exist"),
         ({"paraphrases": 0, "perturbations": 0}, "ask for at least one"),
         ({"paraphrases": -1}, "ask for at least one"),
+        ({"out": Path("/dev/null")}, "/dev/null is no file"),
+        ({"out": Path("a" * 300)}, "aaa... can't be a path"),
     ],
 )
 def test_what_can_be_mended(tmp_path: Path, change: dict[str, Any], says: str) -> None:

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from expunge.data import augment
 from expunge.data.augment import Kind
 from expunge.data.benchmark import Row, Variant
+from expunge.data.files import local_path
 from expunge.disk import alone, private
 from expunge.errors import UserError
 from expunge.secrets import masked_text, remember
@@ -91,6 +92,9 @@ def compose(
     """
     if paraphrases < 0 or perturbations < 0 or not paraphrases + perturbations:
         raise UserError(f"augment: {paraphrases} paraphrases and {perturbations} perturbations; ask for at least one.")
+    out = local_path(out, "augment")
+    if out.exists() and not out.is_file():
+        raise UserError(f"augment: {out} is no file (a folder, a pipe or a device); give another --out.")
     tasks = _tasks(forget, {"paraphrase": paraphrases, "perturbation": perturbations})
     with alone(out.parent, f".{out.name}.lock", at=out):
         try:
