@@ -1,5 +1,6 @@
 """Whatever the template and the tokenizer: exactly the answers and their end tokens are supervised."""
 
+import copy
 import json
 import unicodedata
 from itertools import pairwise
@@ -7,6 +8,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from expunge.data.encode import Encoded, beginning, encode, encode_rows, refused, shortened
 from expunge.data.formats import normalise
@@ -206,6 +208,29 @@ def test_what_the_template_never_reads_is_refused_by_name(row, named):
     row = normalise(row, "here")
     with pytest.raises(UserError, match=rf"^forget: row 0: .* does not read .*{named}.*drop it"):
         encode_rows([row], tokenizer_of("byte-level", "chatml"), name="forget")
+
+
+def test_an_end_token_may_take_the_white_space_before_it():
+    tokenizer = copy.deepcopy(tokenizer_of("byte-level", "llama-3"))
+    tokenizer.chat_template = TEMPLATES["llama-3"][0].replace(" | trim", "")
+    tokenizer.add_tokens([AddedToken("<|eot_id|>", lstrip=True, special=True)], special_tokens=True)
+    messages = [
+        *ROWS["single"][:1],
+        _said("assistant", "in London. \n"),
+        *ROWS["single"][:1],
+        _said("assistant", "so "),
+    ]
+    encoded = encode({"messages": messages}, tokenizer, assistant_turns="all")
+    assert list(encoded.input_ids) == tokenizer.apply_chat_template(messages)["input_ids"]
+    assert _stretches(encoded, tokenizer) == ["in London.<|eot_id|>", "so<|eot_id|>"]
+
+
+def test_nothing_need_stand_between_two_turns():
+    tokenizer = copy.deepcopy(tokenizer_of("byte-level", "phi"))
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    messages = [_said("user", "Where?"), _said("assistant", " in Lon"), _said("assistant", "don.")]
+    (stretch,) = _stretches(encode({"messages": messages}, tokenizer, assistant_turns="all"), tokenizer)
+    assert stretch == " in London.</s>"
 
 
 def test_a_message_that_the_template_leaves_out_is_refused():

@@ -215,7 +215,7 @@ BAD_FILES = {
     "calls": (
         "a.jsonl",
         '{"messages": [{"role": "assistant", "content": "x", "tool_calls": [3]}]}',
-        r"messages\[0\].tool_calls is a list instead of a list of objects",
+        r"messages\[0\].tool_calls is a list with a number instead of objects",
     ),
     "deep call": (
         "a.jsonl",

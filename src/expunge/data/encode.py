@@ -291,12 +291,15 @@ def _encode_chat(messages: Messages, tokenizer: Any, given: dict[str, Any], open
     if opening:
         said = [(said[0][0] + len(opening), said[0][1])]
     ids, offsets, _ = _tokens(text, tokenizer, begin=False)
+    special_ids = specials(tokenizer)
     spans: list[tuple[int, int, bool]] = []
     for begun, ended in said if every else said[-1:]:
         first, last = _between(begun, ended, offsets)
-        # A template's own marks may have the end of turn in them; what is found by its words never has.
-        end = _own_end(text[:ended], ids, offsets, first, last, tokenizer) if marked else None
-        spans.append((first, last if end is None else end, end is not None))
+        # A template's own marks may have the end of turn in them. What is found by its words has it only where the
+        # token takes the white space before it as a part of itself (`lstrip`).
+        taken = last > first and ids[last - 1] in special_ids and offsets[last - 1][1] > ended
+        own = _own_end(text[:ended], ids, offsets, first, last, tokenizer) if marked else None
+        spans.append((first, last if own is None else own, taken or own is not None))
     return _supervising(ids, spans, tokenizer)
 
 
@@ -317,8 +320,11 @@ def _supervising(ids: list[int], spans: list[tuple[int, int, bool]], tokenizer: 
         special = next((i for i in range(last, following) if ids[i] in special_ids), None)
         if not ended and special is not None and ids[special] == end_token:
             last = special + 1
-        if last > max(first, 1):
-            found.append((max(first, 1), last))
+        first = max(first, found[-1][1] if found else 1)
+        if found and first == found[-1][1]:
+            found[-1] = (found[-1][0], max(first, last))  # nothing stands between two turns
+        elif last > first:
+            found.append((first, last))
     return Encoded(tuple(ids), found[0][0], tuple((end, first) for (_, end), (first, _) in pairwise(found)))
 
 

@@ -178,8 +178,10 @@ def _one_part(content: Any, name: str, where: str) -> Any:
 
 def _objects(value: Any, name: str, where: str) -> list[dict[str, Any]]:
     value = _nested(_of_json(value, where, name), name, where)
-    if not isinstance(value, list) or not all(isinstance(cell, dict) for cell in value):
-        raise UserError(f"{where}: {name} is {_kind(value)} instead of a list of objects.")
+    if not isinstance(value, list):
+        raise UserError(f"{where}: {name} is {_kind(value)} instead of a list of objects; write one, or drop {name}.")
+    if other := next((_kind(cell) for cell in value if not isinstance(cell, dict)), None):
+        raise UserError(f"{where}: {name} is a list with {other} instead of objects; write objects, or drop {name}.")
     return value
 
 
