@@ -143,3 +143,13 @@ def test_what_another_umask_would_show_stays_private(tmp_path: Path, monkeypatch
     finally:
         os.umask(usual)
     assert json.loads((tmp_path / "a" / "b" / manifest.NAME).read_text())["files"].keys() == {"c/d"}
+
+
+def test_a_damaged_archive_is_not_called_a_full_disk(tmp_path: Path) -> None:
+    for said in ("[enforce fail at inline_container.cc:237] . file is not in a subdirectory", "size mismatch"):
+        with pytest.raises(RuntimeError, match=r"subdirectory|mismatch"), disk.writing(tmp_path):
+            raise RuntimeError(said)
+    full = pytest.raises(disk.DiskError, match="No space left on device; make room, then go on")
+    for said in ("[enforce fail at inline_container.cc:672] . unexpected pos 640 vs 598", "I/O error (os error 28)"):
+        with full, disk.writing(tmp_path, "go on"):
+            raise RuntimeError(said)

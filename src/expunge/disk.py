@@ -44,7 +44,7 @@ REMEDIES = {
 """What a person can do about an error of the file system."""
 
 FULL = re.compile(
-    r"no space left|disk quota|os error 28|os error 122|PytorchStreamWriter failed|inline_container", re.I
+    r"no space left|disk quota|os error 28|os error 122|PytorchStreamWriter failed|unexpected pos \d+ vs \d+", re.I
 )
 """How libraries that write by themselves (safetensors, torch) say that a disk is full."""
 
