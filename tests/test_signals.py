@@ -55,7 +55,7 @@ def gradients(
     roles = [role for role in Role if sets.of(role)]
     batch = Collator(sets, 0)([[(role, i)] for role in roles for i in range(len(sets.of(role)))])
     surprisal_V = torch.rand(300, generator=torch.Generator().manual_seed(0)).to(dtype)
-    shares = {Role.FORGET: Share(objective, 0.01), Role.RETAIN: Share(retain, torch.tensor(1 / 60))}
+    shares = {Role.FORGET: Share(objective, 100), Role.RETAIN: Share(retain, torch.tensor(60.0))}
     signals = gather_signals(model, batch, needs, reference, surprisal_V, shares if foresee else None)
     loss = torch.stack([s.objective.weight * s.term(signals[r]) for r, s in shares.items()]).sum()
     (3 * loss).backward()  # a scaler multiplies losses, too

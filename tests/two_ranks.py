@@ -91,7 +91,7 @@ def steps(model: Any, method: str, trains: str, kind: Any, *, sharded: bool) -> 
     trained = [p for p in model.parameters() if p.requires_grad]
     for _ in range(2):
         terms = ((objective, Role.FORGET), (retain, Role.RETAIN))
-        shares = {r: Share(o, 1 / (count[r] if o.per == "token" else 4)) for o, r in terms}
+        shares = {r: Share(o, count[r] if o.per == "token" else 4) for o, r in terms}
         signals = gather_signals(model, batch, needs, reference, None, shares)
         loss = torch.stack([s.objective.weight * s.term(signals[r]) for r, s in shares.items()]).sum()
         (loss * (ranks.count() if sharded else 1)).backward()  # gradients are averaged over ranks

@@ -254,12 +254,12 @@ class Method(Section):
     @model_validator(mode="before")
     @classmethod
     def _complete_rmu(cls, data: Any) -> Any:
-        """RMU without a retain objective takes its paper's own, at the same layer."""
+        """RMU without a retain objective takes its paper's own, at the same layer and reduced alike."""
         if isinstance(data, Mapping) and data.get("retain") is None:
             forget = unfold_objective(data.get("forget"))
             if isinstance(forget, Mapping) and forget.get("name") == "rmu":
-                layer = {"layer": forget["layer"]} if "layer" in forget else {}
-                return {**data, "retain": {"name": "anchor", **layer}}
+                shared = {key: forget[key] for key in ("layer", "reduction") if key in forget}
+                return {**data, "retain": {"name": "anchor", **shared}}
         return data
 
     @model_validator(mode="before")

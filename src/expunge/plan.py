@@ -151,5 +151,5 @@ def _outline(recipe: Recipe, method: Method, config: Any) -> _Outline:
     if lora is not None:
         model = get_peft_model(model, lora.peft())
     if isinstance(forget, RMU):
-        train_only(model, forget.trainable_layers)
+        train_only(model, forget)
     return _Outline(model, teacher=difference(build(), forget) if isinstance(forget, ULDDistilled) else None)

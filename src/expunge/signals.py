@@ -36,11 +36,11 @@ class Share:
     """What one role's signals add to the loss: the objective's weight times their term of it."""
 
     objective: Objective
-    factor: Tensor | float
-    """One over the number of tokens or sequences that the term is a mean over."""
+    count: Tensor | float
+    """Of the tokens or sequences that the term is a mean over."""
 
     def term(self, signals: Signals) -> Tensor:
-        return self.objective.loss(signals).sum() * self.factor
+        return self.objective.loss(signals).sum() / self.count
 
 
 def needs_by_role(objective: Objective | None, retain: Objective | None) -> dict[Role, Needs]:
@@ -76,6 +76,7 @@ def gather_signals(
     """
     predicts_BT, target_N = supervised(batch["labels"])
     sequence_N = predicts_BT.nonzero()[:, 0]
+    place_N = predicts_BT.cumsum(-1)[predicts_BT] - 1
     # Rows stand in the batch by role, so each role is one slice of the N tokens and one of the B sequences.
     roles_B, lengths_B = torch.stack([batch["role"], predicts_BT.sum(-1)]).tolist()
     lengths = {role: [n for own, n in zip(roles_B, lengths_B, strict=True) if own == role] for role in Role}
@@ -96,6 +97,7 @@ def gather_signals(
             "reference_logp_N": None if known.logp_N is None else known.logp_N[at],
             "reference_layer_ND": None if known.layer_ND is None else known.layer_ND[at],
             "surprisal_N": None if surprisal_V is None else surprisal_V.to(target_N.device)[target_N[own]],
+            "place_N": place_N[own],
         }
         given: dict[str, Any] = {name: x for name, x in others.items() if x is not None}
         return Signals(vocab_size=vocab_size, sequence_N=sequence_N, sequences=sequences, **found, **given)

@@ -31,7 +31,7 @@ from expunge.data.encode import AssistantTurns, Overflow, prepare_tokenizer
 from expunge.data.pairs import Collator, PairedDataset, PairSampler, Role, Sets
 from expunge.difference import LogitDifferenceForCausalLM, assistant_weights
 from expunge.disk import private, writing
-from expunge.errors import UserError
+from expunge.errors import UserError, did_you_mean
 from expunge.forward import check_head, decoder_layers
 from expunge.history import EvaluateEvery, LossBar, MetricsFile, checkpoint_damage, last_checkpoint
 from expunge.models import load
@@ -169,7 +169,7 @@ class UnlearnTrainer(Trainer):
 
             model = get_peft_model(model, peft_config)
         if isinstance(objective, RMU):
-            train_only(model, objective.trainable_layers)
+            train_only(model, objective)
         self.evaluator = evaluate
         self.reference = None
         self._terms: list[tuple[int, dict[str, Tensor]]] = []
@@ -219,7 +219,7 @@ class UnlearnTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Tensor:
         shares = {
-            role: Share(objective, 1 / counts[0 if objective.per == "token" else 1])
+            role: Share(objective, counts[0 if objective.per == "token" else 1])
             for role, objective, counts in (
                 (Role.FORGET, self.objective, num_items_in_batch[:2]),
                 (Role.RETAIN, self.retain, num_items_in_batch[2:]),
@@ -246,9 +246,10 @@ class UnlearnTrainer(Trainer):
         counts = torch.zeros(4)
         for batch in batch_samples:
             per_row = (batch["labels"][:, 1:] != -100).sum(-1)
-            for i, role in ((0, Role.FORGET), (2, Role.RETAIN)):
+            for i, role, own in ((0, Role.FORGET, self.objective), (2, Role.RETAIN, self.retain)):
                 mine = batch["role"] == role
-                counts[i] += per_row[mine].sum().cpu()
+                skips = own.skips if own is not None else 0
+                counts[i] += (per_row[mine] - skips).clamp(min=0).sum().cpu()
                 counts[i + 1] += mine.sum().cpu()
         counts = counts.to(device)
         if self.args.world_size > 1:
@@ -389,9 +390,19 @@ class UnlearnTrainer(Trainer):
         return means
 
 
-def train_only(model: nn.Module, layers: range) -> None:
-    """Freeze everything but what is trainable now in `layers`."""
-    keep = {id(p) for i in layers for p in decoder_layers(model)[i].parameters() if p.requires_grad}
+def train_only(model: nn.Module, rmu: RMU) -> None:
+    """Freeze everything but what is trainable now in the layers and modules that RMU trains."""
+    keep: set[int] = set()
+    for i in rmu.trainable_layers:
+        layer = decoder_layers(model)[i]
+        if missing := [name for name in rmu.modules if name not in dict(layer.named_modules())]:
+            known = [name for name, module in layer.named_modules() if name and any(True for _ in module.parameters())]
+            raise UserError(
+                f"method.forget.modules: layer {i} has no {missing[0]}.{did_you_mean(missing[0], known)} "
+                f"It has {', '.join(known)}."
+            )
+        parts = [layer.get_submodule(name) for name in rmu.modules] or [layer]
+        keep |= {id(p) for part in parts for p in part.parameters() if p.requires_grad}
     for p in model.parameters():
         p.requires_grad_(id(p) in keep)
 

@@ -73,6 +73,7 @@ def signals_of(reference_NV: Tensor, target_N: Tensor) -> Callable[[Objective, T
                 vocab_size=z_NV.shape[-1],
                 sequence_N=torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)),
                 sequences=len(lengths),
+                place_N=torch.cat([torch.arange(length) for length in lengths]),
             )
             if needs.logp:
                 s.logp_N = logp_N[rows]

@@ -212,7 +212,7 @@ def ours(method: str, model: Any, sets: Sets) -> Callable[[dict[str, Tensor]], T
     shares: dict[Role, Share] = {}
     for role, term in ((Role.FORGET, objective), (Role.RETAIN, retain)):
         tokens = sum(row.supervised for row in sets.of(role))
-        shares[role] = Share(term, 1 / (tokens if term.per == "token" else len(sets.of(role))))
+        shares[role] = Share(term, tokens if term.per == "token" else len(sets.of(role)))
 
     def loss(batch: dict[str, Tensor]) -> Tensor:
         signals = gather_signals(model, batch, needs, reference, None, shares)

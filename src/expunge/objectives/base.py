@@ -86,12 +86,14 @@ class Signals:
     reference_layer_ND  the same of the starting model
     surprisal_N       −log of the target's frequency among the supervised tokens of the training data, nats
     sequence_N        index in 0..sequences-1 of the sequence each token belongs to
+    place_N           how many supervised tokens of its sequence come before each token
     refusal           signals of the refusals drawn for the same prompts, sequence by sequence
     """
 
     vocab_size: int
     sequence_N: Tensor
     sequences: int
+    place_N: Tensor = _ABSENT
     logp_N: Tensor = _ABSENT
     log_odds_N: Tensor = _ABSENT
     uniform_ce_N: Tensor = _ABSENT
@@ -125,6 +127,11 @@ class Objective(BaseModel, ABC):
     """Whether it brings its own retain term, so that no other can be joined to it."""
 
     weight: float = Field(default=1.0, ge=0)
+
+    @property
+    def skips(self) -> int:
+        """How many supervised tokens at the start of each sequence the loss leaves out; the mean doesn't count them."""
+        return 0
 
     @property
     @abstractmethod

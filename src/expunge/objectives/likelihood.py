@@ -72,18 +72,25 @@ class CEU(Objective):
     """Cross-entropy unlearning: pull the model to its own distribution q with the target token removed.
 
     q_i = p_i / (1 − p) for i ≠ y, detached. CE(q, p) = H(q) − log(1 − p) and the entropy carries no gradient,
-    so the loss is −log(1 − p): the same gradient, no [V] tensor.
+    so the loss is −log(1 − p): the same gradient, no [V] tensor. `skip_first` leaves out that many tokens at the start
+    of each answer; the paper's experiments and the published code leave out one.
     Use when the rest of the distribution should keep its shape. Source: Yang 2025, arXiv 2503.01224.
     """
 
     name: Literal["ceu"] = "ceu"
+    skip_first: int = Field(default=0, ge=0)
 
     @property
     def needs(self) -> Needs:
         return Needs(log_odds=True)
 
+    @property
+    def skips(self) -> int:
+        return self.skip_first
+
     def loss(self, s: Signals) -> Tensor:
-        return -logsigmoid(-s.log_odds_N)  # −log (1 − p)
+        loss = -logsigmoid(-s.log_odds_N)  # −log (1 − p)
+        return loss if not self.skip_first else loss * (s.place_N >= self.skip_first)
 
 
 class NLL(Objective):

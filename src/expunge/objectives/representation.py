@@ -15,7 +15,9 @@ from expunge.objectives.base import Needs, Objective, Signals
 class RMU(Objective):
     """Representation misdirection: ‖h_l − c·u‖², u a fixed random unit vector.
 
-    Only decoder layers l−2..l train, and the forward stops at layer l when no other term needs the head.
+    Only decoder layers l−2..l train, of them all weights or those of `modules` ("mlp.down_proj" in the published code),
+    and the forward stops at layer l when no other term needs the head. `reduction` is over the hidden size: the paper's
+    norm is the `sum`, the published code takes the `mean`.
     Used with `Anchor` on the retain rows. Use when knowledge, rather than answers, should become unusable.
     Source: Li et al. 2024, arXiv 2403.03218, eqs. 1–3.
     """
@@ -24,6 +26,8 @@ class RMU(Objective):
     layer: int = Field(default=7, ge=0)
     coefficient: float = Field(default=6.5, gt=0)
     vector_seed: int = 0
+    reduction: Literal["sum", "mean"] = "sum"
+    modules: tuple[str, ...] = ()
 
     @property
     def needs(self) -> Needs:
@@ -41,18 +45,20 @@ class RMU(Objective):
 
     def loss(self, s: Signals) -> Tensor:
         target = self.coefficient * self.direction(s.layer_ND.shape[-1]).to(s.layer_ND)
-        return (s.layer_ND - target).square().sum(-1)
+        return _squared(s.layer_ND - target, self.reduction)
 
 
 class Anchor(Objective):
     """RMU's retain term, ‖h_l − h⁰_l‖²: hidden states on the retain rows stay the starting model's.
 
-    Use with `rmu`, at the same layer. Source: Li et al. 2024, arXiv 2403.03218, eq. 2; weight 1200 is its α.
+    Use with `rmu`, at the same layer and with the same `reduction`.
+    Source: Li et al. 2024, arXiv 2403.03218, eq. 2; weight 1200 is its α.
     """
 
     name: Literal["anchor"] = "anchor"
     weight: float = Field(default=1200.0, ge=0)
     layer: int = Field(default=7, ge=0)
+    reduction: Literal["sum", "mean"] = "sum"
     belongs_to: ClassVar[str] = "rmu"
 
     @property
@@ -60,4 +66,9 @@ class Anchor(Objective):
         return Needs(layer=self.layer, reference_layer=True)
 
     def loss(self, s: Signals) -> Tensor:
-        return (s.layer_ND - s.reference_layer_ND).square().sum(-1)
+        return _squared(s.layer_ND - s.reference_layer_ND, self.reduction)
+
+
+def _squared(gap_ND: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:
+    square_ND = gap_ND.square()
+    return square_ND.sum(-1) if reduction == "sum" else square_ND.mean(-1)
