@@ -366,7 +366,7 @@ def test_a_failure_is_told_and_does_not_stay(checkpoint: Path, monkeypatch: pyte
         assert until(lambda: engine.admitted == 0) and ask(client).status_code == 200
 
 
-def test_the_least_served_has_three_quarters_of_the_time() -> None:
+def test_the_least_served_has_seven_eighths_of_the_time() -> None:
     """A job that has just come, beside five that have had much, and none of these stands still."""
     turns, end = Turns(), time.monotonic() + 1.0
     engine = type("E", (), {"generators": []})()
@@ -389,8 +389,8 @@ def test_the_least_served_has_three_quarters_of_the_time() -> None:
     for thread in threads:
         thread.join(10)
     total = sum(each.had for each in jobs)
-    assert 0.65 < jobs[0].had / total < 0.85
-    assert all(each.had > 0.02 * total for each in jobs[1:])
+    assert 0.78 < jobs[0].had / total < 0.95
+    assert all(each.had > 0.01 * total for each in jobs[1:])
 
 
 # -- a server of its own ---------------------------------------------------------------------------------------------

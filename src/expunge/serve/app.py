@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
 IDLE = 5.0
 """Seconds between two looks at whether a connection sends its request."""
+PAUSE = 0.05
+"""Seconds before a refusal, and between the first parts of a body that are too much: who sends many is slowed down."""
 DROPPED = 2**26
 """Bytes of a body that are read though it is not taken."""
 GRACE = 5
@@ -170,10 +172,13 @@ class Endpoint:
                     size += len(part)
                     if size <= most:
                         body += part
-                    elif size > DROPPED:  # a little too much is read to its end: a client then reads the answer
+                    elif size > DROPPED:
                         break
+                    elif size < most + 2**19:  # read to its end and dropped: a client reads the answer after that
+                        await asyncio.sleep(PAUSE)
         except TimeoutError:
-            raise Refused("the body did not come in time.", status=408) from None
+            if size <= most:
+                raise Refused("the body did not come in time.", status=408) from None
         if size > most:
             raise Refused(f"the body must have at most {most} bytes.", status=413)
         return bytes(body)
@@ -306,6 +311,7 @@ def _event(tree: Any) -> str:
 
 
 async def _refused(_request: Request, error: Any) -> Response:
+    await asyncio.sleep(PAUSE)
     return JSONResponse(error.body, status_code=error.status, headers=error.headers)
 
 

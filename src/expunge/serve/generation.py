@@ -1,9 +1,9 @@
 """Answers to several requests from one model, in turn, a forward at a time; each can be stopped before its next one.
 
 Every request under way runs `transformers`' own `generate` in a thread. Before each forward it waits for its turn:
-three quarters of the time go to the request that has had least so far, the last quarter goes around. So a short
-request beside long ones takes at most a third longer than alone, and no long one stands still. Knows tokens and
-threads; knows nothing of HTTP.
+seven eighths of the time go to the request that has had least so far, the last eighth goes around. So a short request
+beside long ones takes about a seventh longer than alone, and no long one stands still. Knows tokens and threads; knows
+nothing of HTTP.
 """
 
 import asyncio
@@ -74,8 +74,8 @@ class Turns:
             return
         took = time.perf_counter() - self.began
         job.served += took
-        # What the least served had earns a third of it for the others.
-        self.credit = min(self.credit + took / 3, BURST) if self.first else self.credit - took
+        # What the least served had earns a seventh of it for the others.
+        self.credit = min(self.credit + took / 7, BURST) if self.first else self.credit - took
         job.random = {device: device.get_rng_state() for device in job.engine.generators}
         self.holder = None
 
