@@ -414,6 +414,7 @@ def process(checkpoint: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
             running.stderr.close()
 
 
+@pytest.mark.slow
 def test_a_polite_client_beside_a_hostile_one_and_the_end(checkpoint: Path) -> None:
     with process(checkpoint) as (running, port), ExitStack() as stack:
         headers = {"Authorization": f"Bearer {KEY}"}
