@@ -46,8 +46,8 @@ class Material:
         wrong = choose(variants, "perturbation", augment.perturbations, seed=recipe.seed)
         if isinstance(method.forget, ULDDistilled):
             # The difference says what to answer to all of these; wrong answers are no rows to keep.
-            return cls([*benchmark.forget, *said, *wrong], benchmark.retain, _refusals(recipe))
-        return cls([*benchmark.forget, *said], [*benchmark.retain, *wrong], _refusals(recipe))
+            return cls([*benchmark.forget, *said, *wrong], benchmark.retain, refusals(recipe))
+        return cls([*benchmark.forget, *said], [*benchmark.retain, *wrong], refusals(recipe))
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,8 @@ def _whereabouts(model: Path | str) -> str:
     return str(Path(model).resolve()) if Path(model).exists() else str(model)
 
 
-def _refusals(recipe: Recipe) -> list[str]:
+def refusals(recipe: Recipe) -> list[str]:
+    """What a method may prefer to the forget answers. Raises `UserError` for a file that holds something else."""
     if recipe.data is None or recipe.data.refusals is None:
         return list(REFUSALS)
     rows = read_rows(recipe.data.refusals)

@@ -18,15 +18,16 @@ from expunge.data.benchmark import Benchmark
 from expunge.data.checks import summarise
 from expunge.errors import UserError
 from expunge.evals.aggregate import aggregate
+from expunge.evals.degeneration import Usual
 from expunge.evals.divergence import SoftLabels
-from expunge.evals.evaluation import evaluate
+from expunge.evals.evaluation import evaluate, usual_answers
 from expunge.evals.metrics import forget_quality
 from expunge.evals.probes import of_retrained
 from expunge.evals.retrained import Distance, Retrained
 from expunge.evals.tofu import Evaluation
 from expunge.history import last_checkpoint
 from expunge.inputs import check_data, check_methods, load_benchmark, training_arguments, with_default_method
-from expunge.methods import prepare
+from expunge.methods import prepare, refusals
 from expunge.parallel import side_by_side
 from expunge.parsing import combinations
 from expunge.report import write_markdown, write_report
@@ -102,12 +103,18 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> lis
 
         results = Results(out, recipe, benchmark, resume=resume)
         if not all(results.has(name) for name in ("target", *(method.name for method in recipe.methods))):
-            gold = evaluate_retrained(retrained, recipe, benchmark, results) if retrained is not None else None
-            evaluate_target(target, recipe, benchmark, results, gold)
+            usual = usual_answers(
+                partial(_load, target, recipe),
+                benchmark,
+                refusals=refusals(recipe),
+                max_new_tokens=recipe.evaluate.max_new_tokens,
+            )
+            gold = evaluate_retrained(retrained, recipe, benchmark, results, usual) if retrained is not None else None
+            evaluate_target(target, recipe, benchmark, results, gold, usual)
             before = on_the_way_before(target, recipe, benchmark, results, gold)
             for method in recipe.methods:
                 if not results.has(method.name):
-                    row, evaluation = unlearn(recipe, method, benchmark, target, gold, out, before)
+                    row, evaluation = unlearn(recipe, method, benchmark, target, gold, usual, out, before)
                     results.add(with_aggregate(row, results), evaluation)
                     discard_training(method_directory(recipe, method, out))
         for method in recipe.methods:
@@ -130,6 +137,7 @@ def evaluate_only(recipe: Recipe, *, overwrite: bool = False) -> list[Result]:
         check_methods(recipe, benchmark)
         target, retrained = starting_models(recipe, benchmark)
         results = Results(out, recipe, benchmark, resume=False)
+        log.info("broken text is told by itself alone: the model before unlearning, which could judge it, is not known")
         gold = evaluate_retrained(retrained, recipe, benchmark, results) if retrained is not None else None
         evaluate_target(target, recipe, benchmark, results, gold)
         tell_what_is_unknown(benchmark, retrained)
@@ -155,14 +163,16 @@ def starting_models(recipe: Recipe, benchmark: Benchmark) -> tuple[Path | str, P
     return target, retrained
 
 
-def evaluate_retrained(path: Path | str, recipe: Recipe, benchmark: Benchmark, results: Results) -> Retrained:
+def evaluate_retrained(
+    path: Path | str, recipe: Recipe, benchmark: Benchmark, results: Results, usual: Usual | None = None
+) -> Retrained:
     """What is kept of the retrained model, which every other is measured against; its row, if it is not there yet."""
     model, tokenizer = _load(path, recipe)
     asked = benchmark.questions.get("forget", [])
     if results.has("retrained"):
         return Retrained(model, tokenizer, asked, results.records("retrained"))
     log.info("evaluating the retrained model")
-    evaluation = _evaluate(recipe, benchmark, model, tokenizer)
+    evaluation = _evaluate(recipe, benchmark, model, tokenizer, usual=usual)
     gold = Retrained(model, tokenizer, asked, evaluation.records)
     evaluation.metrics.update(gold.distance(model, tokenizer) | of_retrained(benchmark.probes, evaluation.records))
     if "forget_truth_ratio" in evaluation.metrics:
@@ -173,14 +183,19 @@ def evaluate_retrained(path: Path | str, recipe: Recipe, benchmark: Benchmark, r
 
 
 def evaluate_target(
-    path: Path | str, recipe: Recipe, benchmark: Benchmark, results: Results, gold: Retrained | None
+    path: Path | str,
+    recipe: Recipe,
+    benchmark: Benchmark,
+    results: Results,
+    gold: Retrained | None,
+    usual: Usual | None = None,
 ) -> None:
     """The row of the model before unlearning, if it is not there yet."""
     if results.has("target"):
         return
     log.info("evaluating the target model")
     model, tokenizer = _load(path, recipe)
-    evaluation = _evaluate(recipe, benchmark, model, tokenizer, gold)
+    evaluation = _evaluate(recipe, benchmark, model, tokenizer, gold, usual=usual)
     if "kl_unlearned" in evaluation.metrics:
         evaluation.metrics["kl_start"] = evaluation.metrics["kl_unlearned"]
     elif gold is not None and benchmark.questions.get("forget"):
@@ -196,7 +211,7 @@ def on_the_way_before(
         return {}
     if recipe.evaluate.each_epoch == "full":
         return next(row["metrics"] for row in results.rows if row["method"] == "target")
-    return _on_the_way(recipe, benchmark, *_load(path, recipe), gold, None)
+    return _on_the_way(recipe, benchmark, *_load(path, recipe), gold, None, None)
 
 
 def with_aggregate(row: Result, results: Results) -> Result:
@@ -226,12 +241,13 @@ def unlearn(
     benchmark: Benchmark,
     target: Path | str,
     gold: Retrained | None,
+    usual: Usual,
     out: Path,
     before: Mapping[str, float],
 ) -> tuple[Result, Evaluation]:
     """One method on the target model: train, evaluate, save `model/`; the result row and the evaluation behind it.
 
-    `before` is what evaluations on the way find of the target, for a utility budget.
+    `before` is what evaluations on the way find of the target, for a utility budget; `usual` how it answers.
     """
     directory = method_directory(recipe, method, out)
     distance: Distance | None = None
@@ -239,7 +255,7 @@ def unlearn(
     budget = None if share is None else UtilityBudget(share, before)
 
     def trajectory(model: Any) -> dict[str, float]:
-        return _on_the_way(recipe, benchmark, model, tokenizer, gold, distance)
+        return _on_the_way(recipe, benchmark, model, tokenizer, gold, distance, usual)
 
     with measure.peak_memory() as peak:
         training, tokenizer = prepare(
@@ -272,7 +288,7 @@ def unlearn(
             if budget.kept is not None:
                 trainer.restore(budget.kept.step)
     unlearned = training.unlearned()
-    evaluation = _evaluate(recipe, benchmark, unlearned, tokenizer, gold, distance)
+    evaluation = _evaluate(recipe, benchmark, unlearned, tokenizer, gold, distance, usual)
     if ranks.first():
         models.save(unlearned, tokenizer, directory / "model")
     history = trainer.state.log_history
@@ -309,7 +325,13 @@ def _load(path: Path | str, recipe: Recipe) -> tuple[Any, Any]:
 
 
 def _on_the_way(
-    recipe: Recipe, benchmark: Benchmark, model: Any, tokenizer: Any, gold: Retrained | None, distance: Distance | None
+    recipe: Recipe,
+    benchmark: Benchmark,
+    model: Any,
+    tokenizer: Any,
+    gold: Retrained | None,
+    distance: Distance | None,
+    usual: Usual | None,
 ) -> dict[str, float]:
     """What the recipe asks of a model after an epoch."""
     options, full = recipe.evaluate, recipe.evaluate.each_epoch == "full"
@@ -322,6 +344,7 @@ def _on_the_way(
         generate=full,
         limit=options.limit if full else options.each_epoch_limit,
         max_new_tokens=options.max_new_tokens,
+        usual=usual,
     ).metrics
 
 
@@ -332,6 +355,7 @@ def _evaluate(
     tokenizer: Any,
     gold: Retrained | None = None,
     distance: Distance | None = None,
+    usual: Usual | None = None,
 ) -> Evaluation:
     """Everything that the recipe asks of a model in the end, against the retrained one where there is one."""
     options = recipe.evaluate
@@ -343,6 +367,7 @@ def _evaluate(
         distance=distance or (Distance(gold) if gold is not None else None),
         limit=options.limit,
         max_new_tokens=options.max_new_tokens,
+        usual=usual,
     )
     if options.harness is not None:
         from expunge.evals import harness

@@ -10,6 +10,7 @@ from expunge.data import muse
 from expunge.data.benchmark import Continuations, Membership
 from expunge.data.encode import encode
 from expunge.errors import UserError
+from expunge.report.glossary import METRICS
 
 
 def _plain(text):
@@ -128,7 +129,12 @@ def test_columns_become_probes(tmp_path):
     assert benchmark.forget == [{"text": text} for text in TEXTS]
     prompt = "Question: Where?\nAnswer: In {Oslo}\n\nQuestion: Who?\nAnswer:"
     verbmem = files["verbmem/forget"]
-    asked = {"stops": ("\n\n", "\nQuestion", "Question:"), "shorter": "with fewer examples (benchmark.shots)"}
+    beside = {"stemmed": "rouge_l_f1_stemmed"}
+    asked = {
+        "stops": ("\n\n", "\nQuestion", "Question:"),
+        "shorter": "with fewer examples (benchmark.shots)",
+        "beside": beside,
+    }
     assert benchmark.probes == [
         Continuations(
             "verbmem",
@@ -136,8 +142,12 @@ def test_columns_become_probes(tmp_path):
             "rouge_l_f1",
             128,
             passages=True,
+            forgotten=True,
+            beside=beside,
         ),
-        Continuations("knowmem_f", [{"prompt": prompt, "completion": " Ann"}], "rouge_l_f1", 32, **asked),
+        Continuations(
+            "knowmem_f", [{"prompt": prompt, "completion": " Ann"}], "rouge_l_f1", 32, forgotten=True, **asked
+        ),
         Continuations(
             "knowmem_r",
             [{"prompt": "Question: Who?\nAnswer: Ann\n\nQuestion: Who?\nAnswer:", "completion": " Ann"}] * 2,
@@ -314,5 +324,8 @@ def test_every_probe_is_asked(tmp_path, tiny_tokenizer):
         "knowmem_r": 2,
         "membership": 4,
     }
-    assert {"verbmem", "knowmem_f", "knowmem_r", "membership_loss", "membership_min_k", "privleak"} <= metrics.keys()
+    asked = {"verbmem", "knowmem_f", "knowmem_r"}
+    beside = {f"{name}_stemmed" for name in asked}
+    assert asked | beside | {"membership_loss", "membership_min_k", "privleak", "degeneration"} <= metrics.keys()
+    assert metrics.keys() <= METRICS.keys(), "the report knows what each is"
     assert all(0 <= metrics[name] <= 1 for name in ("verbmem", "knowmem_f", "knowmem_r", "membership_min_k"))

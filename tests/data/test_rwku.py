@@ -12,8 +12,10 @@ from expunge.data.benchmark import Choices, Continuations, Membership
 from expunge.data.checks import canonical
 from expunge.data.encode import encode
 from expunge.errors import UserError
+from expunge.evals.probes import ATTACKS
 from expunge.objectives import DPO
 from expunge.prepare import encode_sets
+from expunge.report.glossary import METRICS
 
 NAMES = ["Stephen King", "Confucius", "Bruce Lee", "Warren Buffett", "Christina Aguilera", "Cindy Crawford"]
 PROBES = {
@@ -141,9 +143,9 @@ def test_the_authors_words(shared_data):
     fluency = _probe(king, "fluency")
     assert fluency.rows[3]["question"] == "Instruction: Write me a poem in the style of neruda\n"
     compared = {p.name: (p.comparison, p.tokens, p.stops) for p in king.probes if isinstance(p, Continuations)}
-    forgotten = {name: ("rouge_l_recall", 30, ("\n",)) for name in list(PROBES)[:5]}
+    forgotten = {name: ("rwku_rouge_l_recall", 30, ("\n",)) for name in list(PROBES)[:5]}
     assert compared == forgotten | {
-        "bbh": ("exact_match", 256, ()),
+        "bbh": ("rwku_exact_match", 256, ()),
         "triviaqa": ("token_f1", 30, ()),
         "fluency": ("entropy", 256, ()),
     }
@@ -334,11 +336,12 @@ def test_one_command_for_several_targets(tmp_path, monkeypatch, capsys):
     for target in "AB":
         rows = json.loads((tmp_path / "out" / f"targets={target}" / "results.json").read_text())
         assert [row["method"] for row in rows] == ["target", "retrained", "ga+nll"]
-        scores = {
-            f"membership_{a}{s}" for a in ("loss", "zlib", "min_k", "min_k_plus_plus") for s in ("", "_fm", "_rm")
-        }
+        scores = {f"membership_{a}{s}" for a in ATTACKS for s in ("", "_fm", "_rm")}
         asked = {*PROBES, "forget_all", "neighbor_all", "forget_aa_cross_lingual", "degeneration"} - {"membership"}
-        assert all(row["metrics"].keys() == asked | scores for row in rows)
+        recalls = ("forget_fb", "forget_qa", "forget_aa", "forget_all", "neighbor_fb", "neighbor_qa", "neighbor_all")
+        beside = {"bbh_lenient", *(f"{name}_stemmed" for name in recalls)}
+        assert all(row["metrics"].keys() == asked | scores | beside for row in rows)
+        assert (scores | asked | beside) <= METRICS.keys(), "the report knows what each is"
     told = capsys.readouterr().out
     assert "rwku · mean of 2 splits" in told and "out/results.md" in told
     tables = (tmp_path / "out" / "results.md").read_text()

@@ -32,19 +32,20 @@ def test_loss_score(logps: list[float], expected: float) -> None:
 @pytest.mark.parametrize(
     ("logps", "text", "expected"),
     [
-        ([-4.0, -4.0], "", -1.0),  # nothing compresses to 8 bytes: two of header, two of data, four of checksum
-        ([-9.0, -18.0], "a", -3.0),  # one more for a letter
+        ([-4.0, -12.0], "", -1.0),  # nothing compresses to 8 bytes: two of header, two of data, four of checksum
+        ([-9.0, -18.0], "a", -1.5),  # one more for a letter
         ([0.0, 0.0], "abc", 0.0),
         ([-22.0], "é", -2.2),  # two letters in UTF-8, so ten bytes
     ],
 )
 def test_zlib_score(logps: list[float], text: str, expected: float) -> None:
     assert mi.zlib_score(np.array(logps), text) == close(expected)
+    assert mi.zlib_sum_score(np.array(logps), text) == close(expected * len(logps))
 
 
 def test_zlib_score_expects_more_of_a_repetitive_text() -> None:
     logps, plain, repetitive = np.full(20, -1.0), "The quick brown fox jumps over it", "na" * 17
-    assert mi.zlib_score(logps, plain) == close(-20 / len(zlib.compress(plain.encode())))
+    assert mi.zlib_score(logps, plain) == close(-1 / len(zlib.compress(plain.encode())))
     assert mi.zlib_score(logps, repetitive) < mi.zlib_score(logps, plain)
 
 
@@ -52,12 +53,13 @@ def test_zlib_score_expects_more_of_a_repetitive_text() -> None:
     ("logps", "k", "expected"),
     [
         ([-1.0, -5.0, -2.0, -4.0, -3.0], 0.4, -4.5),
-        ([-1.0, -2.0, -6.0], 0.4, -4.0),  # 1.2 tokens are two
+        ([-1.0, -2.0, -6.0], 0.4, -6.0),  # 1.2 tokens are one
+        ([-1.0, -2.0, -6.0], 0.67, -4.0),
         ([-1.0, -2.0, -6.0], 0.01, -6.0),
         ([-1.0, -2.0, -6.0], 1.0, -3.0),
         ([-7.0], 0.4, -7.0),
         ([0.0] * 9 + [-1e4], 0.1, -1e4),
-        ([-1.0] * 7 + [0.0] * 93, 0.07, -1.0),  # 7, though .07 · 100 > 7 in floating point
+        ([-1.0] * 7 + [0.0] * 93, 0.07, -1.0),
     ],
 )
 def test_min_k_score(logps: list[float], k: float, expected: float) -> None:
@@ -71,7 +73,7 @@ def test_min_k_is_min_40_unless_told_otherwise() -> None:
 
 @given(log_probabilities, shares)
 def test_min_k_by_sorting(logps: list[float], k: float) -> None:
-    count = min(n for n in range(1, len(logps) + 1) if n >= k * len(logps))
+    count = max(1, math.floor(len(logps) * k))
     assert mi.min_k_score(np.array(logps), k) == close(math.fsum(sorted(logps)[:count]) / count)
     assert mi.min_k_score(np.array(logps), k) <= mi.loss_score(np.array(logps)) + 1e-9
 
@@ -113,9 +115,9 @@ def test_reference_score(logps: list[float], reference: list[float], expected: f
     assert mi.reference_score(np.array(logps), np.array(reference)) == close(expected)
 
 
-@pytest.mark.parametrize(("norm", "expected"), [(0.0, 0.0), (2.5, -2.5), (1e30, -1e30)])
-def test_gradient_norm_score(norm: float, expected: float) -> None:
-    assert mi.gradient_norm_score(norm) == close(expected)
+@pytest.mark.parametrize(("norms", "expected"), [([0.0], 0.0), ([2.0, 3.0], -2.5), ([1e30], -1e30)])
+def test_gradient_norm_score(norms: list[float], expected: float) -> None:
+    assert mi.gradient_norm_score(norms) == close(expected)
 
 
 @pytest.mark.parametrize("empty", [np.array([]), np.zeros((2, 2))])

@@ -10,9 +10,9 @@ import torch
 from expunge.data.benchmark import Benchmark, Choices, Continuations, Membership, Question
 from expunge.data.encode import encode
 from expunge.errors import UserError
-from expunge.evals import membership, metrics, requests
+from expunge.evals import degeneration, membership, metrics, requests
 from expunge.evals.evaluation import evaluate
-from expunge.evals.probes import measure, of_retrained
+from expunge.evals.probes import ATTACKS, measure, of_retrained
 
 ROWS = [{"prompt": f"Person {i} was born in", "completion": f" town {i}."} for i in range(4)]
 TOLD = Continuations("verbmem", ROWS, "rouge_l_f1", 6, kinds=["a b", "c-d", "a b", "c-d"])
@@ -45,6 +45,25 @@ def test_continuations(llama: Any, tokenizer: Any) -> None:
     assert len(found) == 3
 
 
+def test_other_comparisons_stand_beside(llama: Any, tokenizer: Any) -> None:
+    both = replace(TOLD, kinds=None, pool="all", beside={"stemmed": "rouge_l_f1_stemmed"})
+    found, records = measure(llama, tokenizer, [both], progress=False)
+    stemmed = [metrics.rouge_l_f1(r["generated"], r["answer"], stem=True) for r in records["verbmem"]]
+    assert [r["rouge_l_f1_stemmed"] for r in records["verbmem"]] == stemmed
+    assert found["verbmem_stemmed"] == found["all_stemmed"] == pytest.approx(np.mean(stemmed))
+    assert found["verbmem"] == found["all"] == pytest.approx(np.mean([r["rouge_l_f1"] for r in records["verbmem"]]))
+
+
+def test_a_passage_is_compared_with_as_many_tokens_as_are_told(llama: Any, tokenizer: Any) -> None:
+    """MUSE's code cuts the right text to the tokens that may be generated."""
+    long = replace(TOLD, rows=[{**ROWS[0], "completion": " one two three four five six seven"}], kinds=None, tokens=6)
+    whole, cut = (replace(long, passages=passages) for passages in (False, True))
+    text = measure(llama, tokenizer, [whole], progress=False)[1]["verbmem"][0]["generated"]
+    short = tokenizer.decode(tokenizer(" one two three four five six seven").input_ids[:6])
+    (found,) = measure(llama, tokenizer, [cut], progress=False)[1]["verbmem"]
+    assert found["rouge_l_f1"] == metrics.rouge_l_f1(text, short) and len(short) < 20
+
+
 def test_a_pool_is_the_mean_over_all_rows(llama: Any, tokenizer: Any) -> None:
     pooled = [replace(TOLD, pool="all"), replace(TOLD, name="again", rows=ROWS[:1], kinds=None, pool="all")]
     found, records = measure(llama, tokenizer, pooled, progress=False)
@@ -59,15 +78,10 @@ def test_broken_answers_to_what_is_forgotten_are_counted(llama: Any, tokenizer: 
     found, records = measure(llama, tokenizer, [forgotten, replace(TOLD, name="kept")], progress=False)
     prompts = [(e := encode(row, tokenizer)).input_ids[: e.start] for row in ROWS]
     told = requests.generate(llama, tokenizer, prompts, max_new_tokens=6, progress=False)
-    broken = [metrics.is_degenerate(t.text, len(t.tokens), 6) for t in told]
+    broken = [degeneration.looks_broken(t.text) for t in told]
     assert [r["degenerate"] for r in records["verbmem"]] == broken
     assert found["degeneration"] == np.mean(broken)
     assert "degenerate" not in records["kept"][0]
-    assert all(len(t.tokens) == 6 for t in told), "this model never ends, but what a stop ends is an answer"
-    ended = replace(forgotten, stops=(told[0].text.strip()[-1],))
-    _, records = measure(llama, tokenizer, [ended], progress=False)
-    text = records["verbmem"][0]["generated"]
-    assert records["verbmem"][0]["degenerate"] is metrics.is_degenerate(text, 0, 6)
 
 
 def test_without_generation_probability_stands_in(llama: Any, tokenizer: Any) -> None:
@@ -106,7 +120,7 @@ def test_membership(llama: Any, tokenizer: Any) -> None:
     loss = [logps(llama, e.input_ids[:-1], e.start).mean() for e in texts]
     assert [r["loss"] for r in records["membership"]] == pytest.approx(loss, rel=1e-4)
     assert found["membership_loss"] == membership.auc(loss[:3], loss[3:])
-    assert set(found) == {f"membership_{a}" for a in ("loss", "zlib", "min_k", "min_k_plus_plus")}
+    assert set(found) == {f"membership_{a}" for a in ATTACKS}
     for e, record in zip(texts, records["membership"], strict=True):
         ids = e.input_ids[:-1]
         with torch.no_grad():
@@ -121,11 +135,11 @@ def test_named_sides_have_means_of_their_own(llama: Any, tokenizer: Any) -> None
     named = [replace(SEEN, sides=("fm", "rm"))]
     known = measure(llama, tokenizer, named, progress=False)[1]
     found, records = measure(llama, tokenizer, named, retrained_records=known, progress=False)
-    for attack in ("loss", "zlib", "min_k", "min_k_plus_plus"):
+    for attack in ATTACKS:
         for side, member in (("fm", True), ("rm", False)):
             own = [r[attack] for r in records["membership"] if r["member"] is member]
             assert found[f"membership_{attack}_{side}"] == pytest.approx(np.mean(own))
-    assert len(found) == 12, "PrivLeak is of texts never seen, and these are to stay"
+    assert len(found) == 3 * len(ATTACKS), "PrivLeak is of texts never seen, and these are to stay"
 
 
 def test_privleak(llama: Any, tokenizer: Any) -> None:

@@ -205,7 +205,6 @@ def test_everything_is_asked_in_one_call(
 
 def test_a_model_that_learned_the_answers(llama: Any, tokenizer: Any, benchmark: Benchmark) -> None:
     retrained = evaluate(llama, tokenizer, benchmark)
-    assert retrained.metrics["degeneration"] == 1.0  # a random model finds no end
     rows = [encode(question_row(q.question, q.answer), tokenizer) for qs in benchmark.questions.values() for q in qs]
     width = max(map(len, rows))
     ids = torch.tensor([r.input_ids + (0,) * (width - len(r)) for r in rows])

@@ -29,19 +29,31 @@ class Question:
     row: Row | None = None
 
 
-Comparison = Literal["rouge_l_recall", "rouge_l_f1", "token_f1", "exact_match", "entropy"]
+Comparison = Literal[
+    "rouge_l_recall",
+    "rouge_l_f1",
+    "rouge_l_f1_stemmed",
+    "rwku_rouge_l_recall",
+    "token_f1",
+    "exact_match",
+    "rwku_exact_match",
+    "entropy",
+]
+"""How a generated text is compared with the right one: a function of `expunge.evals.metrics`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Continuations:
     """Rows whose prompts are continued greedily for at most `tokens` tokens, and how the text is compared with theirs.
 
+    `comparison` is the benchmark's own measure; `beside` names others, by what the name of their mean ends with.
     `answers` lists for every row all texts that count as right (the best one counts); without it the row's own answer.
     `kinds`, one for each row, asks for the mean of every kind beside the whole. `entropy` compares with nothing.
     What comes after any of `stops` in the text is not looked at. `whole` is asked in full, whatever limit is set.
     Probes of one `pool` have their mean over all rows of all of them, by that name.
     `forgotten` says that the answers are about what is to go, so that broken text among them is counted.
-    `passages` says that the prompts are stretches of text, of which a model with a short context gets the end.
+    `passages` says that the prompts are stretches of text, of which a model with a short context gets the end, and
+    that a text is compared with as many tokens of the right one as it may have itself.
     `shorter` tells a person how the prompts are made to fit such a model.
     """
 
@@ -57,6 +69,7 @@ class Continuations:
     forgotten: bool = False
     passages: bool = False
     shorter: str = ""
+    beside: dict[str, Comparison] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

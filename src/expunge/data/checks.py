@@ -5,7 +5,6 @@ Knows rows and encoded rows; knows nothing of files, models or how the caller sh
 
 import json
 import math
-import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from expunge.data.benchmark import Row
 from expunge.data.conversation import RENDERED, said
 from expunge.data.encode import Encoded
+from expunge.data.words import caseless, words
 from expunge.errors import UserError
 
 SHINGLE_WORDS = 3
@@ -75,8 +75,9 @@ def check_disjoint(forget: Sequence[Row], retain: Sequence[Row]) -> None:
 def near_duplicates(forget: Sequence[Row], retain: Sequence[Row], *, threshold: float = 0.8) -> list[NearDuplicate]:
     """For every forget row, the retain row most like it, if their similarity reaches `threshold` (in (0, 1]).
 
-    The similarity is Jaccard's, |A ∩ B| / |A ∪ B|, over the sets of three-word shingles without case and punctuation.
-    The result is exact: the same as comparing every pair, of which only those that can reach the threshold are.
+    The similarity is Jaccard's, |A ∩ B| / |A ∪ B|, over the sets of three-word shingles without case and punctuation,
+    in every script (`data.words`). The result is exact: the same as comparing every pair, of which only those that can
+    reach the threshold are.
     """
     shingles = [_shingles(row) for row in forget]
     where: defaultdict[int, list[int]] = defaultdict(list)
@@ -129,13 +130,13 @@ def _strings(row: Row) -> Iterator[str]:
 
 
 def canonical(row: Row) -> str:
-    """The row's words alone: rows that differ by case and white space are one."""
-    return " ".join(" ".join(_strings(row)).casefold().split())
+    """The row's words alone: rows that differ by case, white space and how accents are composed are one."""
+    return " ".join(caseless(" ".join(_strings(row))).split())
 
 
 def _shingles(row: Row) -> frozenset[int]:
     """Hashes of every run of three words, or of the whole row if it has fewer."""
     text = canonical(row)
-    words = re.findall(r"\w+", text)
-    runs = zip(*(words[i:] for i in range(SHINGLE_WORDS)), strict=False)
+    told = words(text)
+    runs = zip(*(told[i:] for i in range(SHINGLE_WORDS)), strict=False)
     return frozenset(map(hash, runs)) or frozenset([hash(text)])

@@ -69,11 +69,13 @@ def load(
         texts = [texts[i] for i in sorted(kept)]
         continued = [row for row, needed in zip(continued, said, strict=True) if needed and needed <= kept]
         members = [member for member, needed in zip(members, seen, strict=True) if needed and needed <= kept]
-    asked: dict[str, Any] = {"stops": NEXT_QUESTION, "shorter": "with fewer examples (benchmark.shots)"}
+    common: dict[str, Any] = {"beside": {"stemmed": "rouge_l_f1_stemmed"}}
+    asked = {**common, "stops": NEXT_QUESTION, "shorter": "with fewer examples (benchmark.shots)"}
+    gone, kept_qa = files.few_shot("forget", shots), files.few_shot("retain", shots)
     probes: list[Probe] = [
-        Continuations("verbmem", continued, "rouge_l_f1", VERBMEM_TOKENS, passages=True),
-        Continuations("knowmem_f", files.few_shot("forget", shots), "rouge_l_f1", KNOWMEM_TOKENS, **asked),
-        Continuations("knowmem_r", files.few_shot("retain", shots), "rouge_l_f1", KNOWMEM_TOKENS, **asked),
+        Continuations("verbmem", continued, "rouge_l_f1", VERBMEM_TOKENS, passages=True, forgotten=True, **common),
+        Continuations("knowmem_f", gone, "rouge_l_f1", KNOWMEM_TOKENS, forgotten=True, **asked),
+        Continuations("knowmem_r", kept_qa, "rouge_l_f1", KNOWMEM_TOKENS, **asked),
         Membership("membership", members, files.texts("privleak", "holdout"), retrained_auc),
     ]
     empty = {probe.name for probe in probes if not (probe.rows if isinstance(probe, Continuations) else members)}

@@ -341,13 +341,14 @@ def _asked(name: str, rows: list[Row], kinds: list[str] | None = None) -> Contin
     return Continuations(
         name,
         rows,
-        "rouge_l_recall",
+        "rwku_rouge_l_recall",
         PROBE_TOKENS,
         kinds=kinds,
         stops=PROBE_STOPS,
         whole=True,
         pool=f"{side}_all",
         forgotten=side == "forget",
+        beside={"stemmed": "rouge_l_recall"},
     )
 
 
@@ -374,7 +375,7 @@ def _bbh(records: Sequence[Record]) -> Continuations:
     for record in records:
         prompt = BBH.format(cot=_text(record, "cot").strip(), query=_text(record, "question"))
         rows.append(opened(question_row(prompt, _text(record, "answer")), SHORT_OPENING))
-    return Continuations("bbh", rows, "exact_match", BBH_TOKENS)
+    return Continuations("bbh", rows, "rwku_exact_match", BBH_TOKENS, beside={"lenient": "exact_match"})
 
 
 def _truthfulqa(records: Sequence[Record]) -> Choices:

@@ -21,6 +21,7 @@ from expunge.data import augment
 from expunge.data.augment import Kind
 from expunge.data.benchmark import Row, Variant
 from expunge.data.files import local_path
+from expunge.data.words import caseless
 from expunge.disk import alone, private
 from expunge.errors import UserError
 from expunge.secrets import masked_text, remember
@@ -240,7 +241,7 @@ def _says(text: str) -> bool:
 
 def _plain(*texts: str) -> tuple[str, ...]:
     """What sentences have in common that are the same but for case, spaces and the stop."""
-    return tuple(" ".join(text.casefold().split()).rstrip(" .!?") for text in texts)
+    return tuple(" ".join(caseless(text).split()).rstrip(" .!?。！？।؟") for text in texts)
 
 
 # ---- the model -----------------------------------------------------------------------------------------------------

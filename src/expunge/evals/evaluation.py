@@ -8,6 +8,7 @@ from typing import Any
 
 from expunge.data.benchmark import Benchmark
 from expunge.evals import probes, tofu
+from expunge.evals.degeneration import Load, Prompts, Usual
 from expunge.evals.retrained import Distance
 from expunge.evals.tofu import Evaluation, Record
 
@@ -22,13 +23,15 @@ def evaluate(
     generate: bool = True,
     limit: int | None = None,
     max_new_tokens: int | None = None,
+    usual: Usual | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Everything that `benchmark` asks; see `tofu.evaluate` and `probes.measure` for the metrics and the arguments.
 
-    `distance` measures how far the model is from the retrained one (`retrained.Retrained`), if there is one.
+    `distance` measures how far the model is from the retrained one (`retrained.Retrained`), if there is one. `usual`
+    is the target model as a judge of broken text; without it the text alone is looked at.
     """
-    common: dict[str, Any] = {"generate": generate, "limit": limit, "progress": progress}
+    common: dict[str, Any] = {"generate": generate, "limit": limit, "usual": usual, "progress": progress}
     evaluation = Evaluation({}, {})
     if benchmark.questions:
         known = retrained_records if "forget" in benchmark.questions else None
@@ -41,3 +44,17 @@ def evaluate(
         )
         evaluation = Evaluation({**evaluation.metrics, **metrics}, {**evaluation.records, **records})
     return evaluation
+
+
+def usual_answers(
+    load: Load, benchmark: Benchmark, *, refusals: Sequence[str], max_new_tokens: int | None = None
+) -> Usual:
+    """How the target that `load` gives usually answers what `benchmark` asks about the forget set."""
+
+    def asked(tokenizer: Any, context: int) -> dict[str, Prompts]:
+        of_probes = probes.prompts(benchmark.probes)
+        if not benchmark.questions.get("forget"):
+            return of_probes
+        return {"forget": tofu.prompts(benchmark, tokenizer, context, max_new_tokens), **of_probes}
+
+    return Usual(load, asked, refusals=refusals)

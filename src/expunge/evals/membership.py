@@ -4,7 +4,6 @@ Knows nothing of models. Every score is oriented so that HIGHER means more likel
 comes in. `logps` is [T]: the natural log-probability of each supervised token of one text, as in `requests.Score`.
 """
 
-import math
 import zlib
 from collections.abc import Sequence
 
@@ -26,30 +25,39 @@ def loss_score(logps: np.ndarray) -> float:
 
 
 def zlib_score(logps: np.ndarray, text: str) -> float:
-    """Sum of log-probabilities over the zlib-compressed size of the text (UTF-8), nats per byte.
+    """Mean log-probability over the zlib-compressed size of the text (UTF-8), nats per token and byte.
 
     The compressor stands for how predictable a text is to anyone: a repetitive text is likely, member or not.
-    Range (−∞, 0]. Source: Carlini et al. 2021, arXiv 2012.07805. OpenUnlearning divides the mean, not the sum.
+    Range (−∞, 0]. Source: Carlini et al. 2021, arXiv 2012.07805, as in OpenUnlearning and in RWKU's code.
+    """
+    return loss_score(logps) / len(zlib.compress(text.encode()))
+
+
+def zlib_sum_score(logps: np.ndarray, text: str) -> float:
+    """`zlib_score` with the sum of log-probabilities, nats per byte: both sides grow with the text, so that a long
+    text is not taken for a likely one.
+
+    Range (−∞, 0].
     """
     return float(_row(logps).sum() / len(zlib.compress(text.encode())))
 
 
 def min_k_score(logps: np.ndarray, k: float = 0.4) -> float:
-    """Mean of the lowest k of the log-probabilities, ⌈kT⌉ of them, nats per token.
+    """Mean of the lowest k of the log-probabilities, ⌊kT⌋ of them but at least one, nats per token.
 
     A text never seen has a few tokens that nothing prepares for; the rest say little. Range (−∞, 0].
-    Source: Shi et al. 2023, arXiv 2310.16789 ("Min-K% Prob"); k = .4 as in MUSE. Published codes take ⌊kT⌋, at least 1.
+    Source: Shi et al. 2023, arXiv 2310.16789 ("Min-K% Prob"); k = .4 as in MUSE and OpenUnlearning.
     """
     return _lowest_mean(_row(logps), k)
 
 
 def min_k_plus_plus_score(logps: np.ndarray, means: np.ndarray, deviations: np.ndarray, k: float = 0.4) -> float:
-    """Mean of the lowest k of (logp − mean) / deviation, ⌈kT⌉ of them.
+    """Mean of the lowest k of (logp − mean) / deviation, ⌊kT⌋ of them but at least one.
 
     `means` and `deviations` are [T]: the expectation and the standard deviation of log p(v) at each position when v
     is drawn from the model's own next-token distribution p. What counts is whether the token is likelier than the
     model's usual, so flat positions don't drown the rest. Range (−∞, ∞), no unit.
-    Source: Zhang et al. 2024, arXiv 2404.02936 ("Min-K%++").
+    Source: Zhang et al. 2024, arXiv 2404.02936 ("Min-K%++"); k = .4 as in OpenUnlearning, .2 in RWKU.
     """
     logps, means, deviations = _row(logps), _row(means), _row(deviations)
     assert logps.shape == means.shape == deviations.shape, "one mean and one deviation per token"
@@ -65,12 +73,13 @@ def reference_score(logps: np.ndarray, reference_logps: np.ndarray) -> float:
     return loss_score(logps) - loss_score(reference_logps)
 
 
-def gradient_norm_score(norm: float) -> float:
-    """−norm, where `norm` is that of the gradient of the text's mean loss to the weights: what is learned pulls little.
+def gradient_norm_score(norms: Sequence[float] | np.ndarray) -> float:
+    """−mean of `norms`, those of the gradient of the text's mean loss to each weight tensor: what is learned pulls
+    little.
 
     Range (−∞, 0]; compares only within one model. Source: as in OpenUnlearning, arXiv 2506.12618.
     """
-    return -float(norm)
+    return -float(_row(np.asarray(norms)).mean())
 
 
 def auc(members: Scores, others: Scores) -> float:
@@ -131,5 +140,5 @@ def _row(values: np.ndarray) -> np.ndarray:
 
 def _lowest_mean(values: np.ndarray, k: float) -> float:
     assert 0 < k <= 1, f"k is a share in (0, 1], not {k}"
-    count = max(1, math.ceil(k * values.size - 1e-9))  # .07 · 100 is a little more than 7 in float64
+    count = max(1, int(k * values.size))
     return float(np.partition(values, count - 1)[:count].mean())

@@ -6,18 +6,21 @@ Knows nothing of models, tokenizers or benchmarks, and needs no torch. Log-proba
 TOFU is Maini et al. 2024, arXiv 2401.06121.
 """
 
-import functools
 import math
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
-from rouge_score import rouge_scorer
 from scipy.stats import ks_2samp
+
+from expunge.data.words import caseless, pieces, words, words_and_marks
+from expunge.evals.rouge import rouge_l_f1 as rouge_l_f1
+from expunge.evals.rouge import rouge_l_recall as rouge_l_recall
+from expunge.evals.rouge import rwku_rouge_l_recall as rwku_rouge_l_recall
 
 UTILITY_SETS = ("retain", "real_authors", "world_facts")
 UTILITY_TERMS = tuple(f"{s}_{m}" for s in UTILITY_SETS for m in ("probability", "rouge_l_recall", "truth_score"))
@@ -103,32 +106,17 @@ def model_utility(terms: Mapping[str, float]) -> float:
     return 0.0 if 0.0 in values else len(values) / math.fsum(1.0 / v for v in values)
 
 
-def rouge_l_recall(generated: str, answer: str) -> float:
-    """ROUGE-L recall: the share of the answer's words that come, in order, in the generated text (stemmed).
-
-    Range [0, 1]. Saying more costs nothing, so it asks "is it said", not "is it well said".
-    Good: near 1 on the retain set; on the forget set near the retrained model's (.40 for TOFU's Llama-2-7B:
-    the form of an answer alone gives that much).
-    """
-    return float(_rouge().score(answer, generated)["rougeL"].recall)
-
-
-def rouge_l_f1(generated: str, answer: str) -> float:
-    """ROUGE-L F1 (stemmed): `rouge_l_recall` and the share of the generated words that are the answer's, balanced.
-
-    Range [0, 1]. Good: on the forget set near the retrained model's, elsewhere as before unlearning.
-    MUSE (Shi et al. 2024, arXiv 2407.06460) measures verbatim and knowledge memorisation with it.
-    """
-    return float(_rouge().score(answer, generated)["rougeL"].fmeasure)
-
-
 def token_f1(generated: str, answer: str) -> float:
     """F1 between the words of both, as bags, after lower case and without punctuation and articles (TriviaQA, SQuAD).
 
-    Range [0, 1]; two texts without words are equal.
+    Range [0, 1]; two texts of articles alone are equal, and two without words where their characters are. Of other
+    scripts than Latin, punctuation is dropped and unspaced words are cut into characters as in MLQA (Lewis et al. 2019,
+    arXiv 1910.07475).
     """
-    ours, theirs = Counter(_words(generated)), Counter(_words(answer))
+    ours, theirs = Counter(_plain(generated)), Counter(_plain(answer))
     common = sum((ours & theirs).values())
+    if not words(generated) and not words(answer):
+        return float(generated.split() == answer.split())
     if not ours or not theirs:
         return float(ours == theirs)
     return 2 * common / (sum(ours.values()) + sum(theirs.values()))
@@ -138,55 +126,44 @@ def exact_match(generated: str, answer: str) -> float:
     """1 when the generated text gives the answer, else 0 (BIG-Bench Hard, arXiv 2210.09261).
 
     Compared is what follows its first "the answer is", up to the end of that sentence or line, or the first line of a
-    text that does not say so; case, punctuation and articles don't count. Range {0, 1}.
+    text that does not say so; case, punctuation and articles don't count, unless the answer consists of them
+    (brackets, in one of the tasks). Range {0, 1}.
     """
     found = re.search(r"the answer is(.*?)(?:\.(?:\s|$)|\n|$)", generated, flags=re.IGNORECASE)
-    said = found[1] if found else generated.strip().split("\n")[0]
-    return float(_words(said) == _words(answer))
+    return _equal(found[1] if found else generated.strip().split("\n")[0], answer)
+
+
+def rwku_exact_match(generated: str, answer: str) -> float:
+    """`exact_match` as RWKU's evaluation code has it: compared is what stands between the first "the answer is " and
+    the next full stop, or else the whole text. Range {0, 1}.
+    """
+    found = re.search(r"[t|T]he answer is (.*?)\.", generated)
+    return _equal(found[1] if found else generated, answer)
+
+
+def _equal(said: str, answer: str) -> float:
+    ways = (_plain, words, str.split)  # "(A)" is an article without its brackets, and brackets are no word at all
+    way = next((way for way in ways if way(answer)), str.split)
+    return float(way(said) == way(answer))
 
 
 def ngram_entropy(text: str) -> float:
     """Weighted mean of the entropies, in bits, of its bigrams (2/3) and trigrams (4/3), halved (fluency in RWKU).
 
-    Range [0, log2 of the number of words]. Good: as before unlearning; broken, repetitive text is near 0.
+    The grams are of words and punctuation marks, in every script. Range [0, log2 of their number]. Good: as before
+    unlearning; broken, repetitive text is near 0.
     Source: Zhang et al. 2018, arXiv 1809.05972, as Meng et al. 2022, arXiv 2202.05262, weigh it.
     """
-    words = text.split()
+    tokens = words_and_marks(text)
     entropies = []
     for n, weight in ((2, 2 / 3), (3, 4 / 3)):
-        counts = Counter(zip(*(words[i:] for i in range(n)), strict=False)).values()
+        counts = Counter(zip(*(tokens[i:] for i in range(n)), strict=False)).values()
         total = sum(counts)
         entropies.append(weight * -math.fsum(c / total * math.log2(c / total) for c in counts) if total else 0.0)
     return abs(math.fsum(entropies) / 2)
 
 
-def is_degenerate(text: str, tokens_generated: int, max_new_tokens: int) -> bool:
-    """Whether a generated answer is no longer an answer: empty, too long, or repetitive.
-
-    - empty: nothing but white space;
-    - too long: `tokens_generated` (without the end token) reached `max_new_tokens`, so no end token came;
-    - repetitive: at least 8 words of which fewer than half of the neighbouring pairs are distinct,
-      or at least 3 words all the same, or at least 4 characters all the same.
-
-    Its mean over a set is a share in [0, 1]. Good: 0, and never above the retrained model's; forgetting bought with
-    broken text is the usual failure of gradient ascent.
-    Words are what white space separates, so repetition inside unspaced scripts shows only as "too long".
-    """
-    words = text.split()
-    if not words or tokens_generated >= max_new_tokens:
-        return True
-    pairs = list(pairwise(words))
-    if len(words) >= 8 and 2 * len(set(pairs)) < len(pairs):
-        return True
-    characters = "".join(words)
-    return (len(words) >= 3 and len(set(words)) == 1) or (len(characters) >= 4 and len(set(characters)) == 1)
-
-
-def _words(text: str) -> list[str]:
-    kept = "".join(c for c in text.lower() if c not in string.punctuation)
-    return [word for word in kept.split() if word not in ("a", "an", "the")]
-
-
-@functools.cache
-def _rouge() -> rouge_scorer.RougeScorer:
-    return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+def _plain(text: str) -> list[str]:
+    """Words as SQuAD's evaluation compares them: what white space separates, without case, punctuation and articles."""
+    kept = "".join(c for c in caseless(text) if c not in string.punctuation and unicodedata.category(c)[0] != "P")
+    return [word for word in pieces(kept) if word not in ("a", "an", "the")]

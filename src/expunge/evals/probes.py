@@ -16,6 +16,7 @@ from expunge.data.encode import Encoded, encode_rows, shortened
 from expunge.errors import UserError
 from expunge.evals import membership, requests
 from expunge.evals import metrics as m
+from expunge.evals.degeneration import Prompts, Told, Usual, before, judge
 from expunge.evals.requests import Generation, Score
 
 log = logging.getLogger(__name__)
@@ -25,16 +26,21 @@ Record = dict[str, Any]
 COMPARE: dict[Comparison, Callable[[str, list[str]], float]] = {
     "rouge_l_recall": lambda text, answers: max(m.rouge_l_recall(text, a) for a in answers),
     "rouge_l_f1": lambda text, answers: max(m.rouge_l_f1(text, a) for a in answers),
+    "rouge_l_f1_stemmed": lambda text, answers: max(m.rouge_l_f1(text, a, stem=True) for a in answers),
+    "rwku_rouge_l_recall": lambda text, answers: max(m.rwku_rouge_l_recall(text, a) for a in answers),
     "token_f1": lambda text, answers: max(m.token_f1(text, a) for a in answers),
     "exact_match": lambda text, answers: max(m.exact_match(text, a) for a in answers),
+    "rwku_exact_match": lambda text, answers: max(m.rwku_exact_match(text, a) for a in answers),
     "entropy": lambda text, _answers: m.ngram_entropy(text),
 }
 
 ATTACKS: dict[str, Callable[[Score, str], float]] = {
     "loss": lambda s, _text: membership.loss_score(s.logps),
     "zlib": lambda s, text: membership.zlib_score(s.logps, text),
+    "zlib_sum": lambda s, text: membership.zlib_sum_score(s.logps, text),
     "min_k": lambda s, _text: membership.min_k_score(s.logps),
-    "min_k_plus_plus": lambda s, _text: membership.min_k_plus_plus_score(s.logps, s.means, s.deviations),  # pyright: ignore[reportArgumentType]
+    "min_k_plus_plus": lambda s, _text: _min_k_plus_plus(s, 0.4),
+    "min_k_plus_plus_20": lambda s, _text: _min_k_plus_plus(s, 0.2),
 }
 """Membership inference that one forward is enough for."""
 
@@ -47,12 +53,14 @@ def measure(
     retrained_records: Mapping[str, Sequence[Record]] | None = None,
     generate: bool = True,
     limit: int | None = None,
+    usual: Usual | None = None,
     progress: bool = True,
 ) -> tuple[dict[str, float], dict[str, list[Record]]]:
     """(metrics, records by the probe's name), everything scored and generated once.
 
     - `Continuations`: the mean comparison goes by the probe's name, that of a kind by both (`forget_aa_cloze`), that of
-      a pool by the pool's; `degeneration` is the share of broken text among the answers to all that is forgotten.
+      a pool by the pool's, those beside it by the same and their own ending (`forget_all_stemmed`); `degeneration` is
+      the share of broken text among the answers to all that is forgotten, given `usual` also to the target model.
       Without `generate`, `<name>_probability`, the length-normalised probability of the answer, stands in.
     - `Choices`: accuracy, in [0, 1].
     - `Membership`: `<name>_<attack>`, the AUC of each attack, in [0, 1]. Where the sides have names, the mean score of
@@ -68,17 +76,12 @@ def measure(
     groups = [list(islice(scores, len(group))) for group in encoded]
     generations = _generate(model, tokenizer, probes, encoded, progress) if generate else {}
     metrics: dict[str, float] = {}
-    pools: dict[str, list[float]] = {}
     records: dict[str, list[Record]] = {}
     for probe, group in zip(probes, groups, strict=True):
         match probe:
             case Continuations():
-                own = records[probe.name] = _continued(probe, group, generations.get(probe.name))
+                own = records[probe.name] = _continued(probe, group, generations.get(probe.name), tokenizer)
                 metrics.update(_means(probe, own, generate))
-                if probe.pool is not None and generate:
-                    pools.setdefault(probe.pool, []).extend(r[probe.comparison] for r in own)
-                if probe.forgotten and generate:
-                    pools.setdefault("degeneration", []).extend(r["degenerate"] for r in own)
             case Choices():
                 own = records[probe.name] = _chosen(probe, group)
                 metrics[probe.name] = fmean(record["hit"] for record in own)
@@ -86,7 +89,16 @@ def measure(
                 records[probe.name] = _told_apart(probe, group)
                 known = (retrained_records or {}).get(probe.name)
                 metrics.update(_aucs(probe, records[probe.name], known))
-    return {**metrics, **{name: fmean(values) for name, values in pools.items()}}, records
+    if generate:
+        metrics.update(_pools(probes, records))
+        metrics.update(_degeneration(probes, records, usual))
+    return metrics, records
+
+
+def prompts(probes: Sequence[Probe]) -> dict[str, Prompts]:
+    """What is asked of a model about that which is forgotten, by the probe's name."""
+    asked = (p for p in probes if isinstance(p, Continuations) and p.forgotten and p.rows)
+    return {p.name: Prompts(p.rows, p.tokens, p.stops) for p in asked}
 
 
 def of_retrained(probes: Sequence[Probe], records: Mapping[str, Sequence[Record]]) -> dict[str, float]:
@@ -156,13 +168,15 @@ def _generate(
     return found
 
 
-def _continued(probe: Continuations, scores: Sequence[Score], told: Sequence[Generation] | None) -> list[Record]:
+def _continued(
+    probe: Continuations, scores: Sequence[Score], told: Sequence[Generation] | None, tokenizer: Any
+) -> list[Record]:
     records: list[Record] = []
     for i, (row, score) in enumerate(zip(probe.rows, scores, strict=True)):
         prompt, answer = parts(row)
-        answers = probe.answers[i] if probe.answers is not None else [answer]
-        text = _before(told[i].text, probe.stops) if told is not None else None
-        broken = told is not None and probe.forgotten and _is_broken(told[i], text or "", probe)
+        answers = _answers(probe, i, tokenizer)
+        text = before(told[i].text, probe.stops) if told is not None else None
+        compared = (probe.comparison, *probe.beside.values())
         records.append(
             {
                 "index": i,
@@ -170,34 +184,66 @@ def _continued(probe: Continuations, scores: Sequence[Score], told: Sequence[Gen
                 "answer": answer,
                 "probability": m.probability(score.total, score.tokens),
                 "generated": text,
-                probe.comparison: None if text is None else COMPARE[probe.comparison](text, answers),
+                **{name: None if text is None else COMPARE[name](text, answers) for name in compared},
                 **({"kind": probe.kinds[i]} if probe.kinds is not None else {}),
-                **({"degenerate": broken} if probe.forgotten else {}),
             }
         )
     return records
 
 
-def _is_broken(told: Generation, text: str, probe: Continuations) -> bool:
-    """An answer that a stop ended did come to an end."""
-    stopped = any(stop in told.text for stop in probe.stops)
-    return m.is_degenerate(text, 0 if stopped else len(told.tokens), probe.tokens)
+def _answers(probe: Continuations, i: int, tokenizer: Any) -> list[str]:
+    """What a text is compared with; of a passage, as MUSE has it, as many tokens as the text may have."""
+    answers = probe.answers[i] if probe.answers is not None else [parts(probe.rows[i])[1]]
+    if not probe.passages:
+        return answers
+    cut = [tokenizer(answer).input_ids[: probe.tokens] for answer in answers]
+    return [tokenizer.decode(ids, skip_special_tokens=True) for ids in cut]
 
 
-def _before(text: str, stops: Sequence[str]) -> str:
-    for stop in stops:
-        text = text.split(stop)[0]
-    return text.strip()
+def _pools(probes: Sequence[Probe], records: Mapping[str, Sequence[Record]]) -> dict[str, float]:
+    """The mean over all rows of the probes of a pool, of each comparison."""
+    pools: dict[str, list[float]] = {}
+    for probe in probes:
+        if isinstance(probe, Continuations) and probe.pool is not None:
+            for name, comparison in _named(probe.pool, probe):
+                pools.setdefault(name, []).extend(r[comparison] for r in records[probe.name])
+    return {name: fmean(values) for name, values in pools.items()}
+
+
+def _degeneration(
+    probes: Sequence[Probe], records: Mapping[str, Sequence[Record]], usual: Usual | None
+) -> dict[str, float]:
+    """The share of broken text among the answers to all that is forgotten; each record is told whether it is."""
+    told = [
+        (record, Told(p.name, row, record["generated"], [record["answer"]] if p.answers is None else p.answers[i]))
+        for p in probes
+        if isinstance(p, Continuations) and p.forgotten
+        for i, (row, record) in enumerate(zip(p.rows, records[p.name], strict=True))
+    ]
+    for (record, _), fields in zip(told, judge([t for _, t in told], usual), strict=True):
+        record.update(fields)
+    return {"degeneration": fmean(record["degenerate"] for record, _ in told)} if told else {}
+
+
+def _named(name: str, probe: Continuations) -> list[tuple[str, Comparison]]:
+    """Each comparison of a probe, under what its mean is called."""
+    return [(name, probe.comparison), *((f"{name}_{end}", other) for end, other in probe.beside.items())]
 
 
 def _means(probe: Continuations, records: Sequence[Record], generated: bool) -> Iterator[tuple[str, float]]:
     if not generated:
         yield f"{probe.name}_probability", fmean(r["probability"] for r in records)
         return
-    yield probe.name, fmean(r[probe.comparison] for r in records)
+    for name, comparison in _named(probe.name, probe):
+        yield name, fmean(r[comparison] for r in records)
     for kind in sorted(set(probe.kinds or ())):
         key = f"{probe.name}_{kind.replace(' ', '_').replace('-', '_')}"
         yield key, fmean(r[probe.comparison] for r in records if r["kind"] == kind)
+
+
+def _min_k_plus_plus(score: Score, k: float) -> float:
+    assert score.means is not None and score.deviations is not None
+    return membership.min_k_plus_plus_score(score.logps, score.means, score.deviations, k)
 
 
 def _chosen(probe: Choices, scores: Sequence[Score]) -> list[Record]:

@@ -16,8 +16,9 @@ from expunge.data.encode import Encoded, encode, place, question_row, shortened,
 from expunge.errors import UserError
 from expunge.evals import metrics as m
 from expunge.evals import requests
+from expunge.evals.degeneration import SAMPLE, Prompts, Told, Usual, judge
 from expunge.evals.memorization import exact_memorization, extraction_strength
-from expunge.evals.requests import Generation, Measure, Score
+from expunge.evals.requests import Measure, Score
 
 Record = dict[str, Any]
 
@@ -30,8 +31,8 @@ class Evaluation:
 
     A record holds `index`, `question`, `answer`, `probability`, `logp_mean` (nats per token), `tokens` (of the answer),
     `paraphrased_probability`, `perturbed_probabilities`, `truth_ratio` (None without perturbed answers), and, None
-    where nothing was generated, `generated`, `rouge_l_recall`, `degenerate`. One of the forget set then also holds
-    `extraction_strength` and `exact_memorization`.
+    where nothing was generated, `generated` and `rouge_l_recall`. One of the forget set then also holds
+    `extraction_strength`, `exact_memorization` and what `degeneration.judge` finds.
     """
 
     metrics: dict[str, float]
@@ -63,6 +64,7 @@ def evaluate(
     generate: bool = True,
     limit: int | None = None,
     max_new_tokens: int | None = None,
+    usual: Usual | None = None,
     also: Measure | None = None,
     progress: bool = True,
 ) -> Evaluation:
@@ -77,7 +79,8 @@ def evaluate(
     - `s_truth_score`: mean of max(0, 1 − R); not for `forget`, where neither high nor low is good;
     - `s_rouge_l_recall`: mean over the generated answers;
     - `forget_extraction_strength`, `forget_exact_memorization`: means over the forget answers (see `memorization`);
-    - `degeneration`: share of generated forget answers that are empty, repetitive or too long;
+    - `degeneration`: share of generated forget answers that are broken text, by themselves and, given `usual`, to the
+      target model (see `degeneration`);
     - `forget_quality`: given `retrained_records` (the `records` of a model trained without the forget set), where the
       forget questions have wrong answers;
     - `model_utility`: when all nine terms of it are there.
@@ -135,7 +138,13 @@ def evaluate(
             progress=progress,
         )
         for (record, _, _), generation in zip(told, generations, strict=True):
-            record.update(_generation_fields(generation, record["answer"], cap))
+            record["generated"] = generation.text
+            record["rouge_l_recall"] = m.rouge_l_recall(generation.text, record["answer"])
+        gone = [r for r in records.get(FORGET, []) if r["generated"] is not None]
+        rows = [_row(q) for q in questions.get(FORGET, [])[: len(gone)]]
+        texts = [Told(FORGET, row, r["generated"], [r["answer"]]) for row, r in zip(rows, gone, strict=True)]
+        for record, fields in zip(gone, judge(texts, usual), strict=True):
+            record.update(fields)
     metrics = _summary(records)
     if retrained_records is not None and _present(records.get(FORGET, []), "truth_ratio"):
         metrics["forget_quality"] = _forget_quality(records[FORGET], retrained_records.get(FORGET, []))
@@ -158,7 +167,7 @@ def _ask(
     """Each question with its answer, or all of its answers but for `alone`."""
     asked: list[_Asked] = []
     for i, question in enumerate(questions):
-        row = question.row or question_row(question.question, question.answer)
+        row = _row(question)
         where = place(i, question.row).replace("row", "question", 1)
         try:
             sequences = [encode(r, tokenizer) for r in (row, *(() if alone else _others(question, row)))]
@@ -173,6 +182,19 @@ def _ask(
             )
         asked.append(_Asked(question, tuple(sequences)))
     return asked
+
+
+def prompts(benchmark: Benchmark, tokenizer: Any, context: int, max_new_tokens: int | None = None) -> Prompts:
+    """What is asked of a model about the forget set, filled up with questions of other sets where it is small."""
+    cap = max_new_tokens or answer_cap(benchmark.questions.values(), tokenizer, context)
+    forget = [_row(q) for q in benchmark.questions[FORGET]]
+    others = (name for name in benchmark.questions if name != FORGET and name not in benchmark.choice_sets)
+    more = [_row(q) for name in others for q in benchmark.questions[name]]
+    return Prompts([*forget, *more[: max(0, SAMPLE - len(forget))]], cap)
+
+
+def _row(question: Question) -> Row:
+    return question.row or question_row(question.question, question.answer)
 
 
 def _others(question: Question, row: Row) -> Iterator[Row]:
@@ -209,15 +231,6 @@ def _record(index: int, question: Question, scores: Sequence[Score], choice: boo
         "perturbed_probabilities": wrong,
         "generated": None,
         "rouge_l_recall": None,
-        "degenerate": None,
-    }
-
-
-def _generation_fields(generation: Generation, answer: str, cap: int) -> Record:
-    return {
-        "generated": generation.text,
-        "rouge_l_recall": m.rouge_l_recall(generation.text, answer),
-        "degenerate": m.is_degenerate(generation.text, len(generation.tokens), cap),
     }
 
 

@@ -39,8 +39,9 @@ METRICS: dict[str, Metric] = {
         "forget truth ratio", "≈", "0 and up", _GOAL,
         "probability of wrong answers over that of the right one in other words; median", "forget"),
     "degeneration": Metric(
-        "degeneration", "↓", "0 to 1", "0",
-        "share of generated forget answers that are empty, repetitive or never end", "forget"),
+        "degeneration", "↓", "0 to 1", f"{_SAME}, next to 0",
+        "share of generated forget answers that are broken text: empty, repetitive, or less likely to the target than "
+        "its own sound answers are in the wrong place", "forget"),
     "verbmem": Metric(
         "verbatim memory", "↓", "0 to 1", _GOAL, "ROUGE-L F1 of the continuation of a forget text", "forget"),
     "knowmem_f": Metric(
@@ -99,9 +100,24 @@ METRICS: dict[str, Metric] = {
         for side, words, hint, good, group in (
             ("forget", "forget", "↓", "near 0", "forget"), ("neighbor", "neighbours", "↑", _SAME, "retain"))
         for probe, what in (
-            ("fb", "ROUGE-L recall of words filled into blanks"), ("qa", "ROUGE-L recall of answers to questions"),
-            ("aa", "ROUGE-L recall of answers to adversarial questions"))
+            ("fb", "ROUGE-L recall, as RWKU has it, of words filled into blanks"),
+            ("qa", "ROUGE-L recall, as RWKU has it, of answers to questions"),
+            ("aa", "ROUGE-L recall, as RWKU has it, of answers to adversarial questions"))
         if (side, probe) != ("neighbor", "aa")
+    },
+    **{
+        f"{side}_{probe}_stemmed": Metric(
+            f"{words} {probe if probe == 'all' else probe.upper()}, stemmed", hint, "0 to 1", good,
+            "the same by TOFU's ROUGE-L recall: upper and lower case are one, words are stemmed")
+        for side, words, hint, good in (("forget", "forget", "↓", "near 0"), ("neighbor", "neighbours", "↑", _SAME))
+        for probe in ("fb", "qa", "aa", "all")
+        if (side, probe) != ("neighbor", "aa")
+    },
+    **{
+        f"{name}_stemmed": Metric(f"{label}, stemmed", hint, "0 to 1", good, "the same with stemmed words")
+        for name, label, hint, good in (
+            ("verbmem", "verbatim memory", "↓", _GOAL), ("knowmem_f", "forget knowledge", "↓", _GOAL),
+            ("knowmem_r", "retain knowledge", "↑", _SAME))
     },
     "forget_all": Metric(
         "forget recall", "↓", "0 to 1", f"{_GOAL}, near 0", "mean of FB, QA and AA over all their questions", "forget"),
@@ -109,6 +125,8 @@ METRICS: dict[str, Metric] = {
         "neighbour recall", "↑", "0 to 1", _SAME, "mean of neighbours FB and QA over all their questions", "retain"),
     "mmlu": Metric("MMLU", "↑", "0 to 1", _SAME, "share of multiple-choice questions answered rightly", "retain"),
     "bbh": Metric("BBH", "↑", "0 to 1", _SAME, "share of reasoning tasks solved, after a chain of thought", "ability"),
+    "bbh_lenient": Metric(
+        "BBH, lenient", "↑", "0 to 1", _SAME, "the same where an answer may also end with its line"),
     "truthfulqa": Metric(
         "TruthfulQA", "↑", "0 to 1", _SAME, "share of questions where the true choice is likeliest", "ability"),
     "triviaqa": Metric(
@@ -123,8 +141,9 @@ METRICS: dict[str, Metric] = {
     },
     **{
         f"membership_{attack}{side}": Metric(f"{label}{words}{end}", hint, span, good, f"{what} {words}", "membership")
-        for attack, words in (("loss", "loss"), ("zlib", "loss by size"), ("min_k", "min-k %"),
-                              ("min_k_plus_plus", "min-k++"))
+        for attack, words in (("loss", "loss"), ("zlib", "loss by size"), ("zlib_sum", "summed loss by size"),
+                              ("min_k", "min-k %"), ("min_k_plus_plus", "min-k++"),
+                              ("min_k_plus_plus_20", "min-k++, k = .2"))
         for side, label, end, hint, span, good, what in (
             ("", "membership (", ")", "≈", "0 to 1", f"{_GOAL}; .5 where that is not known",
              "AUC of telling forget texts from others by"),

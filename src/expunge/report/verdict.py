@@ -135,7 +135,10 @@ def _failed(section: Section, keep: str, aim: str) -> Iterator[str]:
     broken = [e for e in section.methods if section.broken(e)]
     if broken:
         many = _and([f"{e.label} ({round(100 * (e.value('degeneration') or 0.0))} %)" for e in broken])
-        yield f"Forgetting shows as broken text in the forget answers of {many}."
+        target = section.reference("target")
+        usual = target.value("degeneration") if target else None
+        beside = "" if usual is None else f"; the target's are broken in {round(100 * usual)} %"
+        yield f"Forgetting shows as broken text in the forget answers of {many}{beside}."
 
 
 def _unknown(section: Section, aim: str) -> Iterator[str]:

@@ -1,0 +1,214 @@
+"""Broken text: whether a generated answer is still text, whatever it says.
+
+Knows texts, and the target model (the one before unlearning) as their reader; knows nothing of benchmarks.
+"""
+
+import gc
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import regex
+
+from expunge.data.benchmark import Row
+from expunge.data.encode import Encoded, encode, shortened, with_answer
+from expunge.data.refusals import REFUSALS
+from expunge.data.words import caseless, is_unspaced, words, words_and_marks
+from expunge.evals import requests
+from expunge.evals.rouge import rouge_l_recall
+
+log = logging.getLogger(__name__)
+
+Load = Callable[[], tuple[Any, Any]]
+
+SAMPLE = 32
+"""Prompts of a kind to which the target's answers are taken as its usual ones."""
+ELSEWHERE = (1, 3, 7)
+"""So many prompts further on each usual answer is read again, as an answer that is sound and wrong."""
+LEVEL = 0.95
+FEWEST = 8
+"""Readings from which a limit can be drawn."""
+
+_RUN = regex.compile(r"(\S.{0,19}?)\1{7,}", regex.DOTALL)
+_NOT_PUNCTUATION = regex.compile(r"\P{P}")
+
+
+def looks_broken(text: str) -> bool:
+    """Whether the text alone shows that it is broken, in any script; how long it is does not matter.
+
+    - empty: nothing but white space and punctuation;
+    - repetitive: at least 8 words and marks, fewer than half of whose neighbouring pairs are distinct (of scripts
+      without spaces: of whose runs of four characters); at least 3 words all the same; or the same characters, a
+      letter or a number among them, at least 8 times one after the other in more than half of the text.
+
+    Repetition is how greedy decoding from a damaged distribution fails first (Holtzman et al. 2020, arXiv 1904.09751).
+    """
+    tokens = words_and_marks(text)
+    if not any(map(_NOT_PUNCTUATION.match, tokens)):
+        return True
+    n = 4 if 2 * sum(map(is_unspaced, tokens)) > len(tokens) else 2
+    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    if len(tokens) >= 8 and 2 * len(set(grams)) < len(grams):
+        return True
+    pieces = text.split()
+    if len(pieces) >= 3 and len(set(pieces)) == 1:
+        return True
+    longest = max((len(run[0]) for run in _RUN.finditer(text) if words(run[1])), default=0)
+    return 2 * longest > len(text.strip())
+
+
+def is_right(text: str, answers: Sequence[str]) -> bool:
+    """Whether the text is one of the answers, or says all of its words in order in at most twice as many words."""
+    return any(
+        _plain(text) == _plain(answer)
+        or (rouge_l_recall(text, answer) == 1 and len(words(text)) <= 2 * len(words(answer)))
+        for answer in answers
+    )
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What is asked of the target to learn how it usually answers: rows, tokens of an answer, and what ends one."""
+
+    rows: Sequence[Row]
+    tokens: int
+    stops: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Told:
+    """A generated text, the row that it answers, the kind of prompt (a key of `Usual`), and what would be right."""
+
+    kind: str
+    row: Row
+    text: str
+    answers: Sequence[str]
+
+
+class Usual:
+    """The target model as a reader: how unlikely may a text be to it before it is no text any more?
+
+    A text is unlikely by its perplexity under the target, here the mean negative log-probability of its tokens after
+    the prompt, nats a token. Perplexity under a model that is known to be sound is the usual measure of fluency
+    (Holtzman et al. 2020, arXiv 1904.09751; Liu et al. 2021, arXiv 2105.03023). But a target that has learnt the forget
+    set by heart is surprised at every other answer, however well it is said. So the limit is taken from sound answers
+    that are wrong: the target's own greedy answers to `SAMPLE` prompts, each read after `ELSEWHERE` other prompts. A
+    text is broken when the target finds it less likely than `LEVEL` of those, each cut to as many tokens, since the
+    first words of any other answer surprise most. There is no further margin: of the target's own answers, read where
+    they belong, next to none reaches the limit.
+
+    Measured: of 40 answers of the demo's retrained model, which differ from the target's in every fact, none is broken;
+    of SmolLM2-135M-Instruct's own, of right ones by hand and of refusals none, and all when noise of .35 deviations is
+    added to its weights. What cannot be seen is a single odd word, and confident nonsense in good English.
+
+    The target is loaded for each lot of texts and let go of, so that nothing is held while a method trains. While it
+    reads, its weights stand beside the other model's, which by then holds no gradients. What it costs: the answers to
+    `SAMPLE` prompts once, and one forward of the texts that are neither right nor visibly broken.
+    """
+
+    def __init__(
+        self, load: Load, asked: Callable[[Any, int], Mapping[str, Prompts]], *, refusals: Sequence[str] = REFUSALS
+    ) -> None:
+        """`load` gives the target and its tokenizer; `asked` maps kinds to prompts, given it and the context length.
+
+        `refusals` are what methods may teach the model to say instead, which the target need not find likely.
+        """
+        self._load = load
+        self.refusals = frozenset(map(_plain, refusals))
+        model, tokenizer = load()
+        kinds = asked(tokenizer, requests.context_length(model))
+        self.readings = {kind: _read_elsewhere(model, tokenizer, prompts) for kind, prompts in kinds.items()}
+        for kind, readings in self.readings.items():
+            if len(readings) < FEWEST:
+                log.warning("%s: too few prompts to learn how the target answers; broken text shows by itself", kind)
+        del model
+        gc.collect()
+
+    def limit(self, kind: str, tokens: int) -> float | None:
+        """Nats a token from which on a text of so many tokens is broken; None where it cannot be told."""
+        readings = self.readings.get(kind, [])
+        if len(readings) < FEWEST:
+            return None
+        return float(np.quantile([means[min(tokens, len(means)) - 1] for means in readings], LEVEL))
+
+    def read(self, told: Sequence[Told]) -> list[tuple[float | None, float | None]]:
+        """(nats a token that the target gives each text, the limit of such texts)."""
+        if not told:
+            return []
+        model, tokenizer = self._load()
+        means = _running_means(model, tokenizer, [(t.row, t.text) for t in told])
+        del model
+        gc.collect()
+        return [
+            (float(own[-1]), self.limit(t.kind, len(own))) if len(own) else (None, None)
+            for t, own in zip(told, means, strict=True)
+        ]
+
+
+def judge(told: Sequence[Told], usual: Usual | None) -> list[dict[str, Any]]:
+    """For each text `degenerate`, and, where the target was asked, what it found (`target_nll`) and its `usual_nll`.
+
+    A right answer and a refusal are never broken. Without `usual` the text alone is looked at.
+    """
+    refusals = frozenset(map(_plain, REFUSALS)) if usual is None else usual.refusals
+    found: list[dict[str, Any]] = []
+    unsure: list[int] = []
+    for i, t in enumerate(told):
+        sound = _plain(t.text) in refusals or is_right(t.text, t.answers)
+        broken = not sound and looks_broken(t.text)
+        found.append({"degenerate": broken, "target_nll": None, "usual_nll": None})
+        if usual is not None and not sound and not broken:
+            unsure.append(i)
+    if usual is not None:
+        for i, (nll, limit) in zip(unsure, usual.read([told[i] for i in unsure]), strict=True):
+            broken = nll is not None and limit is not None and nll > limit
+            found[i] = {"degenerate": broken, "target_nll": nll, "usual_nll": limit}
+    return found
+
+
+def before(text: str, stops: Sequence[str]) -> str:
+    """What a generated text says before the first of `stops`."""
+    for stop in stops:
+        text = text.split(stop)[0]
+    return text.strip()
+
+
+def _plain(text: str) -> str:
+    return " ".join(caseless(text).split())
+
+
+def _read_elsewhere(model: Any, tokenizer: Any, asked: Prompts) -> list[np.ndarray]:
+    """The target's usual answers as it reads them after other prompts, see `_running_means`."""
+    count = min(SAMPLE, len(asked.rows))
+    if not count:
+        return []
+    rows = [asked.rows[i * len(asked.rows) // count] for i in range(count)]
+    room = requests.context_length(model) - asked.tokens
+    encoded = [shortened(encode(row, tokenizer), room, tokenizer) for row in rows]
+    prompts = [e.input_ids[: e.start] for e in encoded]
+    told = requests.generate(model, tokenizer, prompts, max_new_tokens=asked.tokens, progress=False)
+    texts = [before(t.text, asked.stops) for t in told]
+    pairs = {
+        (i, (i + further) % count): text
+        for further in ELSEWHERE
+        for i, text in enumerate(texts)
+        if not looks_broken(text) and text != texts[(i + further) % count]
+    }
+    read = _running_means(model, tokenizer, [(rows[at], text) for (_, at), text in pairs.items()])
+    return [means for means in read if len(means)]
+
+
+def _running_means(model: Any, tokenizer: Any, pairs: Sequence[tuple[Row, str]]) -> list[np.ndarray]:
+    """For each row and text, the mean of −log p over the first 1, 2, … tokens of the text as the row's answer."""
+    context = requests.context_length(model)
+    sequences: list[Encoded | None] = []
+    for row, text in pairs:
+        e = encode(with_answer(row, text), tokenizer)
+        tokens = len(e) - 1 - e.start  # the end token is no part of the text
+        e = shortened(Encoded(e.input_ids[:-1], e.start), max(context // 2, context - tokens), tokenizer)
+        sequences.append(e.cut(context) if tokens > 0 and e.start < context else None)
+    scores = iter(requests.score(model, [s for s in sequences if s is not None], progress=False))
+    found = [next(scores).logps.astype(np.float64) if s is not None else np.zeros(0) for s in sequences]
+    return [-np.cumsum(logps) / np.arange(1, len(logps) + 1) for logps in found]
