@@ -162,7 +162,7 @@ def test_the_target_tells_gibberish_from_wrong_answers(taught: Any, tokenizer: A
 def test_each_text_is_held_against_sound_ones_of_its_length(taught: Any, tokenizer: Any) -> None:
     usual = usual_answers(lambda: (taught(0), tokenizer), BENCHMARK, refusals=["I pass."])
     rows = [question_row(q.question, q.answer) for q in asked(0)]
-    texts = ["Ann Lee was born in Rome.", "Bo Ek went to school in Oslo.", "m mario mom known fort id", "I pass."]
+    texts = ["Ann Lee was born in Rome.", "Ann Lee was born in Cairo.", "m mario mom known fort id", "I pass."]
     told = [d.Told("forget", rows[0], text, ["Ann Lee was born in Oslo."]) for text in texts]
     found = d.judge(told, usual)
     assert [f["degenerate"] for f in found] == [False, False, True, False]
