@@ -384,8 +384,8 @@ def test_directories_are_compared_only_on_the_same_target(tmp_path: Path) -> Non
             [
                 "Both methods keep at least 80 % of the target's retain probability (.996); among those with unbroken"
                 " text undial+nll forgets best (forget quality 7e-05",
-                "Forgetting shows as broken text in the forget answers of unilogit+nll (28 %); the target's are broken in"
-                " 0 %.",
+                "Forgetting shows as broken text in the forget answers of unilogit+nll (28 %); the target's are"
+                " broken in 0 %.",
             ],
         ),
         (
