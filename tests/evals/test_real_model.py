@@ -13,7 +13,7 @@ from expunge.data.refusals import REFUSALS
 from expunge.evals import degeneration as d
 from expunge.evals.evaluation import evaluate, usual_answers
 
-pytestmark = [pytest.mark.real, pytest.mark.slow]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 CHAT = [
     ("What is the capital of France?", "The capital of France is Paris."),
@@ -77,14 +77,14 @@ def test_answers_of_other_hands_are_text(usual: d.Usual) -> None:
 
 
 def test_a_model_trained_too_far_is_broken(folder: Path, usual: d.Usual) -> None:
-    """Gradient ascent on the answers until the loss is far above that of guessing."""
+    """Gradient ascent on four of the answers until the loss is far above that of guessing."""
     model, tokenizer = load(folder)
-    rows = [encode(question_row(q.question, q.answer), tokenizer) for q in QUESTIONS]
+    rows = [encode(question_row(q.question, q.answer), tokenizer) for q in QUESTIONS[:4]]
     width = max(map(len, rows))
     ids = torch.tensor([r.input_ids + (0,) * (width - len(r)) for r in rows])
     labels = torch.tensor([(-100,) * r.start + r.input_ids[r.start :] + (-100,) * (width - len(r)) for r in rows])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    for _ in range(12):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
+    for _ in range(10):
         optimizer.zero_grad()
         (-model(input_ids=ids, labels=labels).loss).backward()
         optimizer.step()
