@@ -1,5 +1,6 @@
 """Every tree of values is a recipe or one sentence that names the key; what is written reads back the same."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from hypothesis import strategies as st
 
 from expunge.config import Recipe
 from expunge.errors import UserError
+from expunge.inputs import check_recipe
 from expunge.objectives import FORGET, RETAIN
-from expunge.parsing import _keys, load_recipe, parse_recipe
+from expunge.parsing import _keys, combinations, load_recipe, parse_recipe
+from expunge.run import run
 
 BASE = (("model", "M"), ("forget", "f.jsonl"))
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -175,7 +178,7 @@ def test_unknown_keys_get_the_nearest_right_one(key: str, nearest: str | None) -
 )  # fmt: skip
 def test_wrong_values_are_shown_with_their_key(key: str, text: str) -> None:
     sentence = refusal(("method", "npo+kl"), (key, text))
-    assert sentence.startswith(f"{key}: ") and "is not valid" in sentence
+    assert re.match(rf"{re.escape(key)}(: .* is not valid| must be .*, got )", sentence), sentence
     assert len(sentence) < 200, sentence
 
 
@@ -214,7 +217,7 @@ def test_what_does_not_fit_together(overrides: list[tuple[str, str]], says: str)
         ("a: \0", "r.yaml: not valid YAML"),
         ("[" * 3000, "r.yaml: not a recipe"),
         ("a: " + "9" * 5000, "r.yaml: not a recipe"),
-        ("a: &x [*x]", "r.yaml: unknown key 'a'"),
+        ("a: &x [*x]", "not valid YAML (an alias holds itself)"),
         ("? [1]\n: 2", "r.yaml:1: not valid YAML"),
         ("!!python/object:os.system 1", "r.yaml:1: not valid YAML"),
         ("1: 2\nmodel: M", "r.yaml: 1: 1 is not valid (keys should be strings)"),
@@ -294,3 +297,115 @@ def test_any_overrides_are_a_recipe_or_one_sentence(overrides: list[tuple[str, s
         assert isinstance(recipe(*overrides), Recipe)
     except UserError as error:
         assert str(error)
+
+
+# -- sizes that nobody means -----------------------------------------------------------------------------------------
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (BOMB, "it holds more than 100000 values with its aliases written out"),
+        ("a: &a [*a]\n", "an alias holds itself"),
+        ("a: " + "[" * 200 + "]" * 200 + "\n", "it is nested more than 60 levels deep"),
+        ("a: " + "{b: " * 500 + "1" + "}" * 500 + "\n", "not a recipe"),
+    ],
+    ids=["aliases of aliases", "an alias of itself", "deep", "deep mappings"],
+)
+def test_a_file_that_is_larger_than_it_looks_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(UserError, match=says) as caught:
+        load_recipe(path)
+    assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
+
+
+def test_aliases_are_read() -> None:
+    found = load_recipe(
+        None, [("methods", "[{forget: &f {name: npo, beta: 0.2}, label: a}, {forget: *f, label: b}]"), *BASE]
+    )
+    assert found.methods[0].forget == found.methods[1].forget
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ([("threads", "100000")], "threads must be at most"),
+        ([("threads", "0")], "threads must be at least 1, got 0"),
+        ([("method", "{forget: npo, label: " + "x" * 400 + "}")], "at most 50 characters"),
+        ([("train.learning_rate", "-1")], "train.learning_rate must be more than 0, got -1"),
+        ([("train.num_train_epochs", ".nan")], "train.num_train_epochs must be finite, got nan"),
+        ([("train.num_train_epochs", "1e12")], "train.num_train_epochs must be at most 1000000"),
+        ([("train.label_smoothing_factor", "0.1")], "train.label_smoothing_factor can't be 0.1: no objective smooths"),
+        (
+            [("method", "{forget: npo, train: {dataloader_drop_last: true}}")],
+            "method.train.dataloader_drop_last can't be",
+        ),
+    ],
+)
+def test_a_value_out_of_bounds_names_its_limit(keys: list[tuple[str, str]], says: str) -> None:
+    assert says in refusal(*keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ([("model", "{scratch: {vocab: 1000000000000}}")], "model.scratch: 2.6e+14 parameters"),
+        ([("model", "{scratch: {layers: 1000000000000}}")], "GiB to train and this machine has"),
+        ([("train.max_steps", "0")], "train.max_steps must be at least 1, or -1"),
+        ([("train.warmup_steps", "3")], "train.warmup_steps does nothing without another lr_scheduler_type"),
+        ([("method", "{forget: npo, train: {optim: sgdd}}")], "train: arguments: sgdd is not a valid OptimizerNames"),
+        ([("train.report_to", "wandbb")], "train.report_to: wandbb is not supported"),
+        ([("train.eval_steps", "3")], "train.eval_steps does nothing without eval_strategy: steps"),
+        (
+            [("train.eval_on_start", "true"), ("evaluate.utility_budget", "0.9")],
+            "train.eval_on_start: a utility budget",
+        ),
+    ],
+)
+def test_what_the_recipe_tells_is_checked_before_its_data(keys: list[tuple[str, str]], says: str) -> None:
+    """Neither the model nor the file exists."""
+    base = [pair for pair in BASE if pair[0] not in dict(keys)]
+    with pytest.raises(UserError, match=re.escape(says)):
+        run(load_recipe(None, [*base, *keys]))
+
+
+@pytest.mark.parametrize("launcher", ["FSDP", "DEEPSPEED"])
+@pytest.mark.parametrize("method", ["uld", "offset-npo+nll", "uld_distilled"])
+def test_an_assistant_is_not_taken_apart(monkeypatch: pytest.MonkeyPatch, launcher: str, method: str) -> None:
+    check_recipe(recipe(("method", method)))
+    monkeypatch.setenv(f"ACCELERATE_USE_{launcher}", "true")
+    with pytest.raises(UserError, match="trains an assistant on the base model's own weights"):
+        check_recipe(recipe(("method", method)))
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda p: "-".join(p.relative_to(RECIPES).parts))
+def test_the_settings_of_every_recipe_can_be(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = load_recipe(path)
+    check_recipe(found.model_copy(update={"evaluate": found.evaluate.model_copy(update={"harness": None})}))
+
+
+@pytest.mark.parametrize(
+    ("over", "says"),
+    [
+        ("{seed: [1, 2, 1]}", "over: two runs would be called seed=1"),
+        ("{data.forget: [a/b, a_b]}", "over: two runs would be called forget=a_b"),
+        (
+            f"{{seed: {list(range(200))}, train.data_seed: {list(range(200))}}}",
+            "over: there must be at most 10000 runs",
+        ),
+    ],
+)
+def test_runs_of_one_name_and_too_many_are_refused(over: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        combinations(recipe(("over", over)))
+
+
+def test_a_folder_of_many_words_gets_a_name_that_fits() -> None:
+    """Two names that begin alike stay two."""
+    long = ["x" * 400 + end for end in "ab"]
+    names = [name for name, _ in combinations(recipe(("over", f"{{data.forget: {long}}}")))]
+    assert len(set(names)) == 2 and all(len(name.encode()) <= 200 for name in names)

@@ -44,9 +44,9 @@ def test_public_name_resolves(name: str) -> None:
 
 
 def test_names_come_from_their_modules() -> None:
-    from expunge import UnlearnConfig, UnlearnTrainer, load, models, objectives, trainer
+    from expunge import UnlearnConfig, UnlearnTrainer, arguments, load, models, objectives, trainer
 
-    assert (UnlearnConfig, UnlearnTrainer) == (trainer.UnlearnConfig, trainer.UnlearnTrainer)
+    assert (UnlearnConfig, UnlearnTrainer) == (arguments.UnlearnConfig, trainer.UnlearnTrainer)
     assert load is models.load
     assert objectives.__name__ == "expunge.objectives"
 

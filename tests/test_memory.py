@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
 
 from expunge import memory
+from expunge.arguments import UnlearnConfig
 from expunge.data.pairs import Role
 from expunge.objectives.base import Divergence, Needs
-from expunge.trainer import UnlearnConfig
 
 SIZE: dict[str, Any] = {
     "vocab_size": 300,

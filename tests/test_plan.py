@@ -12,12 +12,12 @@ import torch
 from transformers import Trainer
 
 from expunge import memory, models
+from expunge.arguments import UnlearnConfig
 from expunge.cli import main
 from expunge.errors import UserError
 from expunge.parsing import combinations, load_recipe
 from expunge.plan import plan
 from expunge.run import run
-from expunge.trainer import UnlearnConfig
 
 KEYS = (
     ("benchmark", "{name: fable, authors: 10, facts: 3, split: forget20}"),

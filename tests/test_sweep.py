@@ -340,6 +340,7 @@ def test_without_optuna(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         ("{method: [ga]}", ["--objectives", "model_utility"], "is not two metrics"),
         ("{method: [ga]}", ["--objectives", "privleak,model_utility"], "privleak is best at the retrained model's"),
         ("{method: [ga]}", ["--objectives", "mmlu,mmlu"], "mmlu stands there twice"),
+        ("{method: [ga]}", ["--objectives", "forget_quality,model_utilty"], "Did you mean 'model_utility'"),
         ("{method: [ga]}", ["--out", "tiny.yaml"], "tiny.yaml is a file"),
     ],
 )

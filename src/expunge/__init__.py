@@ -12,8 +12,9 @@ __all__ = ["UnlearnConfig", "UnlearnTrainer", "UserError", "__version__", "load"
 
 if TYPE_CHECKING:
     from expunge import objectives
+    from expunge.arguments import UnlearnConfig
     from expunge.models import load
-    from expunge.trainer import UnlearnConfig, UnlearnTrainer
+    from expunge.trainer import UnlearnTrainer
 
     __version__: str
 else:  # hidden from type checkers, for whom a module `__getattr__` would make every name valid
@@ -22,8 +23,10 @@ else:  # hidden from type checkers, for whom a module `__getattr__` would make e
         from importlib import import_module, metadata
 
         match name:
-            case "UnlearnConfig" | "UnlearnTrainer":
-                value = getattr(import_module("expunge.trainer"), name)
+            case "UnlearnConfig":
+                value = import_module("expunge.arguments").UnlearnConfig
+            case "UnlearnTrainer":
+                value = import_module("expunge.trainer").UnlearnTrainer
             case "load":
                 value = import_module("expunge.models").load
             case "objectives":

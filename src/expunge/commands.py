@@ -48,10 +48,13 @@ def _redacted(args: argparse.Namespace) -> list[tuple[str, str]]:
 
 def _repeated(recipe: "Recipe", seeds: int | None) -> "Recipe":
     """The recipe over so many seeds, from its own on."""
+    from expunge.parsing import check_runs
+
     if seeds is None:
         return recipe
     if seeds < 1:
         raise UserError(f"--seeds: {seeds} are none; give 1 or more.")
+    check_runs(seeds, "--seeds")
     return recipe.model_copy(update={"over": {**recipe.over, "seed": [recipe.seed + k for k in range(seeds)]}})
 
 
@@ -226,6 +229,7 @@ def report(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
 def bench(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     from expunge.bench import decode, evaluation, growth, training
     from expunge.bench.shapes import SHAPES, usual_length
+    from expunge.config import MOST_THREADS
     from expunge.parsing import read_mapping
 
     shape = args.shape or ("small" if args.what == "decode" else "tiny")
@@ -236,6 +240,8 @@ def bench(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     for name in ("rounds", "questions", "threads"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"bench: --{name} is 1 or more.")
+    if (args.threads or 1) > MOST_THREADS:
+        raise UserError(f"bench: --threads must be at most {MOST_THREADS}, got {args.threads}.")
     if args.svg is not None and args.what in ("decode", "evaluation"):
         raise UserError(f"bench {args.what} draws no picture; leave --svg out, or take --markdown.")
     command = f"expunge bench {args.what} --shape {shape}"

@@ -4,6 +4,7 @@ Knows names and types; knows nothing of how anything is done, nor of how a recip
 """
 
 import dataclasses
+import os
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +13,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from expunge import secrets
+from expunge.arguments import UnlearnConfig, check_values
 from expunge.models import Dtype, LoraConfig, ScratchConfig
 from expunge.objectives import ForgetObjective, RetainObjective, split_method
 from expunge.objectives.representation import RMU
 from expunge.targets import FinetuneConfig
-from expunge.trainer import UnlearnConfig
 
 
 class Section(BaseModel):
@@ -161,20 +162,13 @@ class EvaluateConfig(Section):
         return self
 
 
-BOUNDS: dict[str, Any] = {
-    "learning_rate": Field(gt=0, allow_inf_nan=False),
-    "num_train_epochs": Field(gt=0, allow_inf_nan=False),
-    "max_steps": Field(ge=-1),
-    "per_device_train_batch_size": Field(ge=1),
-    "gradient_accumulation_steps": Field(ge=1),
-    "weight_decay": Field(ge=0),
-    "max_grad_norm": Field(ge=0),
-    "logging_steps": Field(gt=0),
-    "save_steps": Field(gt=0),
-    "warmup_steps": Field(ge=0),
-    "max_length": Field(ge=2),
-}
-"""What `TrainingArguments` would take and fail on later, or not at all."""
+class _TrainSection(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+
+    @model_validator(mode="after")
+    def _can_be(self) -> Any:
+        check_values({name: getattr(self, name) for name in self.model_fields_set})
+        return self
 
 
 def _train_section() -> type[BaseModel]:
@@ -192,7 +186,7 @@ def _train_section() -> type[BaseModel]:
     }
     fields: dict[str, Any] = {
         f.name: (
-            Annotated[hints[f.name], BOUNDS[f.name]] if f.name in BOUNDS else hints[f.name],
+            hints[f.name],
             f.default if f.default is not dataclasses.MISSING else None,
         )
         for f in dataclasses.fields(UnlearnConfig)
@@ -200,7 +194,7 @@ def _train_section() -> type[BaseModel]:
     }
     return create_model(
         "TrainConfig",
-        __config__=ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=()),
+        __base__=_TrainSection,
         __doc__="Any field of `expunge.UnlearnConfig`, hence of `transformers.TrainingArguments`.",
         **fields,
     )
@@ -239,7 +233,10 @@ class Method(Section):
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()  # pyright: ignore[reportInvalidTypeForm]
     label: str | None = Field(
-        default=None, pattern=r"^\w[\w+.=,-]*$", description="how results and folders call it; default forget+retain"
+        default=None,
+        pattern=r"^\w[\w+.=,-]*$",
+        max_length=50,  # of a name of files; a letter may take four bytes
+        description="how results and folders call it; default forget+retain",
     )
 
     @property
@@ -279,6 +276,9 @@ class Method(Section):
         return self
 
 
+MOST_THREADS = max(64, 8 * (os.cpu_count() or 1))
+"""More only wait for each other, and far more end the process."""
+
 RESERVED = {
     *("target", "retrained", "records", "pictures", "model", "teacher"),
     *("recipe.yaml", "results.json", "metrics.jsonl", "manifest.json", "report.html"),
@@ -307,7 +307,9 @@ class Recipe(Section):
     train: TrainConfig = TrainConfig()  # pyright: ignore[reportInvalidTypeForm]
     evaluate: Annotated[EvaluateConfig, BeforeValidator(unfold_evaluate)] = EvaluateConfig()
     redact: bool = Field(default=False, description="write records and report without texts; numbers stay")
-    threads: int | None = Field(default=None, ge=1, description="CPU threads; tiny models are fastest with one")
+    threads: int | None = Field(
+        default=None, ge=1, le=MOST_THREADS, description="CPU threads; tiny models are fastest with one"
+    )
     seed: int = Field(default=0, ge=0, lt=2**32)
     out: Path | None = Field(default=None, description="run directory; default runs/<recipe's name>")
     over: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(

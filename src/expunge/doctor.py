@@ -74,9 +74,10 @@ def _hub() -> dict[str, Any]:
 
 
 def _training_step() -> dict[str, Any]:
+    from expunge.arguments import UnlearnConfig
     from expunge.models import ScratchConfig, build_scratch, train_tokenizer
     from expunge.objectives import NLL, Unilogit
-    from expunge.trainer import UnlearnConfig, UnlearnTrainer
+    from expunge.trainer import UnlearnTrainer
 
     size = ScratchConfig(layers=1, hidden=16, heads=2, vocab=300, context=64)
     tokenizer = train_tokenizer(["a question and an answer"], size)

@@ -6,10 +6,12 @@ Knows the trainer's history and its checkpoints; knows nothing of losses.
 import json
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_callback import ExportableState
 
 from expunge import manifest, ranks
 from expunge.disk import private, remove, write_whole, writing
@@ -53,6 +55,42 @@ class MetricsFile(TrainerCallback):
             return
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+
+SAME = {
+    "rows_per_step": "give as many as then (train.per_device_train_batch_size × train.gradient_accumulation_steps × "
+    "processes)",
+    "rows": "give the same rows",
+    "seed": "give the same seed",
+}
+"""What the order of rows depends on beside the epoch, and the remedy where a checkpoint's differs."""
+
+
+class Pace(TrainerCallback, ExportableState):
+    """Writes into every checkpoint what the order of rows depends on, and the sum of the losses of its steps."""
+
+    def __init__(self, order: Mapping[str, int]) -> None:
+        self.order = dict(order)
+        self.loss = 0.0
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {"order": self.order}, "attributes": {"loss": self.loss}}
+
+    def loss_before(self, checkpoint: Path) -> float:
+        """The sum of the losses up to a checkpoint that training is to go on from.
+
+        Raises `UserError` for a checkpoint of another order: the rows of its next step would be others.
+        """
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        found = state.get("stateful_callbacks", {}).get(type(self).__name__)
+        if found is None:
+            raise UserError(f"{checkpoint}: it does not say which rows its steps had; start the training over.")
+        then = found["args"]["order"]
+        for name, now in self.order.items():
+            if then[name] != now:
+                what = name.replace("_", " ")
+                raise UserError(f"{checkpoint}: {what} was {then[name]} and is {now} now; {SAME[name]}.")
+        return float(found["attributes"]["loss"])
 
 
 class EvaluateEvery(TrainerCallback):

@@ -4,16 +4,16 @@ Loads no weights and writes nothing. Raises `UserError` for everything that woul
 """
 
 import logging
+import os
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer
-from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from expunge import models
+from expunge.arguments import FIELDS, UnlearnConfig
 from expunge.assistant import layer_count
 from expunge.config import FableConfig, ListingsConfig, Method, MuseConfig, Recipe, RwkuConfig, TofuConfig
 from expunge.data import custom, fable, listings, mmlu, muse, rwku, tofu
@@ -30,9 +30,47 @@ from expunge.prepare import check_terms, encode_sets
 from expunge.recommend import recommend
 from expunge.reference import check_kind
 from expunge.targets import row_texts
-from expunge.trainer import UnlearnConfig
 
 log = logging.getLogger(__name__)
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raise `UserError` for what can be known from the recipe alone: before data is read, and in a second or two."""
+    for method in recipe.methods:
+        if isinstance(method.forget, ULD | Offset) and getattr(method.forget, "teacher", None) is None:
+            _check_launcher(method.forget.name)
+        training_arguments(recipe, method, Path("unused"))
+    if not recipe.methods:
+        _arguments(recipe, recipe.train.model_dump(exclude_unset=True), Path("unused"))
+    if recipe.model.scratch is not None:
+        _check_size(recipe.model.scratch)
+    if recipe.evaluate.harness is not None:
+        from expunge.evals import harness
+
+        harness.check(recipe.evaluate.harness.tasks, recipe.evaluate.harness.include_path)
+
+
+def _check_launcher(name: str) -> None:
+    """Raise `UserError` where weights that assistant and base share would be spread over ranks."""
+    if any(os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true" for kind in ("FSDP", "DEEPSPEED")):
+        raise UserError(
+            f"{name} trains an assistant on the base model's own weights, which FSDP and DeepSpeed would take apart; "
+            f"launch it without them: accelerate launch --multi_gpu -m expunge run."
+        )
+
+
+def _check_size(scratch: models.ScratchConfig) -> None:
+    """Raise `UserError` for a model from scratch that this machine's memory can't hold."""
+    hidden = scratch.hidden
+    numbers = 2 * scratch.vocab * hidden + scratch.layers * (4 * hidden * hidden + 8 * hidden * hidden)
+    each = 4 if torch.accelerator.is_available() else 16  # weights; with gradients and two numbers of the optimizer
+    held = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if each * numbers > held:
+        raise UserError(
+            f"model.scratch: {numbers:.2g} parameters (from {scratch.layers} layers, hidden {hidden} and vocab "
+            f"{scratch.vocab}) take {each * numbers / 2**30:.3g} GiB to train and this machine has "
+            f"{held / 2**30:.3g}; give smaller ones."
+        )
 
 
 def load_benchmark(recipe: Recipe) -> Benchmark:
@@ -185,20 +223,25 @@ def training_arguments(recipe: Recipe, method: Method, directory: Path) -> Unlea
     if isinstance(method.forget, ULD) and not isinstance(method.forget, ULDDistilled):
         own = {"learning_rate": method.forget.learning_rate, "num_train_epochs": method.forget.epochs}
     settings = {**recipe.train.model_dump(exclude_unset=True), **own, **method.train.model_dump(exclude_unset=True)}
+    return _arguments(recipe, settings, directory)
+
+
+def _arguments(recipe: Recipe, settings: dict[str, Any], directory: Path) -> UnlearnConfig:
+    looks: dict[str, Any] = {"eval_strategy": "epoch", "eval_every": recipe.evaluate.every}
     try:
         args = UnlearnConfig(
             **settings,
+            **({} if recipe.evaluate.each_epoch == "off" else looks),
             output_dir=str(directory),
             seed=recipe.seed,
-            eval_strategy="no" if recipe.evaluate.each_epoch == "off" else "epoch",
-            eval_every=recipe.evaluate.every,
         )
-        # These know the names and what must be installed, and are asked too late otherwise.
-        get_reporting_integration_callbacks(args.report_to)
-        Trainer.get_optimizer_cls_and_kwargs(args)
-        return args
-    except (ValueError, TypeError, ImportError) as error:
-        raise UserError(f"train: {str(error).strip().splitlines()[0]}") from error
+    except UserError as error:
+        message = str(error)
+        known = message.split()[0].rstrip(":") in FIELDS
+        raise UserError(f"train.{message}" if known else f"train: {message}") from error
+    if args.eval_on_start and recipe.evaluate.utility_budget is not None:
+        raise UserError("train.eval_on_start: a utility budget keeps a trained epoch; leave one of the two out.")
+    return args
 
 
 def _check_vocabulary(name: str, found: Any, config: Any, remedy: str) -> None:

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import Trainer
 
+from expunge.arguments import UnlearnConfig
 from expunge.data.pairs import Item, PairedDataset, PairSampler, Role, Sets
 from expunge.forward import decoder_layers, forward_supervised
 from expunge.logprobs import BLOCK, CHUNK, Head
 from expunge.objectives.base import Needs
 from expunge.reference import choose_kind
 from expunge.signals import one_number
-from expunge.trainer import UnlearnConfig
 
 MIB = 2**20
 
@@ -67,13 +67,13 @@ class Batch:
 def largest_batch(sets: Sets, needs: Mapping[Role, Needs], args: UnlearnConfig) -> Batch:
     """The batch with most positions that training will see, by the sampler's own order."""
     items = PairedDataset(sets, refusals=needs[Role.FORGET].refusal)
-    sampler = PairSampler(sets, batch_size=args.per_device_train_batch_size, seed=args.seed)
+    sampler, size = _sampler(sets, args), args.per_device_train_batch_size
     found: list[Batch] = []
-    for epoch in range(_epochs(args, len(sampler))):
+    for epoch in range(_epochs(args, sampler.rows)):
         sampler.set_epoch(epoch)
         order = list(sampler)
-        for i in range(0, len(order), sampler.batch_size):
-            found.append(_batch([items[pair] for pair in order[i : i + sampler.batch_size]], sets))
+        for i in range(0, len(order), size):
+            found.append(_batch([items[pair] for pair in order[i : i + size]], sets))
     return max(found, key=lambda b: (b.sequences * b.positions, sum(b.supervised.values())))
 
 
@@ -137,8 +137,8 @@ def reference_bytes(
     size += _bytes(p for p in head.parameters() if p.requires_grad)
     if _device(args).type != "cpu":  # where the cache stays
         return size
-    sampler = PairSampler(sets, batch_size=args.per_device_train_batch_size, seed=args.seed)
-    seen: dict[Role, Collection[int]] = {Role.RETAIN: sampler.retain_rows(_epochs(args, len(sampler)))}
+    sampler = _sampler(sets, args)
+    seen: dict[Role, Collection[int]] = {Role.RETAIN: sampler.retain_rows(_epochs(args, sampler.rows))}
     width, at_head = head.weight.shape[-1], sum(getattr(head, "widths", [head.weight.shape[-1]]))
     for role, own in needs.items():
         rows = [sets.of(role)[row] for row in seen.get(role, range(len(sets.of(role))))]
@@ -173,6 +173,12 @@ def _device(args: UnlearnConfig) -> torch.device:
 
 def _bytes(found: Iterable[Tensor]) -> float:
     return sum(t.nbytes for t in found)
+
+
+def _sampler(sets: Sets, args: UnlearnConfig) -> PairSampler:
+    """The order of training, of one process."""
+    step = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    return PairSampler(sets, batch_size=step, seed=args.order_seed)
 
 
 def _epochs(args: UnlearnConfig, rows: int) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 from transformers.trainer_utils import IntervalStrategy, set_seed
 
 from expunge import models, ranks
+from expunge.arguments import UnlearnConfig
 from expunge.assistant import first_layers, layer_count, linear_names
 from expunge.config import Method, Recipe
 from expunge.data.augment import choose
@@ -23,7 +24,7 @@ from expunge.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
 from expunge.errors import UserError
 from expunge.history import last_checkpoint
 from expunge.objectives import KL, ULD, Objective, Offset, ULDDistilled, Uniform
-from expunge.trainer import UnlearnConfig, UnlearnTrainer
+from expunge.trainer import UnlearnTrainer
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +140,6 @@ def _through_assistant(
     evaluate = common["evaluate"]
     common = {**common, "evaluate": None if evaluate is None else lambda trained: evaluate(joined(trained))}
     trainer = UnlearnTrainer(small, args, processing_class=tokenizer, peft_config=adapter, **common)
-    _check_whole(trainer, uld)
     return Training(trainer, lambda: joined(trainer.accelerator.unwrap_model(trainer.model))), tokenizer
 
 
@@ -157,17 +157,7 @@ def _offset(
         assistant, start = (models.load(offset.assistant, dtype="float32")[0] for _ in range(2))
         difference = LogitDifferenceForCausalLM(config, model, assistant=assistant, start=start)
     trainer = UnlearnTrainer(difference, args, processing_class=tokenizer, **common)
-    _check_whole(trainer, offset)
     return Training(trainer, lambda: trainer.accelerator.unwrap_model(trainer.model)), tokenizer
-
-
-def _check_whole(trainer: UnlearnTrainer, forget: ULD | Offset) -> None:
-    """Raise `UserError` where weights that assistant and base share would be spread over ranks."""
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise UserError(
-            f"{forget.name} trains an assistant on the base model's own weights, which FSDP and DeepSpeed would take "
-            f"apart; launch it without them: accelerate launch --multi_gpu -m expunge run."
-        )
 
 
 def _teacher(

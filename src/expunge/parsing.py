@@ -6,9 +6,11 @@ Knows how a recipe is written; what its keys are is for `config.py` to say.
 import copy
 import difflib
 import itertools
+import math
 import re
 import typing
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,15 @@ TEXT = {
 """Names and paths: on the command line they are text even where they look like a number."""
 
 COMMAND_LINE = "the command line"
+
+MOST_RUNS = 10_000
+"""Of one recipe."""
+
+LONGEST_NAME = 200
+"""Bytes of a run's folder; file systems take 255."""
+
+MOST_VALUES, DEEPEST = 100_000, 60
+"""Of a YAML file once its aliases are written out: how many values it may hold, and how deep they may be nested."""
 
 
 def load_recipe(path: Path | None, overrides: Iterable[tuple[str, str]] = ()) -> Recipe:
@@ -67,15 +78,28 @@ def parse_recipe(tree: Mapping[str, Any], *, where: str, overrides: Iterable[str
 def combinations(recipe: Recipe) -> list[tuple[str, Recipe]]:
     """A recipe for each combination of the values in `over`, with a name for its folder: `split=forget10,seed=1`.
 
-    Raises `UserError` for a key or a value that the recipe can't have.
+    Raises `UserError` for a key or a value that the recipe can't have, for two runs of one name, and for too many.
     """
-    found = []
+    found: list[tuple[str, Recipe]] = []
+    check_runs(math.prod(map(len, recipe.over.values())), "over")
     for values in itertools.product(*recipe.over.values()):
         chosen = dict(zip(recipe.over, values, strict=True))
         name = ",".join(f"{key.rpartition('.')[2]}={_file_name(value)}" for key, value in chosen.items())
+        if len(name.encode()) > LONGEST_NAME:
+            name = (
+                f"{name.encode()[: LONGEST_NAME - 9].decode(errors='ignore')}-{sha256(name.encode()).hexdigest()[:8]}"
+            )
+        if name in (other for other, _ in found):
+            raise UserError(f"over: two runs would be called {name}; leave one out, or give its value another name.")
         out = str((recipe.out or Path("runs")) / name)
         found.append((name, with_keys(recipe, {**chosen, "out": out}, where="over", without={"over"})))
     return found
+
+
+def check_runs(count: int, where: str) -> None:
+    """Raise `UserError` for more runs than anybody waits for."""
+    if count > MOST_RUNS:
+        raise UserError(f"{where}: there must be at most {MOST_RUNS} runs, got {count}.")
 
 
 def with_keys(recipe: Recipe, values: Mapping[str, Any], *, where: str, without: Collection[str] = ()) -> Recipe:
@@ -101,6 +125,11 @@ def _file_name(value: Any) -> str:
     return re.sub(r"[^\w.+-]+", "_", text)
 
 
+def _cut(text: str, size: int) -> str:
+    """The beginning of a text, at most `size` bytes of it."""
+    return text.encode()[:size].decode(errors="ignore")
+
+
 class _Loader(yaml.SafeLoader):
     """Reads as YAML 1.2 does: `no`, `off` and dates are words, 1e-5 is a number; and no key stands there twice."""
 
@@ -109,12 +138,42 @@ class _Loader(yaml.SafeLoader):
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()
+        if node is not None:
+            _values(node, {}, 0)
+        return node
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for i, name in enumerate(names):
             if name in names[:i]:
                 raise yaml.constructor.ConstructorError(problem=f"{name!r} twice", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+def _values(node: yaml.Node, known: dict[int, int], depth: int) -> int:
+    """How many values a node holds with its aliases written out.
+
+    Raises `yaml.YAMLError` for too many, for nesting that is too deep, and for a node that holds itself.
+    """
+    if known.get(id(node)):
+        return known[id(node)]
+    why = ""
+    if id(node) in known:
+        why = "an alias holds itself"
+    elif depth > DEEPEST:
+        why = f"it is nested more than {DEEPEST} levels deep"
+    else:
+        known[id(node)] = 0
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        inner = [child for part in parts for child in (part if isinstance(part, tuple) else (part,))]
+        known[id(node)] = 1 + sum(_values(child, known, depth + 1) for child in inner)
+        if known[id(node)] > MOST_VALUES:
+            why = f"it holds more than {MOST_VALUES} values with its aliases written out"
+    if why:
+        raise yaml.constructor.ConstructorError(problem=why, problem_mark=node.start_mark)
+    return known[id(node)]
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|false)$"), list("tf"))
@@ -229,11 +288,16 @@ def _sentence(error: ValidationError, *, single: bool) -> tuple[str, str]:
             sentence = f"{path}: its name is missing; give it (the key {path + '.name'!r})."
         case "value_error":
             message = str(first["ctx"]["error"]) if "ctx" in first else first["msg"]
-            sentence = f"{path + ': ' if path else ''}{message.removesuffix('.')}."
+            mark = "." if path.endswith("train") else ": "  # of a training key the message begins with its name
+            sentence = f"{path + mark if path else ''}{message.removesuffix('.')}."
         case "union_tag_invalid":
             known = str(first.get("ctx", {}).get("expected_tags", "")).replace("'", "").split(", ")
             tag = str(first.get("ctx", {}).get("tag", given))
             sentence = f"{path}: unknown name {tag!r}.{did_you_mean(tag, known)} Known: {', '.join(known)}."
+        case "greater_than_equal" | "less_than_equal" | "greater_than" | "less_than":
+            (limit,) = (first.get("ctx") or {}).values()
+            words = {"greater_than_equal": "at least", "less_than_equal": "at most", "greater_than": "more than"}
+            sentence = f"{path} must be {words.get(first['type'], 'less than')} {limit:g}, got {given}."
         case _:
             shown = repr(given) if len(repr(given)) < 60 else repr(given)[:60] + "…"
             sentence = f"{path}: {shown} is not valid ({first['msg'][0].lower() + first['msg'][1:]})."

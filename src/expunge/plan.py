@@ -18,6 +18,7 @@ from expunge.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
 from expunge.inputs import (
     check_data,
     check_methods,
+    check_recipe,
     load_benchmark,
     tokenizer_and_config,
     training_arguments,
@@ -25,10 +26,10 @@ from expunge.inputs import (
 )
 from expunge.memory import Memory
 from expunge.methods import Material, retain_term
+from expunge.modes import switch_off_dropout, train_only
 from expunge.objectives import RMU, ULD, Offset, ULDDistilled
 from expunge.prepare import encode_sets
 from expunge.signals import needs_by_role
-from expunge.trainer import train_only
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Plan:
 
 def plan(recipe: Recipe) -> list[dict[str, Any]]:
     """A row for each method; raises the `UserError` that the run itself would raise before it begins."""
+    check_recipe(recipe)
     benchmark = load_benchmark(recipe)
     recipe = with_default_method(recipe, benchmark)
     check_data(benchmark)
@@ -84,6 +86,8 @@ def _plan(recipe: Recipe, method: Method, benchmark: Benchmark, tokenizer: Any, 
     batch = memory.largest_batch(sets, needs, args)
     with torch.device("meta"):
         outline = _outline(recipe, method, config)
+    if any(own.reference for own in needs.values()) and not args.keep_dropout:
+        switch_off_dropout(outline.trained)
     total = models.parameter_count(outline.whole or outline.trained)
     trainable = sum(p.numel() for p in outline.trained.parameters() if p.requires_grad)
     reference = memory.reference_bytes(outline.trained, needs, sets, args, teacher=outline.teacher)

@@ -1,20 +1,23 @@
-"""What must hold before training can begin, and the encoded sets that it begins with.
+"""What must hold before training can begin, what a trainer is given in Python, and the encoded sets it begins with.
 
 Knows objectives' needs, rows, the tokenizer and the model's config; needs no weights, so it can run before any load.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
 
 import torch
+from transformers.trainer_utils import IntervalStrategy
 
+from expunge.arguments import UnlearnConfig
 from expunge.data.benchmark import Row
 from expunge.data.checks import check_disjoint, check_not_empty
 from expunge.data.encode import AssistantTurns, Overflow, encode_rows, refused
 from expunge.data.formats import keeping, normalise
 from expunge.data.pairs import Sets
-from expunge.errors import UserError
-from expunge.objectives import Objective
+from expunge.errors import UserError, did_you_mean
+from expunge.objectives import FORGET, NLL, RETAIN, RMU, Anchor, Objective, known_name, split_method
 
 
 def check_terms(
@@ -102,3 +105,88 @@ def _checked(rows: Sequence[Row], name: str) -> list[Row]:
         )
         for i, row in enumerate(rows)
     ]
+
+
+KEYWORDS = ("callbacks", "optimizers", "optimizer_cls_and_kwargs")
+"""What `UnlearnTrainer` passes on to `transformers.Trainer`."""
+
+NOT_OURS = {
+    "tokenizer": "it is called processing_class",
+    "train_dataset": "give forget_dataset and retain_dataset",
+    "eval_dataset": "give evaluate, a function of the model that returns numbers by name",
+    "compute_metrics": "give evaluate, a function of the model that returns numbers by name",
+    "preprocess_logits_for_metrics": "give evaluate, a function of the model that returns numbers by name",
+    "compute_loss_func": "write an objective (docs/architecture.md)",
+    "data_collator": "rows are put together here",
+    "model_init": "give the model",
+    "ref_model": "the reference is the starting model; args.reference says where it is kept",
+}
+"""Arguments of other trainers, and what stands in their place."""
+
+
+def check_keywords(given: Mapping[str, Any]) -> None:
+    """Raise `UserError` for an argument that `UnlearnTrainer` does not have."""
+    for name in given:
+        if name in NOT_OURS:
+            raise UserError(f"UnlearnTrainer takes no {name}: {NOT_OURS[name]}.")
+        if name not in KEYWORDS:
+            known = ("objective", "retain", "forget_dataset", "retain_dataset", "refusals", "processing_class",
+                     "peft_config", "teacher", "evaluate", *KEYWORDS)  # fmt: skip
+            raise UserError(f"UnlearnTrainer takes no {name}.{did_you_mean(name, known)}")
+
+
+def arguments_for(model: Any, args: Any, *, evaluates: bool) -> UnlearnConfig:
+    """The training arguments: those given, or the defaults in a folder named after the model."""
+    if args is None:
+        name = model if isinstance(model, str | Path) else getattr(getattr(model, "config", None), "_name_or_path", "")
+        args = UnlearnConfig(output_dir=f"{Path(name).name or 'model'}-unlearned")
+    if not isinstance(args, UnlearnConfig):
+        raise UserError(f"args is a {type(args).__name__}; give an UnlearnConfig, which takes the same fields.")
+    if args.eval_strategy != "no" and not evaluates:
+        when = IntervalStrategy(args.eval_strategy).value
+        raise UserError(
+            f"eval_strategy is {when!r}, and there is nothing to evaluate with; give UnlearnTrainer(evaluate=…) a "
+            f"function of the model, or leave eval_strategy out."
+        )
+    return args
+
+
+def objectives_of(objective: Any, retain: Any) -> tuple[Objective | None, Objective | None]:
+    """The forget and the retain objective, each given as itself or by its name in recipes."""
+    if isinstance(objective, str):
+        parts = split_method(objective)
+        if "retain" in parts and retain is not None:
+            raise UserError(f"objective {objective!r} names a retain objective, and retain is given too; give one.")
+        kind = FORGET[parts["forget"]["name"]]
+        if kind.alone or kind.model_fields["name"].default.startswith("offset"):
+            raise UserError(
+                f"objective {objective!r} trains an assistant beside the model, which a recipe does: expunge run "
+                f"--method {objective}."
+            )
+        objective, retain = kind(), parts.get("retain", {}).get("name", retain)
+        if isinstance(objective, RMU) and retain is None:
+            retain = Anchor(layer=objective.layer)
+    if isinstance(retain, str):
+        retain = RETAIN[known_name(retain, RETAIN, "retain objective")]()
+    for name, value in (("objective", objective), ("retain", retain)):
+        if value is not None and not isinstance(value, Objective):
+            made = " (call it: an objective is an instance)" if isinstance(value, type) else ""
+            raise UserError(f"{name} must be an objective, such as objectives.NPO(), or a name, got {value!r}{made}.")
+    return objective, NLL() if objective is None and retain is None else retain
+
+
+def rows_of(dataset: Any, name: str) -> Sequence[Row]:
+    """The rows of a data set, which must have a length and hold mappings."""
+    if dataset is None:
+        return ()
+    if isinstance(dataset, str | Path):
+        raise UserError(f"{name} is the name {str(dataset)!r}; give its rows: expunge.data.formats.read_rows(name).")
+    if isinstance(dataset, Mapping):
+        splits = ", ".join(map(str, dataset))
+        raise UserError(f"{name} is a mapping with the splits {splits}; give one of them: {name}=dataset['train'].")
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise UserError(f"{name} is a {type(dataset).__name__} without a length; give a list of rows, or a Dataset.")
+    for row in dataset:
+        if not isinstance(row, Mapping):
+            raise UserError(f"{name}: a row is {row!r:.60}; rows are mappings, such as {{'question': …, 'answer': …}}.")
+    return cast(Sequence[Row], dataset)

@@ -26,7 +26,14 @@ from expunge.evals.probes import of_retrained
 from expunge.evals.retrained import Distance, Retrained
 from expunge.evals.tofu import Evaluation
 from expunge.history import last_checkpoint
-from expunge.inputs import check_data, check_methods, load_benchmark, training_arguments, with_default_method
+from expunge.inputs import (
+    check_data,
+    check_methods,
+    check_recipe,
+    load_benchmark,
+    training_arguments,
+    with_default_method,
+)
 from expunge.methods import prepare, refusals
 from expunge.parallel import side_by_side
 from expunge.parsing import combinations
@@ -63,6 +70,7 @@ def run_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, wo
         return run(recipe, resume=resume, overwrite=overwrite)
     each = [own for _, own in combinations(recipe)]
     for own in each:
+        check_recipe(own)
         check_run_directory(own, resume=resume, overwrite=overwrite)
     out = directory_of(recipe)
     found: list[list[Result]] = []
@@ -88,6 +96,7 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> lis
     from its last checkpoint, if all of that is as it was written. No other process writes there meanwhile.
     Raises `UserError` for anything that a person can mend.
     """
+    check_recipe(recipe)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     out = directory_of(recipe)
@@ -129,6 +138,7 @@ def evaluate_only(recipe: Recipe, *, overwrite: bool = False) -> list[Result]:
     """Measure the recipe's model as it is, against the retrained one where it is named; rows as `run` writes them."""
     if recipe.methods:
         raise UserError("eval measures a model as it is; leave the method out, or use expunge run.")
+    check_recipe(recipe)
     out = directory_of(recipe)
     with alone_in(out, then="give the command again with --overwrite"):
         benchmark = load_benchmark(recipe)

@@ -31,8 +31,8 @@ class FinetuneConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: int = Field(default=30, ge=1)
-    learning_rate: float = Field(default=2e-3, gt=0)
+    epochs: int = Field(default=30, ge=1, le=1_000_000)
+    learning_rate: float = Field(default=2e-3, gt=0, allow_inf_nan=False)
     batch_size: int = Field(default=32, ge=1)
     bf16: bool = Field(default=False, description="bfloat16 autocast over float32 weights")
     overlap: int = Field(
@@ -99,8 +99,9 @@ def _train(
     partial: Path,
     title: str,
 ) -> None:
+    from expunge.arguments import UnlearnConfig
     from expunge.history import last_checkpoint
-    from expunge.trainer import UnlearnConfig, UnlearnTrainer
+    from expunge.trainer import UnlearnTrainer
 
     tokenizer = train_tokenizer(row_texts(vocabulary_rows), scratch)
     args = UnlearnConfig(

@@ -4,11 +4,9 @@ A `transformers.Trainer` in everything else: arguments, optimizers, schedules, c
 Knows nothing of benchmarks or of any particular objective.
 """
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,68 +19,25 @@ from transformers import (
     TrainerCallback,
     TrainerControl,
     TrainerState,
-    TrainingArguments,
 )
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
 from expunge import manifest, ranks
+from expunge.arguments import UnlearnConfig
 from expunge.data.benchmark import Row
-from expunge.data.encode import AssistantTurns, Overflow, prepare_tokenizer
+from expunge.data.encode import prepare_tokenizer
 from expunge.data.pairs import Collator, PairedDataset, PairSampler, Role, Sets
 from expunge.difference import LogitDifferenceForCausalLM, assistant_weights
 from expunge.disk import private, writing
-from expunge.errors import UserError, did_you_mean
-from expunge.forward import check_head, decoder_layers
-from expunge.history import EvaluateEvery, LossBar, MetricsFile, checkpoint_damage, last_checkpoint
-from expunge.models import load
-from expunge.objectives import NLL, RMU, Objective
-from expunge.prepare import check_terms, encode_sets
-from expunge.reference import ReferenceKind, build_reference
-from expunge.secrets import is_secret
+from expunge.errors import UserError
+from expunge.forward import check_head
+from expunge.history import EvaluateEvery, LossBar, MetricsFile, Pace, checkpoint_damage, last_checkpoint
+from expunge.models import load, load_for_training, load_tokenizer_and_config
+from expunge.modes import check_modes, switch_off_dropout, train_only
+from expunge.objectives import RMU, Objective
+from expunge.prepare import arguments_for, check_keywords, check_terms, encode_sets, objectives_of, rows_of
+from expunge.reference import build_reference
 from expunge.signals import Share, gather_signals, needs_by_role
-
-
-@dataclass
-class UnlearnConfig(TrainingArguments):
-    """`transformers.TrainingArguments` with the defaults of this field and the few keys that unlearning adds.
-
-    reference    where the starting model's signals come from; see `expunge.reference`
-    max_length   longest sequence in tokens; `None` is the model's context length
-    overflow     what to do with longer ones: `error`, `truncate`, or `split` (raw text in parts)
-    overlap      tokens that each part repeats of the one before, so that no passage stands at the start of a part alone
-    assistant_turns  which of the assistant's messages of a conversation are supervised: `all` of them, or the `last`
-    eval_every   epochs between two evaluations when `eval_strategy` is `epoch`; the last epoch is always evaluated
-    """
-
-    reference: ReferenceKind = "auto"
-    max_length: int | None = None
-    overflow: Overflow = "error"
-    overlap: int = 0
-    assistant_turns: AssistantTurns = "all"
-    eval_every: int = 1
-
-    learning_rate: float = 1e-5
-    num_train_epochs: float = 5
-    per_device_train_batch_size: int = 8
-    lr_scheduler_type: str = "constant"
-    weight_decay: float = 0.01
-    logging_steps: float = 1
-    save_strategy: str = "epoch"
-    save_total_limit: int | None = 1
-    report_to: str | list[str] | None = "none"
-    remove_unused_columns: bool = False
-    # The losses leave the forward beside its outputs, where a search for unused parameters would find none used.
-    ddp_find_unused_parameters: bool | None = False
-    # A NaN must reach us: the trainer stops on it instead of averaging it away.
-    logging_nan_inf_filter: bool = False
-
-    def __post_init__(self) -> None:
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        super().__post_init__()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without secrets: a checkpoint holds the arguments (`training_args.bin`)."""
-        return {name: None if is_secret(name) else value for name, value in vars(self).items()}
 
 
 class EpochsOrder(TrainerCallback):
@@ -107,17 +62,18 @@ class UnlearnTrainer(Trainer):
     Either side may be missing: without `objective` the model simply learns `retain_dataset` under `retain`.
 
     Args:
-        model: any causal LM with one output head.
-        args: `UnlearnConfig`.
-        objective: a forget objective, such as `objectives.NPO(beta=0.1)`.
-        retain: a retain objective, such as `objectives.NLL()`.
+        model: any causal LM with one output head, or its folder or name on the hub.
+        args: `UnlearnConfig`; its defaults, and the folder `<name of the model>-unlearned`, without it.
+        objective: a forget objective, such as `objectives.NPO(beta=0.1)`, or a name as in recipes: `"npo"`, `"npo+kl"`.
+        retain: a retain objective, such as `objectives.NLL()`, or its name.
         forget_dataset, retain_dataset: rows in any format of `expunge.data.formats` (lists of dicts or a
             `datasets.Dataset`).
         refusals: answers to draw from for objectives that prefer a refusal (DPO).
-        processing_class: the tokenizer.
+        processing_class: the tokenizer; the one that belongs to the model's name without it.
         peft_config: train a LoRA adapter instead of the weights.
         teacher: the model that references are asked of, in place of the starting model, but for the retain rows.
         evaluate: called with the model when `args.eval_strategy` says so; its numbers are logged as `eval_*`.
+        callbacks, optimizers, optimizer_cls_and_kwargs: as `transformers.Trainer` has them.
 
     Raises:
         UserError: for data or objectives that can't be used, before anything is written.
@@ -128,30 +84,31 @@ class UnlearnTrainer(Trainer):
 
     def __init__(
         self,
-        model: nn.Module,
-        args: UnlearnConfig,
+        model: nn.Module | str | Path,
+        args: UnlearnConfig | None = None,
         *,
-        objective: Objective | None = None,
-        retain: Objective | None = None,
+        objective: Objective | str | None = None,
+        retain: Objective | str | None = None,
         forget_dataset: Sequence[Row] = (),
         retain_dataset: Sequence[Row] = (),
         refusals: Sequence[str] = (),
-        processing_class: Any,
+        processing_class: Any = None,
         peft_config: Any = None,
         teacher: nn.Module | None = None,
         evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
-        tokenizer = prepare_tokenizer(processing_class)
-        self.objective = objective
-        self.retain = NLL() if objective is None and retain is None else retain
+        check_keywords(kwargs)
+        args = arguments_for(model, args, evaluates=evaluate is not None)
+        self.objective, self.retain = objectives_of(objective, retain)
         self.needs = needs_by_role(self.objective, self.retain)
         data: dict[str, Any] = {
-            "forget_rows": forget_dataset,
-            "retain_rows": retain_dataset,
+            "forget_rows": rows_of(forget_dataset, "forget_dataset"),
+            "retain_rows": rows_of(retain_dataset, "retain_dataset"),
             "refusals": refusals,
-            "config": model.config,
         }
+        start, tokenizer = _loaded(model, processing_class, adapter=peft_config is not None)
+        data["config"] = start.config
         check_terms(self.objective, self.retain, **data)
         self.sets = encode_sets(
             self.objective,
@@ -167,15 +124,20 @@ class UnlearnTrainer(Trainer):
         if peft_config is not None:
             from peft import get_peft_model
 
-            model = get_peft_model(model, peft_config)
-        if isinstance(objective, RMU):
-            train_only(model, objective)
+            start = get_peft_model(start, peft_config)
+        if isinstance(self.objective, RMU):
+            train_only(start, self.objective)
+        needs = self.needs[Role.FORGET] | self.needs[Role.RETAIN]
+        if needs.reference and not args.keep_dropout:
+            switch_off_dropout(start)
+        self.settings = args
         self.evaluator = evaluate
         self.reference = None
         self._terms: list[tuple[int, dict[str, Tensor]]] = []
+        self._loss_before = 0.0  # sum over the steps before the checkpoint that training goes on from
         with private():  # it makes its folder
             super().__init__(
-                model=model,
+                model=start,
                 args=args,
                 data_collator=Collator(self.sets, tokenizer.pad_token_id),
                 train_dataset=PairedDataset(self.sets, refusals=self.needs[Role.FORGET].refusal),
@@ -190,15 +152,19 @@ class UnlearnTrainer(Trainer):
             self.remove_callback(ProgressCallback)
             self.add_callback(LossBar)
         self.add_callback(EpochsOrder())
+        order = {"rows_per_step": args.rows_per_step, "rows": self._get_train_sampler().rows, "seed": args.order_seed}
+        self.pace = Pace(order)
+        self.add_callback(self.pace)
         self.add_callback(EvaluateEvery(args.eval_every))
         self.add_callback(MetricsFile(Path(str(args.output_dir))))
-        check_head(model)
+        check_head(start)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            model.to(args.device)  # where it is spread out from, later on: what is asked of it before is asked there
-        needs = self.needs[Role.FORGET] | self.needs[Role.RETAIN]
+            start.to(args.device)  # where it is spread out from, later on: what is asked of it before is asked there
         if needs.reference:
+            if not args.keep_dropout:
+                check_modes(start)
             self.reference = build_reference(
-                model,
+                start,
                 self.needs,
                 self.sets,
                 pad_token_id=tokenizer.pad_token_id,
@@ -207,7 +173,7 @@ class UnlearnTrainer(Trainer):
                 batch_size=args.per_device_train_batch_size * 2,
                 retain_rows=self._get_train_sampler().retain_rows(self._epochs()),
             )
-        self.surprisal_V = _unigram_surprisal(self.sets, model) if needs.surprisal else None
+        self.surprisal_V = _unigram_surprisal(self.sets, start) if needs.surprisal else None
 
     # -- the step ------------------------------------------------------------------------------------------------
 
@@ -218,11 +184,14 @@ class UnlearnTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Tensor:
+        counts = num_items_in_batch.tolist()
+        # Gradients are averaged over the ranks, and their sum is wanted; divided by infinity, a filler adds nothing.
+        times = math.inf if "filler" in inputs else 1 / self.args.world_size
         shares = {
-            role: Share(objective, counts[0 if objective.per == "token" else 1])
-            for role, objective, counts in (
-                (Role.FORGET, self.objective, num_items_in_batch[:2]),
-                (Role.RETAIN, self.retain, num_items_in_batch[2:]),
+            role: Share(objective, times * max(1, own[0 if objective.per == "token" else 1]))
+            for role, objective, own in (
+                (Role.FORGET, self.objective, counts[:2]),
+                (Role.RETAIN, self.retain, counts[2:]),
             )
             if objective is not None
         }
@@ -241,10 +210,12 @@ class UnlearnTrainer(Trainer):
         """Supervised tokens and sequences of the whole optimizer step: [forget tokens, forget sequences, retain …].
 
         Counted over all accumulation steps and ranks, so that the loss is a mean over the global batch however it is
-        cut up. Divided by the number of ranks, because gradients are averaged over them.
+        cut up.
         """
-        counts = torch.zeros(4)
+        counts = torch.zeros(4, dtype=torch.long)
         for batch in batch_samples:
+            if "filler" in batch:
+                continue
             per_row = (batch["labels"][:, 1:] != -100).sum(-1)
             for i, role, own in ((0, Role.FORGET, self.objective), (2, Role.RETAIN, self.retain)):
                 mine = batch["role"] == role
@@ -253,25 +224,33 @@ class UnlearnTrainer(Trainer):
                 counts[i + 1] += mine.sum().cpu()
         counts = counts.to(device)
         if self.args.world_size > 1:
-            counts = torch.as_tensor(self.accelerator.reduce(counts, "sum")) / self.args.world_size
-        return counts.clamp(min=1)
+            counts = torch.as_tensor(self.accelerator.reduce(counts, "sum"))
+        return counts
 
     # -- order, evaluation, logs -----------------------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PairSampler:
-        world_batch = self._train_batch_size * self.args.world_size
-        return PairSampler(self.sets, batch_size=world_batch, seed=self.args.seed)
+        return PairSampler(
+            self.sets,
+            batch_size=self.settings.rows_per_step,
+            seed=self.settings.order_seed,
+            ranks=self.args.world_size,
+            per_rank=self.args.train_batch_size,
+        )
 
     def _epochs(self) -> int:
         """How many times training will go through the forget rows, begun ones counted."""
         if self.args.max_steps <= 0:
             return math.ceil(self.args.num_train_epochs)
-        batch = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         # One more, since the last step of an epoch may be a short one.
-        return math.ceil(self.args.max_steps * batch / len(self._get_train_sampler())) + 1
+        return math.ceil(self.args.max_steps * self.settings.rows_per_step / self._get_train_sampler().rows) + 1
 
-    def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
-        assert self.evaluator is not None
+    def evaluate(self, eval_dataset: Any = None, *_args: Any, **_kwargs: Any) -> dict[str, float]:
+        if self.evaluator is None or eval_dataset is not None:
+            raise UserError(
+                "evaluate: there is no loss of a data set to measure; give UnlearnTrainer(evaluate=…) a function of "
+                "the model that returns numbers by name, or use expunge eval on the saved model."
+            )
         try:
             found = self.evaluator(self.accelerator.unwrap_model(self.model))
         except UserError as error:
@@ -281,10 +260,24 @@ class UnlearnTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def predict(self, *_args: Any, **_kwargs: Any) -> Any:
+        raise UserError(
+            "predict: an unlearned model is an ordinary causal LM; call its own generate, or load the saved one with "
+            "expunge.load."
+        )
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs = {**logs, **self._flush_terms()}
+            logs = {**logs, **self._means()}
+            self._terms.clear()
+        if "train_loss" in logs:  # the trainer's own leaves out the steps before a resume
+            logs["train_loss"] = (self._loss_before + self._total_loss_scalar) / max(1, self.state.global_step)
         super().log(logs, start_time)
+
+    def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: Any) -> TrainOutput:
+        self._means()  # what was never logged must not be NaN either
+        output = super()._finalize_training(trial, num_train_samples, start_time)
+        return output._replace(training_loss=output.metrics["train_loss"])
 
     def whole_model(self) -> Any:
         """The model as it is now with all its weights here: itself, or a copy where they are spread over ranks."""
@@ -302,25 +295,28 @@ class UnlearnTrainer(Trainer):
         return copy.to(self.args.device)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        self._check_pace(Path(resume_from_checkpoint))
         if isinstance(self.model, LogitDifferenceForCausalLM):
             self.model.load_assistant(assistant_weights(Path(resume_from_checkpoint)))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
-    def _check_pace(self, checkpoint: Path) -> None:
-        """Raise `UserError` for a checkpoint whose steps had another number of sequences: its rows would be others."""
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        batches = math.ceil(len(self._get_train_sampler()) / (self._train_batch_size * self.args.world_size))
-        steps = math.ceil(batches / self.args.gradient_accumulation_steps)
-        epochs, within = divmod(state["global_step"], steps)
-        epoch = epochs + within * self.args.gradient_accumulation_steps / batches
-        if abs(epoch - state["epoch"]) * steps > 0.5:
-            raise UserError(
-                f"{checkpoint}: {state['global_step']} steps were {state['epoch']:.2f} epochs and would be {epoch:.2f} "
-                f"now; give as many sequences a step as then (train.per_device_train_batch_size × "
-                f"train.gradient_accumulation_steps × processes)."
-            )
+    def _init_training_state(
+        self, max_steps: Any, num_update_steps_per_epoch: Any, num_train_epochs: Any, resume_from_checkpoint: Any,
+        trial: Any,
+    ) -> tuple[int, int]:  # fmt: skip
+        self._loss_before = 0.0
+        if resume_from_checkpoint is not None:
+            checkpoint = Path(resume_from_checkpoint)
+            self._loss_before = self.pace.loss_before(checkpoint)
+            spread = self.is_fsdp_enabled or self.is_deepspeed_enabled  # where the optimizer goes by other names
+            if not spread and not (checkpoint / "optimizer.pt").exists():
+                raise UserError(
+                    f"{checkpoint}: it holds no state of the optimizer (save_only_model), so training can't go on from "
+                    f"it; start it over."
+                )
+        return super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
 
     def restore(self, step: int) -> None:
         """Go back to the weights of the checkpoint that was saved after this step."""
@@ -349,7 +345,9 @@ class UnlearnTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save a checkpoint and seal it; older ones go only then, so that a kill at any moment leaves a whole one."""
-        self._flush_terms()  # never save what a NaN has touched
+        self._means()  # never save what a NaN has touched
+        since_log = torch.as_tensor(self.accelerator.gather(self._tr_loss)).mean().item()
+        self.pace.loss = self._loss_before + self._total_loss_scalar + since_log
         run_dir, limit = Path(self._get_output_dir(trial=trial)), self.args.save_total_limit
         folder = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if ranks.first():
@@ -366,7 +364,7 @@ class UnlearnTrainer(Trainer):
             rotate_checkpoints(str(run_dir), limit, self.state.best_model_checkpoint)
         ranks.wait()
 
-    def _flush_terms(self) -> dict[str, float]:
+    def _means(self) -> dict[str, float]:
         """Mean of every term since the last log; raises `TrainingDiverged` at the first that is not finite."""
         if not self._terms:
             return {}
@@ -386,25 +384,20 @@ class UnlearnTrainer(Trainer):
                     f"method's weight."
                 )
             means[f"{name}_loss"] = values.sum().item() / len(set(steps))
-        self._terms.clear()
         return means
 
 
-def train_only(model: nn.Module, rmu: RMU) -> None:
-    """Freeze everything but what is trainable now in the layers and modules that RMU trains."""
-    keep: set[int] = set()
-    for i in rmu.trainable_layers:
-        layer = decoder_layers(model)[i]
-        if missing := [name for name in rmu.modules if name not in dict(layer.named_modules())]:
-            known = [name for name, module in layer.named_modules() if name and any(True for _ in module.parameters())]
-            raise UserError(
-                f"method.forget.modules: layer {i} has no {missing[0]}.{did_you_mean(missing[0], known)} "
-                f"It has {', '.join(known)}."
-            )
-        parts = [layer.get_submodule(name) for name in rmu.modules] or [layer]
-        keep |= {id(p) for part in parts for p in part.parameters() if p.requires_grad}
-    for p in model.parameters():
-        p.requires_grad_(id(p) in keep)
+def _loaded(model: Any, tokenizer: Any, *, adapter: bool) -> tuple[Any, Any]:
+    """The model and the tokenizer, loaded where only a name is given."""
+    if isinstance(model, str | Path):
+        model, own = load(model) if adapter else load_for_training(model)
+        return model, own if tokenizer is None else prepare_tokenizer(tokenizer)
+    if tokenizer is None:
+        name = getattr(getattr(model, "config", None), "_name_or_path", "")
+        if not name:
+            raise UserError("processing_class is missing, and the model does not say where its tokenizer is; give it.")
+        return model, load_tokenizer_and_config(name)[0]
+    return model, prepare_tokenizer(tokenizer)
 
 
 def _unigram_surprisal(sets: Sets, model: nn.Module) -> Tensor:

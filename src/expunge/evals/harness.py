@@ -77,6 +77,13 @@ def run(
     return _metrics(raw), raw
 
 
+def check(tasks: Sequence[str], include_path: str | Path | None = None) -> None:
+    """Raise `UserError` without the extra, for a folder that is none, and for an unknown task; no data is loaded."""
+    _harness()
+    with _quiet(logging.WARNING):
+        _check_names(tasks, _manager(include_path))
+
+
 def _harness() -> tuple[Any, Any]:
     try:
         from lm_eval import simple_evaluate
@@ -97,8 +104,7 @@ def _metrics(results: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def _load(tasks: Sequence[str], manager: Any) -> list[Any]:
-    """The outermost groups and tasks of these names, with their data."""
+def _check_names(tasks: Sequence[str], manager: Any) -> None:
     if not tasks:
         raise UserError("harness: no task is named; name one or more, such as mmlu.")
     known = set(manager.all_tasks)
@@ -108,6 +114,11 @@ def _load(tasks: Sequence[str], manager: Any) -> list[Any]:
         near = difflib.get_close_matches(task, sorted(known), n=3)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "`lm-eval ls tasks` lists them all."
         raise UserError(f"harness: unknown task {task!r}; {hint}")
+
+
+def _load(tasks: Sequence[str], manager: Any) -> list[Any]:
+    """The outermost groups and tasks of these names, with their data."""
+    _check_names(tasks, manager)
     try:
         loaded = manager.load(list(tasks))
     except OSError as error:

@@ -42,6 +42,7 @@ __all__ = [
     "Uniform",
     "Unilogit",
     "describe",
+    "known_name",
     "split_method",
 ]
 
@@ -82,15 +83,16 @@ def split_method(name: str) -> dict[str, Any]:
     Raises `UserError` for an unknown name, with the nearest known one.
     """
     forget, plus, retain = (part.strip().lower() for part in name.partition("+"))
-    parts: dict[str, Any] = {"forget": {"name": _known(forget, FORGET, "forget objective")}}
+    parts: dict[str, Any] = {"forget": {"name": known_name(forget, FORGET, "forget objective")}}
     if plus and FORGET[parts["forget"]["name"]].alone:
         raise UserError(f"{name!r}: {forget} brings its own retain term; name it without +{retain}.")
     if plus:
-        parts["retain"] = {"name": _known(retain, RETAIN, "retain objective")}
+        parts["retain"] = {"name": known_name(retain, RETAIN, "retain objective")}
     return parts
 
 
-def _known(name: str, registry: dict[str, type[Objective]], what: str) -> str:
+def known_name(name: str, registry: dict[str, type[Objective]], what: str) -> str:
+    """The registry's own name for what may be an alias; `UserError` for an unknown one."""
     known = ALIASES.get(name, name)
     if known not in registry:
         raise UserError(f"{name!r} is not a {what}.{did_you_mean(name, registry)} Known: {', '.join(registry)}")

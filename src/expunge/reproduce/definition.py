@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from expunge import shipped
 from expunge.config import Recipe, Section
 from expunge.errors import UserError, did_you_mean
-from expunge.parsing import combinations, load_recipe, read_mapping, with_keys
+from expunge.parsing import check_runs, combinations, load_recipe, read_mapping, with_keys
 
 Overrides = Sequence[tuple[str, str]]
 
@@ -125,6 +125,7 @@ class Reproduction(Section):
             raise UserError(f"--splits: no {unknown[0]!r}.{did_you_mean(unknown[0], chosen.splits)} Known: {known}.")
         if seeds is not None and seeds < 1:
             raise UserError(f"--seeds: {seeds} are none; give 1 or more.")
+        check_runs(seeds or 1, "--seeds")
         if seeds is not None and any("seed" in run.keys for run in chosen.runs):
             raise UserError(f"--seeds: {path.stem} names the seeds of its runs itself; leave the option out.")
         found: list[Job] = []

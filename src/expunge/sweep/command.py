@@ -4,6 +4,7 @@ Read from `sweep` downwards. Knows who may write where and how workers are start
 trial does.
 """
 
+import difflib
 import hashlib
 import json
 import logging
@@ -28,9 +29,9 @@ from optuna.trial import TrialState
 from expunge.config import Recipe
 from expunge.disk import make_folder, private, remove, write_whole
 from expunge.errors import MachineError, UserError, did_you_mean
-from expunge.inputs import check_data, check_methods, load_benchmark, with_default_method
+from expunge.inputs import check_data, check_methods, check_recipe, load_benchmark, with_default_method
 from expunge.report import write_markdown, write_report
-from expunge.report.glossary import number
+from expunge.report.glossary import METRICS, number
 from expunge.report.pareto import pareto
 from expunge.rundir import alone_in, check_run_directory, results_damage
 from expunge.sweep.choice import Row, rows_of
@@ -116,6 +117,8 @@ def _check_options(objectives: Objectives, *, keep: float, workers: int, minutes
         raise UserError(f"--objectives: {objectives[0]} stands there twice; give two metrics.")
     for name in objectives:
         direction(name)
+        if name not in METRICS and (near := difflib.get_close_matches(name, METRICS, n=1, cutoff=0.85)):
+            raise UserError(f"--objectives: {name} is not a metric. Did you mean {near[0]!r}?")
     if workers < 1:
         raise UserError(f"--workers: {workers} can't work; give 1 or more.")
     if minutes is not None and not minutes > 0:
@@ -130,6 +133,7 @@ def _checked(recipe: Recipe, space: Space, points: Sequence[Params | None]) -> R
         raise UserError(f"over: a sweep repeats its trials for seeds only; put {others[0]} into the space.")
     if recipe.over and "seed" in space.keys:
         raise UserError("space: seed is searched, and every trial is repeated for seeds of its own; take one of them.")
+    check_recipe(recipe)
     around = space.around()
     first = space.recipe(recipe, around[0])
     if "methods" not in first.model_fields_set:
