@@ -29,7 +29,7 @@ demo: $(STAMP)
 	$(BIN)/expunge demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses auto --dist worksteal $(ARGS)
 
 # Again and again, with other inputs each time, until the time is over; a failure ends it, and hypothesis prints the input.
 MINUTES := 10

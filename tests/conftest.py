@@ -12,12 +12,17 @@ settings.register_profile(
     "fuzz", max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
 )
 
+# Tests run in as many processes as there are cores; torch reads this when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def no_cache_of_yours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Models and references are kept where no run of anybody's finds them."""
+    """Keep models and references in one folder of this session, which its worker processes share."""
+    base = tmp_path_factory.getbasetemp()
+    session = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EXPUNGE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("EXPUNGE_CACHE", str(session / "cache"))
         yield
 
 

@@ -31,12 +31,6 @@ evaluate: {max_new_tokens: 4, limit: 2, each_epoch_limit: 2}
 """
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """From-scratch models are trained once for all the tests here."""
-    os.environ["EXPUNGE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-
-
 @pytest.fixture
 def run(
     tmp_path: Path,
