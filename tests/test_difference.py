@@ -1,6 +1,6 @@
 """The difference of two models as one model: against two separate models and an uncached loop, in every way to decode.
 
-Tiny random models of six architectures, far from uniform (initializer_range 0.3).
+Tiny random models of seven architectures, far from uniform (initializer_range 0.3).
 """
 
 from collections.abc import Callable
@@ -47,6 +47,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "phi3": GROUPED,
     "gpt_neox": SIZE,
+    "gpt2": SIZE,
 }
 LAYERS, ALPHA, TAU, NEW = 2, 0.8, 0.01, 12
 Two = tuple[LogitDifferenceForCausalLM, Any, Any]
@@ -68,7 +69,8 @@ def build() -> Callable[..., Two]:
         size = {**ARCHITECTURES[architecture], **config}
         base = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **size)).to(dtype).eval()
         alone, small = deepcopy(base), deepcopy(first_layers(base, LAYERS))
-        small.add_adapter(LoraConfig(r=4, target_modules=linear_names(small, LAYERS)), adapter_name=ASSISTANT)
+        adapter = LoraConfig(r=4, target_modules=linear_names(small, LAYERS), fan_in_fan_out=architecture == "gpt2")
+        small.add_adapter(adapter, adapter_name=ASSISTANT)
         settings = LogitDifferenceConfig(weight=-ALPHA, tau=tau, layers=LAYERS)
         model = LogitDifferenceForCausalLM(settings, base, lora=LoraConfig(r=4, init_lora_weights=False)).eval()
         trained = {name: x for name, x in base.named_parameters() if "lora_" in name}

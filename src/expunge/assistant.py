@@ -7,6 +7,7 @@ from copy import copy, deepcopy
 from typing import Any
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from expunge.errors import UserError
 from expunge.forward import decoder_layers
@@ -18,9 +19,15 @@ NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 def layer_count(model_or_config: Any, layers: int | None) -> int:
     """How many layers the assistant has: `layers`, or a quarter of the model's, at least two where it has more.
 
-    Raises `UserError` unless it is at least one and fewer than the model has.
+    Raises `UserError` unless it is at least one and fewer than the model has, and for a model of more than text.
     """
-    config = getattr(model_or_config, "config", model_or_config).get_text_config()
+    whole = getattr(model_or_config, "config", model_or_config)
+    config = whole.get_text_config()
+    if config is not whole:
+        raise UserError(
+            f"method: an assistant is cut from a model of text alone, and {whole.model_type} has other parts; use a "
+            f"single-model method, or the family's text model."
+        )
     total = config.num_hidden_layers
     chosen = layers if layers is not None else min(max(2, total // 4), total - 1)
     if not 1 <= chosen < total:
@@ -71,7 +78,7 @@ def final_norm(model: Any) -> nn.Module:
 def linear_names(model: Any, layers: int) -> list[str]:
     """Dotted names of every linear layer of the first `layers` decoder layers."""
     inside = {id(m) for layer in decoder_layers(model)[:layers] for m in layer.modules()}
-    return [name for name, m in model.named_modules() if id(m) in inside and isinstance(m, nn.Linear)]
+    return [name for name, m in model.named_modules() if id(m) in inside and isinstance(m, nn.Linear | Conv1D)]
 
 
 def _shortened(config: Any, layers: int) -> Any:

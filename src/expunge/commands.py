@@ -159,9 +159,11 @@ def _launchers(name: str, paths: dict[str, Path], *, as_json: bool) -> None:
 
 
 def eval(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from expunge.modeling.checkpoint import whereabouts
     from expunge.parsing import load_recipe
     from expunge.run import evaluate_only
 
+    whereabouts(args.model)  # refuses what can be no name, before a folder is named after it
     out = args.out or f"runs/eval-{Path(args.model).name}"
     recipe = load_recipe(None, [*overrides, ("model", args.model), ("out", out), *_redacted(args)])
     print_results(evaluate_only(recipe, overwrite=args.overwrite), out, as_json=args.json)

@@ -105,6 +105,7 @@ class ModelConfig(Section):
         description="transformers' attn_implementation: sdpa, eager, or flash_attention_2 or 3, which read no padding",
     )
     pure_bf16: bool = Field(default=False, description="allow bfloat16 weights to train")
+    save_dtype: Dtype = Field(default="auto", description="of the saved weights; auto is what they had before training")
     lora: LoraConfig | None = None
 
     @model_validator(mode="after")

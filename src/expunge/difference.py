@@ -14,7 +14,7 @@ Shapes: B sequences, T positions, D hidden size, V vocabulary.
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from math import log
+from math import isfinite, log
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.pytorch_utils import Conv1D
 
-from expunge.assistant import final_norm, linear_names
+from expunge.assistant import final_norm, layer_count, linear_names
 from expunge.errors import UserError
 from expunge.logprobs import Head
+from expunge.modeling.adapter import check_adapter
+from expunge.modeling.checkpoint import load_config, whereabouts
+from expunge.modeling.weights import load_weights
 from expunge.pairing import PairedLayers, linear_of_pair
 
 ASSISTANT = "assistant"
@@ -129,7 +133,9 @@ class DifferenceHead(nn.Module):
         return self.models[0].get_output_embeddings().weight
 
     def forward(self, hidden: Tensor) -> Tensor:
-        base, *others = hidden.split(self.widths, dim=-1)
+        # Models of several dtypes stand side by side in the widest of them.
+        heads = [model.get_output_embeddings().weight for model in self.models]
+        base, *others = (x.to(w.dtype) for x, w in zip(hidden.split(self.widths, dim=-1), heads, strict=True))
         head, weight, tau = Head.of(self.models[0]), self.config.weight, self.config.tau
         if self.config.layers is not None and head.linear is not None and head.softcap is None:
             change = others[0] - others[1] if self.config.relative else others[0]
@@ -193,7 +199,9 @@ class LogitDifferenceForCausalLM(PreTrainedModel, GenerationMixin):
             assert config.layers is not None
             final_norm(base)  # there must be one
             lora.target_modules = linear_names(base, config.layers)
+            lora.fan_in_fan_out = any(isinstance(module, Conv1D) for module in base.modules())
             base.add_adapter(lora, adapter_name=ASSISTANT)
+            check_adapter(base, "method.forget")
             self.pairs = PairedLayers(base, config.layers, ASSISTANT)
         models = [base] * (3 if config.relative else 2) if assistant is None else [base, *others]
         self.difference = DifferenceHead(config, models)
@@ -235,7 +243,12 @@ class LogitDifferenceForCausalLM(PreTrainedModel, GenerationMixin):
 
         adapter = {name.removeprefix("base_model.model."): x for name, x in weights.items()}
         found = set_peft_model_state_dict(self.base, adapter, adapter_name=ASSISTANT)
-        assert not found.unexpected_keys, found.unexpected_keys
+        lost = [name for name in found.missing_keys if ASSISTANT in name]
+        if lost or found.unexpected_keys:
+            raise UserError(
+                f"model: the assistant's weights don't belong to its base (for example "
+                f"{[*lost, *found.unexpected_keys][0]}); copy the checkpoint again, or train it anew."
+            )
 
     def save_pretrained(self, save_directory: str | Path, **_kwargs: Any) -> None:
         """Write the configuration and the assistant; of the base only its name."""
@@ -259,21 +272,24 @@ class LogitDifferenceForCausalLM(PreTrainedModel, GenerationMixin):
         Raises `UserError` for a base that is no longer where the checkpoint says.
         """
         config = kwargs.pop("config", None) or LogitDifferenceConfig.from_pretrained(path)
-        for ours in ("trust_remote_code", "output_loading_info", "adapter_kwargs", "code_revision"):
+        with_info = kwargs.pop("output_loading_info", False)
+        for ours in ("trust_remote_code", "ignore_mismatched_sizes", "adapter_kwargs", "code_revision"):
             kwargs.pop(ours, None)
-        if Path(config.base).is_absolute() and not Path(config.base).exists():
-            raise UserError(f"{path}: its base {config.base} is gone; put it back, or change base in config.json.")
-        base = AutoModelForCausalLM.from_pretrained(config.base, **kwargs)
-        folder = str(Path(path) / ASSISTANT)
+        check_settings(str(path), config)
+        folder = Path(path) / ASSISTANT
+        base = load_weights(config.base, merged=True, **kwargs)
         if config.layers is None:
-            assistant = AutoModelForCausalLM.from_pretrained(folder, **kwargs)
-            start = AutoModelForCausalLM.from_pretrained(str(config.start), **kwargs) if config.relative else None
-            return cls(config, base, assistant=assistant, start=start).requires_grad_(False).eval()
-        from peft import PeftConfig
+            assistant = load_weights(folder, merged=True, **kwargs)
+            start = load_weights(str(config.start), merged=True, **kwargs) if config.relative else None
+            model = cls(config, base, assistant=assistant, start=start)
+        else:
+            from peft import PeftConfig
 
-        model = cls(config, base, lora=PeftConfig.from_pretrained(folder))
-        model.load_assistant(assistant_weights(Path(path)))
-        return model.requires_grad_(False).eval()
+            model = cls(config, base, lora=PeftConfig.from_pretrained(str(folder)))
+            model.load_assistant(assistant_weights(Path(path)))
+        model = model.requires_grad_(False).eval()
+        whole: dict[str, Any] = {"missing_keys": (), "unexpected_keys": (), "mismatched_keys": ()}
+        return (model, whole) if with_info else model  # pyright: ignore[reportReturnType]
 
     def _run_pairs(
         self, given: dict[str, Any], cache: Cache | None, inputs: dict[str, Any], keep: Any
@@ -309,14 +325,37 @@ def checkpoint_of(path: Path) -> tuple[Path, Any]:
 
     Raises `UserError` where there is none.
     """
+    whereabouts(path)
     for folder in (path, path / "model"):
         if (folder / "config.json").is_file():
-            config = AutoConfig.from_pretrained(folder)
+            config = load_config(str(folder))
             if isinstance(config, LogitDifferenceConfig):
+                check_settings(str(folder), config)
                 return folder, config
     if not path.exists():
         raise UserError(f"{path} does not exist; give the folder that a run of ULD or Offset left.")
     raise UserError(f"{path} is no checkpoint of ULD or Offset; give the folder that such a run left as model/.")
+
+
+def check_settings(path: str, config: LogitDifferenceConfig) -> None:
+    """Raise `UserError` for a checkpoint of a difference that says what can't be, or whose base is gone."""
+    layers, numbers = config.layers, (config.weight, config.tau)
+    right = {
+        "base": isinstance(config.base, str) and config.base != "",
+        "weight and tau": all(isinstance(x, int | float) and isfinite(x) for x in numbers) and 0 <= numbers[1] < 1,
+        "layers": layers is None or (isinstance(layers, int) and layers > 0),
+        "base_config": isinstance(config.base_config, dict),
+        "start": config.start is None or isinstance(config.start, str),
+    }
+    if wrong := next((name for name, fine in right.items() if not fine), None):
+        raise UserError(f"model: config.json of {path!r} has a {wrong} that can't be; copy the checkpoint again.")
+    for name in (config.base, config.start):
+        if name is not None and Path(name).is_absolute() and not Path(name).exists():
+            raise UserError(f"{path}: its base {name} is gone; put it back, or change base in config.json.")
+    if not (Path(path) / ASSISTANT).is_dir() and Path(path).is_dir():
+        raise UserError(f"model: {path!r} lacks its folder {ASSISTANT}/; copy the checkpoint again.")
+    if layers is not None:
+        layer_count(load_config(config.base), layers)
 
 
 def assistant_weights(path: Path) -> dict[str, Tensor]:
@@ -325,7 +364,7 @@ def assistant_weights(path: Path) -> dict[str, Tensor]:
     adapter = folder / "adapter_model.safetensors"
     if adapter.exists():
         return load_file(adapter)
-    return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    return load_weights(folder).state_dict()
 
 
 def _check_vocabularies(base: Any, others: list[Any]) -> None:

@@ -189,7 +189,16 @@ def check_head(model: nn.Module) -> None:
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The decoder's layers, wherever the architecture keeps them."""
+    """The text decoder's layers, wherever the architecture keeps them; a vision tower's are never meant.
+
+    Raises `UserError` for an architecture that keeps no list of layers.
+    """
     base = extract_model_from_parallel(model)
     count = base.config.get_text_config().num_hidden_layers
-    return next(m for m in base.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
+    lists = (m for m in base.get_decoder().modules() if isinstance(m, nn.ModuleList) and len(m) == count)
+    if (found := next(lists, None)) is None:
+        raise UserError(
+            f"model: {type(base).__name__} keeps its {count} layers where they are not looked for; take a method that "
+            f"names no layer."
+        )
+    return found

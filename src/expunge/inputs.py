@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig as PeftLoraConfig
 
 from expunge import models
 from expunge.arguments import FIELDS, UnlearnConfig
@@ -21,7 +22,7 @@ from expunge.data.augment import parts
 from expunge.data.augment import read as read_variants
 from expunge.data.benchmark import Benchmark, Variant
 from expunge.data.checks import check_disjoint, check_not_empty, near_duplicates
-from expunge.difference import checkpoint_of
+from expunge.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM, checkpoint_of
 from expunge.errors import UserError
 from expunge.methods import Material, retain_term
 from expunge.objectives import ULD, Needs, Objective, Offset, ULDDistilled
@@ -155,8 +156,13 @@ def check_methods(recipe: Recipe, benchmark: Benchmark) -> None:
         models.check_dtype(recipe.model.dtype, lora=recipe.model.lora is not None, pure_bf16=recipe.model.pure_bf16)
     tokenizer, config = tokenizer_and_config(recipe, benchmark)
     models.check_attention(config, recipe.model.attention)
+    if recipe.model.name is not None:
+        models.check_weights(recipe.model.name, merged=bool(recipe.methods))
+        if recipe.methods:
+            models.check_start(recipe.model.name, recipe.model.lora)
     if recipe.retrained is not None:
         models.load_tokenizer_and_config(recipe.retrained)
+        models.check_weights(recipe.retrained)
     if recipe.model.lora is not None:
         _check_lora(recipe.model.lora, config)
     encoded: set[Any] = set()
@@ -207,14 +213,25 @@ def check_assistant(forget: Objective, config: Any, recipe: Recipe) -> None:
         log.warning("model.lora is not used by %s, whose assistant has an adapter of its own (r)", forget.name)
     if isinstance(forget, Offset) and forget.assistant is not None:
         _, found = models.load_tokenizer_and_config(forget.assistant)
+        models.check_weights(forget.assistant)
         remedy = "take a small model of the same family"
         _check_vocabulary(f"method.forget.assistant: {forget.assistant!r}", found, config, remedy)
     elif isinstance(forget, ULDDistilled) and forget.teacher is not None:
-        _, found = checkpoint_of(Path(forget.teacher))
+        folder, found = checkpoint_of(Path(forget.teacher))
+        models.check_weights(folder)
         remedy = f"distil into the model that it was trained for, {found.base}"
         _check_vocabulary(f"method.forget.teacher: {forget.teacher!r}", found, config, remedy)
     else:
-        layer_count(config, forget.layers)
+        _check_cut(config, forget)
+
+
+def _check_cut(config: Any, forget: ULD | Offset) -> None:
+    """Cut the assistant from a model without weights: `UserError` where the model has no place for it."""
+    layers = layer_count(config, forget.layers)
+    settings = LogitDifferenceConfig(layers=layers, relative=isinstance(forget, Offset))
+    adapter = PeftLoraConfig(r=forget.r, task_type="CAUSAL_LM")
+    with torch.device("meta"):
+        LogitDifferenceForCausalLM(settings, models.outline(config), lora=adapter)
 
 
 def training_arguments(recipe: Recipe, method: Method, directory: Path) -> UnlearnConfig:
@@ -253,18 +270,12 @@ def _check_vocabulary(name: str, found: Any, config: Any, remedy: str) -> None:
 def _check_lora(lora: models.LoraConfig, config: Any) -> None:
     """Put the adapter on a model without weights: `UserError` where the model has no such layers, or nothing here holds
     them in few bits."""
-    from peft import get_peft_model
-    from transformers import AutoModelForCausalLM
-
     if lora.quantize is not None and find_spec("bitsandbytes") is None:
         raise UserError("model.lora.quantize: bitsandbytes is not installed; pip install 'expunge[lean]'.")
+    outline = models.outline(config)
     with torch.device("meta"):
-        outline = AutoModelForCausalLM.from_config(config)
-    try:
-        get_peft_model(outline, lora.peft())
-    except ValueError as error:
-        raise UserError(f"model.lora.targets: {str(error).splitlines()[0]}") from error
-    sizes = [(layer.in_features, layer.out_features) for layer in models.adapted_layers(outline)]
+        models.adapt(outline, lora.peft())
+    sizes = [(layer.weight.shape[1], layer.weight.shape[0]) for layer in models.adapted_layers(outline)]
     odd = next((size for size in sizes if size[0] % 64 or size[1] % 32), None)
     if lora.quantize is not None and odd is not None and not torch.cuda.is_available():
         raise UserError(

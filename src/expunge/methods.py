@@ -5,11 +5,14 @@ and the distilled ULD first the one, then the model towards it. Knows nothing of
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import IntervalStrategy, set_seed
 
 from expunge import models, ranks
@@ -18,10 +21,12 @@ from expunge.assistant import first_layers, layer_count, linear_names
 from expunge.config import Method, Recipe
 from expunge.data.augment import choose
 from expunge.data.benchmark import Benchmark, Row
+from expunge.data.encode import encode
 from expunge.data.formats import read_rows
 from expunge.data.refusals import REFUSALS
 from expunge.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
 from expunge.errors import UserError
+from expunge.forward import dense_logps
 from expunge.history import last_checkpoint
 from expunge.objectives import KL, ULD, Objective, Offset, ULDDistilled, Uniform
 from expunge.trainer import UnlearnTrainer
@@ -53,11 +58,60 @@ class Material:
 
 @dataclass(frozen=True)
 class Training:
-    """A trainer ready to train, and the unlearned model as its training stands; `seconds` were spent before it."""
+    """A trainer ready to train, and the unlearned model as its training stands.
+
+    `start` is the model that is to be unlearned, as training finds it, `dtype` what the unlearned model is saved in
+    (`None`: as it is), and `seconds` were spent before it.
+    """
 
     trainer: UnlearnTrainer
     unlearned: Callable[[], Any]
+    start: Any
+    dtype: torch.dtype | None = None
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the evaluated target says of a few forget rows: every method must start from a model that says the same."""
+
+    sequences: list[list[int]]
+    logps: list[Tensor]
+    eps: float
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, rows: Sequence[Row]) -> "Start":
+        sequences = [list(encode(row, tokenizer).input_ids[:128]) for row in rows[:4]]
+        return cls(sequences, _token_logps(model, sequences), torch.finfo(model.dtype).eps)
+
+    def check(self, model: Any, method: str, *, exact: bool = True) -> None:
+        """Raise `UserError` unless `model` gives the rows the same log-probabilities, up to rounding.
+
+        Without `exact` (weights held in 4 bits) the difference is logged.
+        """
+        found = _token_logps(model, self.sequences)
+        off = (torch.cat(found) - torch.cat(self.logps)).abs().mean().item()
+        if not exact:
+            log.info("%s: 4 bits a weight move the target's log-probabilities by %.2g nats a token", method, off)
+        elif not off <= max(1e-3, 16 * max(self.eps, torch.finfo(model.dtype).eps)):
+            raise UserError(
+                f"{method}: training would start from another model than the target that was measured (the "
+                f"log-probabilities of the forget rows differ by {off:.2g} nats a token); give a target that is one "
+                f"plain checkpoint."
+            )
+
+
+@torch.no_grad()
+def _token_logps(model: Any, sequences: list[list[int]]) -> list[Tensor]:
+    """Log p of every token but the first of each sequence, by the model's plain forward, on the CPU."""
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    found: list[Tensor] = []
+    for sequence in sequences:
+        ids_BT = torch.tensor([sequence], device=device)
+        found.append(dense_logps(model, ids_BT, torch.ones_like(ids_BT), ids_BT).cpu())
+    model.train(training)
+    return found
 
 
 def retain_term(method: Method) -> Objective | None:
@@ -100,7 +154,7 @@ def prepare(
             teacher, seconds = _teacher(recipe, method, benchmark, target, directory, arguments)
             set_seed(recipe.seed)
             training, tokenizer = _direct(recipe, target, args, {**common, "teacher": teacher})
-            return Training(training.trainer, training.unlearned, seconds), tokenizer
+            return replace(training, seconds=seconds), tokenizer
         case ULD():
             return _through_assistant(recipe, method.forget, target, args, common)
         case Offset():
@@ -116,7 +170,14 @@ def _direct(recipe: Recipe, target: Path | str, args: UnlearnConfig, common: dic
     )
     peft = lora.peft() if lora is not None else None
     trainer = UnlearnTrainer(model, args, processing_class=tokenizer, peft_config=peft, **common)
-    return Training(trainer, trainer.whole_model), tokenizer
+    dtype = saved_dtype(recipe, target) if peft is None else None
+    return Training(trainer, trainer.whole_model, start=trainer.model, dtype=dtype), tokenizer
+
+
+def saved_dtype(recipe: Recipe, start: Path | str) -> torch.dtype | None:
+    """What the weights are saved in: what the recipe says, or what they had before training made float32 of them."""
+    chosen = recipe.model.save_dtype
+    return models.stored_dtype(start) if chosen == "auto" else getattr(torch, chosen)
 
 
 def _through_assistant(
@@ -125,13 +186,14 @@ def _through_assistant(
     """ULD: an adapter on the model's first layers learns, alone; the difference with the model is what it leaves."""
     from peft import get_peft_model_state_dict
 
-    model, tokenizer = models.load(target, dtype=recipe.model.dtype, attention=recipe.model.attention)
+    model, tokenizer = models.load(target, dtype=recipe.model.dtype, attention=recipe.model.attention, merged=True)
     layers = layer_count(model, uld.layers)
     small = first_layers(model, layers)
-    config = LogitDifferenceConfig(base=_whereabouts(target), weight=-uld.alpha, tau=uld.tau, layers=layers)
+    config = LogitDifferenceConfig(base=models.whereabouts(target), weight=-uld.alpha, tau=uld.tau, layers=layers)
     difference = LogitDifferenceForCausalLM(config, model, lora=_adapter(uld.r)).requires_grad_(False)
     adapter = _adapter(uld.r)
     adapter.target_modules = linear_names(small, layers)
+    adapter.fan_in_fan_out = any(isinstance(module, Conv1D) for module in small.modules())
 
     def joined(trained: Any) -> Any:
         difference.load_assistant(get_peft_model_state_dict(trained))
@@ -140,24 +202,28 @@ def _through_assistant(
     evaluate = common["evaluate"]
     common = {**common, "evaluate": None if evaluate is None else lambda trained: evaluate(joined(trained))}
     trainer = UnlearnTrainer(small, args, processing_class=tokenizer, peft_config=adapter, **common)
-    return Training(trainer, lambda: joined(trainer.accelerator.unwrap_model(trainer.model))), tokenizer
+    model.to(args.device)
+    return Training(trainer, lambda: joined(trainer.accelerator.unwrap_model(trainer.model)), start=model), tokenizer
 
 
 def _offset(
     recipe: Recipe, offset: Offset, target: Path | str, args: UnlearnConfig, common: dict[str, Any]
 ) -> tuple[Training, Any]:
     """Offset: the loss is the difference's, and only the assistant in it learns."""
-    model, tokenizer = models.load(target, dtype=recipe.model.dtype, attention=recipe.model.attention)
-    config = LogitDifferenceConfig(base=_whereabouts(target), weight=offset.scale, tau=0.0, relative=True)
+    model, tokenizer = models.load(target, dtype=recipe.model.dtype, attention=recipe.model.attention, merged=True)
+    config = LogitDifferenceConfig(base=models.whereabouts(target), weight=offset.scale, tau=0.0, relative=True)
     if offset.assistant is None:
         config.layers = layer_count(model, offset.layers)
         difference = LogitDifferenceForCausalLM(config, model, lora=_adapter(offset.r))
     else:
-        config.start = _whereabouts(offset.assistant)
-        assistant, start = (models.load(offset.assistant, dtype="float32")[0] for _ in range(2))
+        config.start = models.whereabouts(offset.assistant)
+        assistant, start = (models.load(offset.assistant, dtype="float32", merged=True)[0] for _ in range(2))
         difference = LogitDifferenceForCausalLM(config, model, assistant=assistant, start=start)
     trainer = UnlearnTrainer(difference, args, processing_class=tokenizer, **common)
-    return Training(trainer, lambda: trainer.accelerator.unwrap_model(trainer.model)), tokenizer
+    dtype = None if offset.assistant is None else saved_dtype(recipe, offset.assistant)
+    return Training(
+        trainer, lambda: trainer.accelerator.unwrap_model(trainer.model), start=trainer.model, dtype=dtype
+    ), tokenizer
 
 
 def _teacher(
@@ -205,11 +271,6 @@ def _adapter(r: int) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(r=r, lora_alpha=2 * r, task_type="CAUSAL_LM")
-
-
-def _whereabouts(model: Path | str) -> str:
-    """A folder by its full path, so that a checkpoint finds it from anywhere; a hub name as it is."""
-    return str(Path(model).resolve()) if Path(model).exists() else str(model)
 
 
 def refusals(recipe: Recipe) -> list[str]:

@@ -48,7 +48,8 @@ def side_by_side(
 def _begin(threads: int, known: frozenset[str]) -> None:
     secrets.note(known)
     os.environ["TQDM_DISABLE"] = "1"
-    warnings.filterwarnings("ignore", module="torch|transformers|peft|accelerate")
+    for notice in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):  # for who programs, as in `terminal`
+        warnings.filterwarnings("ignore", category=notice)
     handler = logging.StreamHandler()
     handler.setFormatter(secrets.MaskedFormatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

@@ -90,11 +90,13 @@ def encode_sets(
         refusal_rows = [
             refused(row, text, assistant_turns=assistant_turns) for row, text in zip(forget, said, strict=True)
         ]
-    return Sets(
+    sets = Sets(
         forget=encode_rows(forget, tokenizer, name="forget", **options),
         retain=encode_rows(kept, tokenizer, name="retain", **options),
         refusal=encode_rows(refusal_rows, tokenizer, name="refusals", **options),
     )
+    _check_tokens(sets, getattr(config.get_text_config(), "vocab_size", None), tokenizer)
+    return sets
 
 
 def _checked(rows: Sequence[Row], name: str) -> list[Row]:
@@ -105,6 +107,18 @@ def _checked(rows: Sequence[Row], name: str) -> list[Row]:
         )
         for i, row in enumerate(rows)
     ]
+
+
+def _check_tokens(sets: Sets, size: int | None, tokenizer: Any) -> None:
+    """Raise `UserError` for a token that the model has no embedding for."""
+    for name in ("forget", "retain", "refusal"):
+        for row, encoded in enumerate(getattr(sets, name)):
+            if size is not None and (most := max(encoded.input_ids)) >= size:
+                token = tokenizer.convert_ids_to_tokens(most)
+                raise UserError(
+                    f"{name}: sequence {row} holds the token {token!r} ({most}), for which a model of {size} tokens "
+                    f"has no embedding; take it out."
+                )
 
 
 KEYWORDS = ("callbacks", "optimizers", "optimizer_cls_and_kwargs")

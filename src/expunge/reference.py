@@ -264,8 +264,20 @@ def build_reference(
     base = extract_model_from_parallel(model)
     has_adapter = hasattr(base, "disable_adapter")
     check_kind(kind, needs[Role.FORGET] | needs[Role.RETAIN], has_adapter=has_adapter)
+    trained = has_adapter and not _is_its_base(base)
+    head = base.get_output_embeddings()
+    if trained and (hasattr(head, "base_layer") or hasattr(head, "original_module")):
+        raise UserError(
+            "model: its output head has an adapter that has been trained, so what it says at the start can't be kept; "
+            "give model.merge_and_unload()."
+        )
+    if trained and kind == "adapter_off":
+        raise UserError(
+            "train.reference: adapter_off would compare with the base, and this model starts from an adapter that has "
+            "been trained; use cached_logps, cached_hidden or frozen_copy, or give model.merge_and_unload()."
+        )
     if kind == "auto":
-        kind = choose_kind(base, needs, sets, has_adapter)
+        kind = choose_kind(base, needs, sets, has_adapter and not trained)
     if kind == "adapter_off":
         return LiveReference(model, needs, kind, context=base.disable_adapter)
     if kind == "frozen_copy":
@@ -273,6 +285,21 @@ def build_reference(
         return LiveReference(deepcopy(base).requires_grad_(False) if trains else base, needs, kind)
     live = LiveReference(model, needs, kind)
     return CachedReference(live, sets, pad_token_id, kind, batch_size, retain_rows)
+
+
+@torch.no_grad()
+def _is_its_base(adapted: Any) -> bool:
+    """Whether a model says the same with its adapter as without, as it does before the adapter is trained."""
+    ids_BT = torch.arange(
+        min(16, adapted.config.get_text_config().vocab_size), device=next(adapted.parameters()).device
+    )
+    training = adapted.training
+    adapted.eval()
+    with_it = adapted(input_ids=ids_BT[None], use_cache=False).logits
+    with adapted.disable_adapter():
+        without = adapted(input_ids=ids_BT[None], use_cache=False).logits
+    adapted.train(training)
+    return torch.allclose(with_it, without, rtol=8 * torch.finfo(with_it.dtype).eps, atol=1e-6)
 
 
 def check_kind(kind: str, needs: Needs, *, has_adapter: bool) -> None:

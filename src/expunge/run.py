@@ -34,7 +34,7 @@ from expunge.inputs import (
     training_arguments,
     with_default_method,
 )
-from expunge.methods import prepare, refusals
+from expunge.methods import Start, prepare, refusals
 from expunge.parallel import side_by_side
 from expunge.parsing import combinations
 from expunge.report import write_markdown, write_report
@@ -119,11 +119,11 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> lis
                 max_new_tokens=recipe.evaluate.max_new_tokens,
             )
             gold = evaluate_retrained(retrained, recipe, benchmark, results, usual) if retrained is not None else None
-            evaluate_target(target, recipe, benchmark, results, gold, usual)
+            start = evaluate_target(target, recipe, benchmark, results, gold, usual)
             before = on_the_way_before(target, recipe, benchmark, results, gold)
             for method in recipe.methods:
                 if not results.has(method.name):
-                    row, evaluation = unlearn(recipe, method, benchmark, target, gold, usual, out, before)
+                    row, evaluation = unlearn(recipe, method, benchmark, target, start, gold, usual, out, before)
                     results.add(with_aggregate(row, results), evaluation)
                     discard_training(method_directory(recipe, method, out))
         for method in recipe.methods:
@@ -199,18 +199,20 @@ def evaluate_target(
     results: Results,
     gold: Retrained | None,
     usual: Usual | None = None,
-) -> None:
-    """The row of the model before unlearning, if it is not there yet."""
-    if results.has("target"):
-        return
-    log.info("evaluating the target model")
+) -> Start:
+    """The row of the model before unlearning, if it is not there yet, and what every method must start from."""
     model, tokenizer = _load(path, recipe)
+    start = Start.of(model, tokenizer, benchmark.forget)
+    if results.has("target"):
+        return start
+    log.info("evaluating the target model")
     evaluation = _evaluate(recipe, benchmark, model, tokenizer, gold, usual=usual)
     if "kl_unlearned" in evaluation.metrics:
         evaluation.metrics["kl_start"] = evaluation.metrics["kl_unlearned"]
     elif gold is not None and benchmark.questions.get("forget"):
         log.warning("the retrained model sees other tokens in the forget answers, so no distance to it is measured")
     results.add({"method": "target", "removal": "weights", "metrics": evaluation.metrics}, evaluation)
+    return start
 
 
 def on_the_way_before(
@@ -250,6 +252,7 @@ def unlearn(
     method: Method,
     benchmark: Benchmark,
     target: Path | str,
+    known: Start,
     gold: Retrained | None,
     usual: Usual,
     out: Path,
@@ -257,7 +260,8 @@ def unlearn(
 ) -> tuple[Result, Evaluation]:
     """One method on the target model: train, evaluate, save `model/`; the result row and the evaluation behind it.
 
-    `before` is what evaluations on the way find of the target, for a utility budget; `usual` how it answers.
+    `known` is what the method must start from; `before` is what evaluations on the way find of the target, for a
+    utility budget; `usual` how it answers.
     """
     directory = method_directory(recipe, method, out)
     distance: Distance | None = None
@@ -278,6 +282,7 @@ def unlearn(
             evaluate=None if recipe.evaluate.each_epoch == "off" else trajectory,
         )
         trainer = training.trainer
+        known.check(training.start, method.name, exact=recipe.model.lora is None or recipe.model.lora.quantize is None)
         if gold is not None:
             labels = SoftLabels.of(method.forget)
             start = training.unlearned
@@ -297,7 +302,7 @@ def unlearn(
             log.info("%s: %s", method.name, stopped["why"])
             if budget.kept is not None:
                 trainer.restore(budget.kept.step)
-    unlearned = training.unlearned()
+    unlearned = models.as_saved(training.unlearned(), training.dtype)
     evaluation = _evaluate(recipe, benchmark, unlearned, tokenizer, gold, distance, usual)
     if ranks.first():
         models.save(unlearned, tokenizer, directory / "model")

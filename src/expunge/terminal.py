@@ -151,6 +151,12 @@ def console() -> Any:
     return Console()
 
 
+def leave_out_notices() -> None:
+    """Leave out what libraries tell those who program with them; what may make a result wrong is shown."""
+    for notice in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=notice)
+
+
 def quiet_libraries() -> None:
     """Our own log lines in short form; other libraries only from warnings on."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -160,5 +166,5 @@ def quiet_libraries() -> None:
     logging.getLogger("expunge").setLevel(logging.INFO)
     for chatty in ("torchao", "bitsandbytes", "torch.utils._pytree"):  # what of them was not built for this machine
         logging.getLogger(chatty).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="torch|transformers|peft|accelerate")
+    leave_out_notices()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -6,6 +6,7 @@ Knows nothing of benchmarks or of any particular objective.
 
 import math
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ from expunge.disk import private, writing
 from expunge.errors import UserError
 from expunge.forward import check_head
 from expunge.history import EvaluateEvery, LossBar, MetricsFile, Pace, checkpoint_damage, last_checkpoint
+from expunge.modeling.adapter import adapt, check_adapter
+from expunge.modeling.checkpoint import fit_tokenizer
+from expunge.modeling.saving import name_base
 from expunge.models import load, load_for_training, load_tokenizer_and_config
 from expunge.modes import check_modes, switch_off_dropout, train_only
 from expunge.objectives import RMU, Objective
@@ -108,6 +112,7 @@ class UnlearnTrainer(Trainer):
             "refusals": refusals,
         }
         start, tokenizer = _loaded(model, processing_class, adapter=peft_config is not None)
+        tokenizer = fit_tokenizer(tokenizer, start.config)
         data["config"] = start.config
         check_terms(self.objective, self.retain, **data)
         self.sets = encode_sets(
@@ -121,10 +126,12 @@ class UnlearnTrainer(Trainer):
             assistant_turns=args.assistant_turns,
             seed=args.seed,
         )
-        if peft_config is not None:
-            from peft import get_peft_model
-
-            start = get_peft_model(start, peft_config)
+        start = adapt(start, peft_config) if peft_config is not None else start
+        check_adapter(start, "model.lora")
+        name_base(start)
+        if not any(p.requires_grad for p in start.parameters()):
+            raise UserError("model: none of its weights trains (requires_grad); load it for training.")
+        use_cache = getattr(start.config, "use_cache", None)
         if isinstance(self.objective, RMU):
             train_only(start, self.objective)
         needs = self.needs[Role.FORGET] | self.needs[Role.RETAIN]
@@ -146,6 +153,9 @@ class UnlearnTrainer(Trainer):
                 processing_class=tokenizer,
                 **kwargs,
             )
+        # The trainer switches it off for its forwards, which never ask for one here, and it would be saved so.
+        if use_cache is not None:
+            start.config.use_cache = use_cache  # pyright: ignore
         # One bar instead of a printed line a step; every line is in metrics.jsonl.
         self.remove_callback(PrinterCallback)
         if not args.disable_tqdm:
@@ -343,6 +353,12 @@ class UnlearnTrainer(Trainer):
         if wrong := ranks.told(lambda: checkpoint_damage(checkpoint)):
             raise UserError(wrong)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        with warnings.catch_warnings():
+            # Where the start was an adapter, its folder has no config.json; that the vocabulary is the base's is right.
+            warnings.filterwarnings("ignore", message="Could not find a config file in")
+            super().save_model(output_dir, _internal_call)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save a checkpoint and seal it; older ones go only then, so that a kill at any moment leaves a whole one."""
         self._means()  # never save what a NaN has touched
@@ -390,7 +406,7 @@ class UnlearnTrainer(Trainer):
 def _loaded(model: Any, tokenizer: Any, *, adapter: bool) -> tuple[Any, Any]:
     """The model and the tokenizer, loaded where only a name is given."""
     if isinstance(model, str | Path):
-        model, own = load(model) if adapter else load_for_training(model)
+        model, own = load(model, merged=True) if adapter else load_for_training(model)
         return model, own if tokenizer is None else prepare_tokenizer(tokenizer)
     if tokenizer is None:
         name = getattr(getattr(model, "config", None), "_name_or_path", "")

@@ -1,0 +1,68 @@
+"""Save a model as it was given, and say how large it is.
+
+Knows nothing of how a model was trained.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from expunge import manifest
+from expunge.disk import partial_of, private, remove, writing
+from expunge.modeling.checkpoint import whereabouts
+
+
+def as_saved(model: Any, dtype: torch.dtype | None) -> Any:
+    """The model in the dtype in which it is saved, which is what must be measured; changed in place.
+
+    An adapter keeps its own, and so does the base under it.
+    """
+    separate = [part for name in ("assistant", "start") if (part := getattr(model, name, None)) is not None]
+    if dtype is None or hasattr(model, "peft_config") or (hasattr(model, "difference") and not separate):
+        return model
+    for part in separate or [model]:
+        part.to(dtype)
+    return model
+
+
+def save(model: nn.Module, tokenizer: Any, path: Path) -> None:
+    """Write model (or adapter) and tokenizer to `path`, as `transformers` reads them from wherever it is called.
+
+    What is there now is replaced. The folder shows under its name when it is whole, and is its owner's alone.
+    """
+    below = getattr(model.get_base_model(), "merged_adapter", None) if hasattr(model, "get_base_model") else None  # pyright: ignore[reportCallIssue]
+    partial = partial_of(path)
+    with private(), writing(path):
+        remove(partial)
+        manifest.begin(partial)
+        if below is not None:
+            below.save(model, partial)
+        else:
+            name_base(model)
+            model.save_pretrained(partial)  # pyright: ignore[reportCallIssue]
+        tokenizer.save_pretrained(partial)
+        manifest.seal(partial)
+        remove(path)
+        partial.replace(path)
+
+
+def name_base(model: Any) -> None:
+    """Have the adapters on a model name their base by its full path, where it is a folder."""
+    for config in getattr(model, "peft_config", {}).values():
+        if config.base_model_name_or_path:
+            config.base_model_name_or_path = whereabouts(config.base_model_name_or_path)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Distinct parameters, tied ones once."""
+    return sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
+
+
+def describe(model: nn.Module) -> str:
+    """One line for the log: class, parameters, trainable share, dtype."""
+    total, trainable = parameter_count(model), sum(p.numel() for p in model.parameters() if p.requires_grad)
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return json.dumps({"class": type(model).__name__, "parameters": total, "trainable": trainable, "dtype": dtype})
