@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Gemma3Config
+from transformers import AutoModelForCausalLM, Gemma3Config, GPT2Config, GPT2LMHeadModel
 
 from expunge import UnlearnConfig, UnlearnTrainer, models, objectives
 from expunge.cli import main
@@ -274,7 +274,21 @@ def test_the_cache_stays_on_after_gradient_checkpointing(workplace: Path) -> Non
     assert before["use_cache"] is after["use_cache"] is True
 
 
-# -- models that see too ---------------------------------------------------------------------------------------------
+# -- other architectures ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["uld", "offset", "lora"])
+def test_adapters_on_layers_that_are_written_the_other_way_round(
+    workplace: Path, tiny_tokenizer: Any, method: str
+) -> None:
+    """GPT-2's `Conv1D` keeps its weight as [in, out]."""
+    size = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128, "bos_token_id": 0, "eos_token_id": 0}
+    models.save(GPT2LMHeadModel(GPT2Config(vocab_size=300, **size)), tiny_tokenizer, workplace / "gpt2")
+    lora = {"model__lora": "{r: 2}"} if method == "lora" else {}
+    _, row = run(recipe(METHODS.get(method, "npo+nll"), model="gpt2", train__learning_rate="1e-2", **lora))
+    assert main(["eval", "out/model", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--out", "again"]) == 0
+    again = json.loads(Path("again/results.json").read_text())[0]["metrics"]
+    assert again == pytest.approx(row["metrics"], rel=1e-4)
 
 
 def test_of_a_model_that_sees_the_text_part_is_trained(workplace: Path, tiny_tokenizer: Any) -> None:
