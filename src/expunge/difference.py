@@ -31,6 +31,7 @@ from expunge.errors import UserError
 from expunge.logprobs import Head
 from expunge.modeling.adapter import check_adapter
 from expunge.modeling.checkpoint import load_config, whereabouts
+from expunge.modeling.saving import same_vocabulary
 from expunge.modeling.weights import load_weights
 from expunge.pairing import PairedLayers, linear_of_pair
 
@@ -261,7 +262,8 @@ class LogitDifferenceForCausalLM(PreTrainedModel, GenerationMixin):
         self.config.save_pretrained(folder)
         if self.generation_config is not None:
             self.generation_config.save_pretrained(folder)
-        (self.base if self.assistant is None else self.assistant).save_pretrained(folder / ASSISTANT)
+        with same_vocabulary():
+            (self.base if self.assistant is None else self.assistant).save_pretrained(folder / ASSISTANT)
         names = ", ".join(cls.__name__ for cls in classes.values())
         (folder / REMOTE).write_text(f"from expunge.difference import {names}  # noqa: F401\n", encoding="utf-8")
 

@@ -6,7 +6,6 @@ Knows nothing of benchmarks or of any particular objective.
 
 import math
 import shutil
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from expunge.forward import check_head
 from expunge.history import EvaluateEvery, LossBar, MetricsFile, Pace, checkpoint_damage, last_checkpoint
 from expunge.modeling.adapter import adapt, check_adapter
 from expunge.modeling.checkpoint import fit_tokenizer
-from expunge.modeling.saving import name_base
+from expunge.modeling.saving import name_base, same_vocabulary
 from expunge.models import load, load_for_training, load_tokenizer_and_config
 from expunge.modes import check_modes, switch_off_dropout, train_only
 from expunge.objectives import RMU, Objective
@@ -354,9 +353,7 @@ class UnlearnTrainer(Trainer):
             raise UserError(wrong)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        with warnings.catch_warnings():
-            # Where the start was an adapter, its folder has no config.json; that the vocabulary is the base's is right.
-            warnings.filterwarnings("ignore", message="Could not find a config file in")
+        with same_vocabulary():
             super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

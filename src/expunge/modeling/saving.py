@@ -4,6 +4,9 @@ Knows nothing of how a model was trained.
 """
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +50,17 @@ def save(model: nn.Module, tokenizer: Any, path: Path) -> None:
         manifest.seal(partial)
         remove(path)
         partial.replace(path)
+
+
+@contextmanager
+def same_vocabulary() -> Iterator[None]:
+    """Leave out that PEFT takes the vocabulary to be the base's, which it is, where a base is an adapter's folder.
+
+    Such a folder holds no config.json in which PEFT could look.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Could not find a config file in")
+        yield
 
 
 def name_base(model: Any) -> None:
