@@ -89,9 +89,15 @@ def batch() -> tuple[Tensor, Tensor]:
     return ids_BT, mask_BT
 
 
+def positions(mask_BT: Tensor) -> Tensor:
+    """From 0 at the first token that is no padding, which absolute positions (GPT-2) need to be told."""
+    return (mask_BT.cumsum(-1) - 1).clamp(min=0)
+
+
 def two_models(base: Any, small: Any, ids_BT: Tensor, mask_BT: Tensor, tau: float = TAU) -> Tensor:
-    """The definition: logits of one model minus those of another, no cache, [B, T, V]."""
-    z, a = (m(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits for m in (base, small))
+    """The definition: logits of one model minus those of another, no cache, [B, T, V]; positions as `generate` has."""
+    inputs = {"attention_mask": mask_BT, "position_ids": positions(mask_BT)}
+    z, a = (m(input_ids=ids_BT, **inputs, use_cache=False).logits for m in (base, small))
     return z - ALPHA * neutralise(a, z, tau)
 
 
@@ -149,7 +155,8 @@ def test_an_implausible_token_never_gains() -> None:
 def test_logits_equal_two_models(build: Callable[..., Two], architecture: str, tau: float) -> None:
     model, base, small = build(architecture, tau=tau)
     ids_BT, mask_BT = batch()
-    ours, theirs = model(input_ids=ids_BT, attention_mask=mask_BT).logits, two_models(base, small, ids_BT, mask_BT, tau)
+    ours = model(input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions(mask_BT)).logits
+    theirs = two_models(base, small, ids_BT, mask_BT, tau)
     real = mask_BT.bool()
     assert torch.allclose(ours[real], theirs[real], atol=1e-5)
     assert (theirs - base(input_ids=ids_BT, attention_mask=mask_BT).logits)[real].abs().max() > 0.1  # it does something
