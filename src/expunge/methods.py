@@ -28,6 +28,7 @@ from expunge.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
 from expunge.errors import UserError
 from expunge.forward import dense_logps
 from expunge.history import last_checkpoint
+from expunge.modeling.saving import same_vocabulary
 from expunge.objectives import KL, ULD, Objective, Offset, ULDDistilled, Uniform
 from expunge.trainer import UnlearnTrainer
 
@@ -196,7 +197,8 @@ def _through_assistant(
     adapter.fan_in_fan_out = any(isinstance(module, Conv1D) for module in small.modules())
 
     def joined(trained: Any) -> Any:
-        difference.load_assistant(get_peft_model_state_dict(trained))
+        with same_vocabulary():
+            difference.load_assistant(get_peft_model_state_dict(trained))
         return difference.to(trained.device).eval()
 
     evaluate = common["evaluate"]
