@@ -17,6 +17,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from transformers import PreTrainedModel
 from transformers.utils.generic import is_flash_attention_requested
 
+from expunge.errors import UserError
 from expunge.logprobs import Head, token_logps
 
 IGNORE = -100
