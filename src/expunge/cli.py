@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from expunge import __version__, commands
 from expunge.disk import printable, writing
-from expunge.errors import UserError, did_you_mean
+from expunge.errors import UserError, did_you_mean, one_sentence
 from expunge.secrets import masked_text, remember
 from expunge.terminal import quiet_libraries, visible
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _together(), writing(Path()):
             args.run(args, overrides)
     except UserError as error:
-        print(f"expunge: {visible(str(error))}", file=sys.stderr)
+        print(f"expunge: {visible(one_sentence(str(error)))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         same = "; go on with the same command"

@@ -202,6 +202,8 @@ def distill(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
 def serve(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     from expunge.serve import serve
 
+    if not args.host.strip():
+        raise UserError("serve: --host is empty; give an address, such as localhost.")
     serve(
         args.model,
         host=args.host,
@@ -215,13 +217,21 @@ def serve(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
 def chat(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     from expunge.chat import chat
 
-    names = [args.model, *([args.against] if args.against else [])]
+    if args.max_new_tokens < 1:
+        raise UserError(f"chat: --max-new-tokens must be at least 1, got {args.max_new_tokens}.")
+    names = [args.model, *([args.against] if args.against is not None else [])]
     chat(names, max_new_tokens=args.max_new_tokens, console=console())
 
 
 def report(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
+    from expunge.data.files import file_to_write, local_path
     from expunge.report import write_markdown, write_report
 
+    for path in args.directory:
+        local_path(path, "report")
+    for path in (args.out, args.markdown):
+        if path is not None:
+            file_to_write(path, "report")
     if args.markdown is not None:
         print(write_markdown(args.directory, args.markdown))
     else:
@@ -241,9 +251,10 @@ def bench(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
         raise UserError("bench: half of the sequences are to forget; give an even number of them, of 2 tokens or more.")
     for name in ("rounds", "questions", "threads"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"bench: --{name} is 1 or more.")
-    if (args.threads or 1) > MOST_THREADS:
-        raise UserError(f"bench: --threads must be at most {MOST_THREADS}, got {args.threads}.")
+            raise UserError(f"bench: --{name} must be at least 1, got {getattr(args, name)}.")
+    for name, most in (("threads", MOST_THREADS), ("length", 4_096), ("sequences", 4_096)):
+        if (getattr(args, name) or 1) > most:
+            raise UserError(f"bench: --{name} must be at most {most}, got {getattr(args, name)}.")
     if args.svg is not None and args.what in ("decode", "evaluation"):
         raise UserError(f"bench {args.what} draws no picture; leave --svg out, or take --markdown.")
     command = f"expunge bench {args.what} --shape {shape}"
@@ -252,7 +263,7 @@ def bench(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
         found = decode.measure(shape, threads=args.threads)
     elif args.what == "evaluation":
         bench = evaluation
-        prompts = tuple(args.prompts.split(",")) if args.prompts else tuple(evaluation.PROMPTS)
+        prompts = tuple(args.prompts.split(",")) if args.prompts is not None else tuple(evaluation.PROMPTS)
         if unknown := [name for name in prompts if name not in evaluation.PROMPTS]:
             raise UserError(
                 f"bench: no prompts {unknown[0]!r}.{did_you_mean(unknown[0], evaluation.PROMPTS)} Known: "
@@ -264,13 +275,13 @@ def bench(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
         command += f" --rounds {args.rounds}" if args.rounds else ""
     elif args.what == "growth":
         bench = growth
-        by = read_mapping(args.by, what="--by") if args.by else None
+        by = read_mapping(args.by, what="--by") if args.by is not None else None
         sizes = growth.sizes_for(shape, by, sequences=args.sequences, length=args.length or usual_length(shape))
         found = growth.measure(shape, sizes, threads=args.threads)
         command += f" --sequences {sizes.sequences} --length {sizes.length}" + (f" --by '{args.by}'" if args.by else "")
     else:
         bench = training
-        methods = tuple(args.methods.split(",")) if args.methods else training.METHODS
+        methods = tuple(args.methods.split(",")) if args.methods is not None else training.METHODS
         if unknown := [name for name in methods if name not in training.METHODS]:
             raise UserError(
                 f"bench: {unknown[0]!r} is not measured.{did_you_mean(unknown[0], training.METHODS)} These are: "

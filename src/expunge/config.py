@@ -23,7 +23,7 @@ from expunge.targets import FinetuneConfig
 class Section(BaseModel):
     """A part of the recipe; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class FableConfig(Section):
@@ -118,7 +118,8 @@ class ModelConfig(Section):
 class HarnessConfig(Section):
     """Tasks of lm-evaluation-harness (extra: `expunge[harness]`), by its own names and settings, in the end."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")  # other arguments of the harness pass through unchanged
+    # Other arguments of the harness pass through unchanged.
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     tasks: list[str] = Field(min_length=1)
     batch_size: int | str = 8
@@ -330,6 +331,8 @@ class Recipe(Section):
     @classmethod
     def _method_is_short_for_one(cls, data: Any) -> Any:
         if isinstance(data, Mapping) and "method" in data:
+            if "methods" in data:
+                raise ValueError("method and methods: the one is short for the other; give one of them")
             data = dict(data)
             data["methods"] = [data.pop("method")]
         return data

@@ -5,6 +5,7 @@ in Python it is an ordinary `ValueError`.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 
 from expunge.secrets import masked_text
@@ -19,6 +20,13 @@ class UserError(ValueError):
 
 class MachineError(UserError):
     """An obstacle of this machine, such as a full disk or a folder in use; the same input runs once it is gone."""
+
+
+def one_sentence(message: str) -> str:
+    """The message on one line, without the middle of what nobody would read to the end."""
+    line = re.sub(r"\S{160,}", lambda word: f"{word[0][:80]}…{word[0][-40:]}", " ".join(message.split()))
+    line = line if len(line) <= 900 else f"{line[:600]} … {line[-200:]}"
+    return line if line.endswith((".", "?", "!", ")")) else f"{line}."
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

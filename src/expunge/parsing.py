@@ -37,6 +37,7 @@ TEXT = {
 COMMAND_LINE = "the command line"
 
 MOST_RUNS = 10_000
+MOST_BYTES = 1_000_000
 """Of one recipe."""
 
 LONGEST_NAME = 200
@@ -44,6 +45,7 @@ LONGEST_NAME = 200
 
 MOST_VALUES, DEEPEST = 100_000, 60
 """Of a YAML file once its aliases are written out: how many values it may hold, and how deep they may be nested."""
+TOO_DEEP = f"it is nested more than {DEEPEST} levels deep"
 
 
 def load_recipe(path: Path | None, overrides: Iterable[tuple[str, str]] = ()) -> Recipe:
@@ -138,6 +140,16 @@ class _Loader(yaml.SafeLoader):
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise yaml.constructor.ConstructorError(problem=TOO_DEEP)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
     def get_single_node(self) -> Any:
         node = super().get_single_node()
         if node is not None:
@@ -163,7 +175,7 @@ def _values(node: yaml.Node, known: dict[int, int], depth: int) -> int:
     if id(node) in known:
         why = "an alias holds itself"
     elif depth > DEEPEST:
-        why = f"it is nested more than {DEEPEST} levels deep"
+        why = TOO_DEEP
     else:
         known[id(node)] = 0
         parts = node.value if isinstance(node, yaml.CollectionNode) else []
@@ -182,6 +194,17 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _load(text: str) -> Any:
+    """The values in a text. The scanner takes the square of the brackets that are open, so they are counted first."""
+    depth = deepest = 0
+    for bracket in re.findall(r"[][{}]", text):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    if deepest > 10 * DEEPEST:  # some may stand in words
+        raise yaml.constructor.ConstructorError(problem=TOO_DEEP)
+    return yaml.load(text, _Loader)
+
+
 def read_mapping(source: str, *, what: str) -> dict[str, Any]:
     """A mapping from a YAML or JSON file, or written out (`{…}`) in the place of the file's name."""
     if not source.lstrip().startswith("{"):
@@ -196,8 +219,10 @@ def _read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
     if not path.is_file():
         near = did_you_mean(path.name, (p.name for p in path.parent.glob("*.yaml"))) if path.parent.is_dir() else ""
         raise UserError(f"{what} {str(path)!r} {'is not a file' if path.exists() else 'does not exist'}.{near}")
+    if path.stat().st_size > MOST_BYTES:
+        raise UserError(f"{path}: a {what} must have at most {MOST_BYTES} bytes; give another file.")
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        tree = _load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -212,7 +237,7 @@ def _read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
 
 def _scalar(text: str) -> Any:
     try:
-        return yaml.load(text, _Loader)
+        return _load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         return text
 

@@ -29,7 +29,7 @@ FORMAT = 1
 class FinetuneConfig(BaseModel):
     """How a from-scratch model learns its rows: AdamW, cosine schedule with a tenth of warm-up."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     epochs: int = Field(default=30, ge=1, le=1_000_000)
     learning_rate: float = Field(default=2e-3, gt=0, allow_inf_nan=False)

@@ -7,6 +7,7 @@ Lines are counted from 1, as editors count them; rows from 0, as everything afte
 import csv
 import io
 import json
+import os
 import re
 import stat
 import sys
@@ -74,6 +75,14 @@ def local_path(source: str | Path, name: str = "path") -> Path:
     shown = ascii(str(source))[1:-1]
     shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
     raise UserError(f"{name}: {shown} can't be a path ({problem}); give another.")
+
+
+def file_to_write(source: str | Path, name: str) -> Path:
+    """The path of a file that is to be written. Raises `UserError` where something else has that name."""
+    path = local_path(source, name)
+    if not path.is_file() and os.path.lexists(path):
+        raise UserError(f"{name}: {path} is no file (a folder, a broken link, a pipe or a device); give another --out.")
+    return path
 
 
 def _missing(path: Path) -> UserError:

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from expunge.data import augment
 from expunge.data.augment import Kind
 from expunge.data.benchmark import Row, Variant
-from expunge.data.files import local_path
+from expunge.data.files import file_to_write
 from expunge.data.words import caseless
 from expunge.disk import alone, private
 from expunge.errors import UserError
@@ -93,9 +93,7 @@ def compose(
     """
     if paraphrases < 0 or perturbations < 0 or not paraphrases + perturbations:
         raise UserError(f"augment: {paraphrases} paraphrases and {perturbations} perturbations; ask for at least one.")
-    out = local_path(out, "augment")
-    if out.exists() and not out.is_file():
-        raise UserError(f"augment: {out} is no file (a folder, a pipe or a device); give another --out.")
+    out = file_to_write(out, "augment")
     tasks = _tasks(forget, {"paraphrase": paraphrases, "perturbation": perturbations})
     with alone(out.parent, f".{out.name}.lock", at=out):
         try:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from expunge.errors import UserError
+from expunge.errors import UserError, did_you_mean
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 """By the name of a layer: A [r, in] and s·B [out, r], whose product an adapter adds to the layer's weight."""
@@ -24,7 +24,7 @@ Factors = dict[str, tuple[Tensor, Tensor]]
 class LoraConfig(BaseModel):
     """A LoRA adapter (PEFT) on every linear layer but the head; `quantize` holds these in 4 bits under it (QLoRA)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     r: int = Field(default=16, ge=1)
     alpha: int = Field(default=32, ge=1)
@@ -57,6 +57,11 @@ def adapt(model: Any, config: Any) -> Any:
             "model: it has an adapter already, on which another would be put; give model.merge_and_unload(), or leave "
             "the new adapter (peft_config) out to train the one that is there."
         )
+    named = [name for name, _ in model.named_modules()]
+    for target in config.target_modules if isinstance(config.target_modules, list | set) else ():
+        if not any(f".{name}".endswith(f".{target}") for name in named):  # one of several, PEFT passes over in silence
+            near = did_you_mean(target, {name.rpartition(".")[2] for name in named})
+            raise UserError(f"model.lora.targets: the model has no module {target!r}.{near}")
     config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
     try:
         with warnings.catch_warnings():

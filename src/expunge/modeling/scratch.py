@@ -17,13 +17,13 @@ class ScratchConfig(BaseModel):
     For the demo and for machines without a network; such a model knows only what it is taught.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     layers: int = Field(default=4, ge=1)
     hidden: int = Field(default=128, ge=8, description="width; must be divisible by heads")
     heads: int = Field(default=4, ge=1)
     vocab: int = Field(default=1024, ge=260, description="tokens of the BPE, 256 bytes and the specials included")
-    context: int = Field(default=256, ge=16, description="longest sequence, tokens")
+    context: int = Field(default=256, ge=16, le=1_000_000, description="longest sequence, tokens")
 
     @model_validator(mode="after")
     def _even_heads(self) -> "ScratchConfig":

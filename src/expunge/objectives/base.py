@@ -119,7 +119,7 @@ class Objective(BaseModel, ABC):
     `per` says over what the trainer takes the mean: all supervised tokens of the optimizer step, or all its sequences.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     per: ClassVar[Literal["token", "sequence"]] = "token"
     removal: ClassVar[Removal] = "weights"

@@ -155,7 +155,7 @@ def load_results(directory: Path) -> list[Row]:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise UserError(f"{directory} has no readable results.json: give the directory of a finished run.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}): repeat the command that wrote it.") from None
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path} must hold a list of at least one row: repeat the command that wrote it.")

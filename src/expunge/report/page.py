@@ -218,12 +218,12 @@ def _records(path: Path, redact: bool) -> dict[int, Row]:
     if not path.is_file():
         return {}
     found: dict[int, Row] = {}
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for k, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
                 found[int(row["index"])] = redacted(row) if redact else row
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 raise UserError(
                     f"{path}, line {k}: not a record with an 'index'; evaluate again, or remove it."
                 ) from None

@@ -71,7 +71,7 @@ def _trials(folder: Path) -> Sequence[Row]:
     path = folder / "trials.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise UserError(f"{path} can't be read: give the folder of a sweep that has ended once.") from None
 
 
