@@ -286,7 +286,14 @@ def test_adapters_on_layers_that_are_written_the_other_way_round(
     workplace: Path, tiny_tokenizer: Any, method: str
 ) -> None:
     """GPT-2's `Conv1D` keeps its weight as [in, out]."""
-    size = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128, "bos_token_id": 0, "eos_token_id": 0}
+    size: dict[str, Any] = {
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_positions": 128,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
     models.save(GPT2LMHeadModel(GPT2Config(vocab_size=300, **size)), tiny_tokenizer, workplace / "gpt2")
     lora = {"model__lora": "{r: 2}"} if method == "lora" else {}
     _, row = run(recipe(METHODS.get(method, "npo+nll"), model="gpt2", train__learning_rate="1e-2", **lora))
