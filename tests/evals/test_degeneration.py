@@ -155,7 +155,7 @@ def test_the_target_tells_gibberish_from_wrong_answers(taught: Any, tokenizer: A
     assert broken(target) == 0.0
     other = evaluate(taught(3), tokenizer, BENCHMARK, usual=usual, progress=False)
     assert other.metrics["forget_rouge_l_recall"] < 1.0, "this model knows other facts"
-    assert other.metrics["degeneration"] <= 1 / 12
+    assert other.metrics["degeneration"] <= 2 / 12
     assert broken(damaged(taught(0), 2.0)) >= 0.9
 
 
@@ -171,8 +171,10 @@ def test_each_text_is_held_against_sound_ones_of_its_length(taught: Any, tokeniz
         ids = encode(question_row(asked(0)[0].question, text), tokenizer)
         logits = taught(0)(input_ids=torch.tensor([ids.input_ids[:-1]])).logits[0].log_softmax(-1)
         logps = [logits[t - 1, ids.input_ids[t]].item() for t in range(ids.start, len(ids) - 1)]
+        end = logps[len(logps) // 2 :]
         assert f["target_nll"] == pytest.approx(-sum(logps) / len(logps), rel=1e-4)
-        assert f["usual_nll"] == usual.limit("forget", len(logps))
+        assert f["target_nll_end"] == pytest.approx(-sum(end) / len(end), rel=1e-4)
+        assert (f["usual_nll"], f["usual_nll_end"]) == usual.limits("forget", len(logps))
 
 
 def test_without_a_target_the_text_alone_is_looked_at(taught: Any, tokenizer: Any) -> None:
@@ -186,9 +188,9 @@ def test_too_few_prompts_are_said(taught: Any, tokenizer: Any, caplog: pytest.Lo
     with caplog.at_level(logging.WARNING):
         usual = usual_answers(lambda: (taught(0), tokenizer), one, refusals=REFUSALS)
     assert "forget: too few prompts" in caplog.text
-    assert usual.limit("forget", 3) is None
+    assert usual.limits("forget", 3) is None
     more = Benchmark("one", "all", forget=[], retain=[], questions={"forget": asked(0)[:1], "retain": asked(0)[1:]})
-    assert usual_answers(lambda: (taught(0), tokenizer), more, refusals=REFUSALS).limit("forget", 3) is not None
+    assert usual_answers(lambda: (taught(0), tokenizer), more, refusals=REFUSALS).limits("forget", 3) is not None
 
 
 def test_continuations_are_judged_kind_by_kind(taught: Any, tokenizer: Any) -> None:

@@ -27,7 +27,10 @@ SAMPLE = 32
 """Prompts of a kind to which the target's answers are taken as its usual ones."""
 ELSEWHERE = (1, 3, 7)
 """So many prompts further on each usual answer is read again, as an answer that is sound and wrong."""
-LEVEL = 0.95
+LEVEL = 0.975
+"""Two looks at each text, so that of sound answers in the wrong place at most one in twenty is taken for broken."""
+ENDS = 8
+"""Tokens from which on the second half of a text is looked at by itself."""
 FEWEST = 8
 """Readings from which a limit can be drawn."""
 
@@ -96,12 +99,11 @@ class Usual:
     set by heart is surprised at every other answer, however well it is said. So the limit is taken from sound answers
     that are wrong: the target's own greedy answers to `SAMPLE` prompts, each read after `ELSEWHERE` other prompts. A
     text is broken when the target finds it less likely than `LEVEL` of those, each cut to as many tokens, since the
-    first words of any other answer surprise most. There is no further margin: of the target's own answers, read where
-    they belong, next to none reaches the limit.
+    first words of any other answer surprise most; or so its second half, since after some words sound text gets easy
+    to foresee, and gibberish does not. There is no further margin: of the target's own answers, read where they
+    belong, next to none reaches the limit.
 
-    Measured: of 40 answers of the demo's retrained model, which differ from the target's in every fact, none is broken;
-    of SmolLM2-135M-Instruct's own, of right ones by hand and of refusals none, and all when noise of .35 deviations is
-    added to its weights. What cannot be seen is a single odd word, and confident nonsense in good English.
+    What cannot be seen is a single odd word, and confident nonsense in good English.
 
     The target is loaded for each lot of texts and let go of, so that nothing is held while a method trains. While it
     reads, its weights stand beside the other model's, which by then holds no gradients. What it costs: the answers to
@@ -126,45 +128,53 @@ class Usual:
         del model
         gc.collect()
 
-    def limit(self, kind: str, tokens: int) -> float | None:
-        """Nats a token from which on a text of so many tokens is broken; None where it cannot be told."""
-        readings = self.readings.get(kind, [])
-        if len(readings) < FEWEST:
+    def limits(self, kind: str, tokens: int) -> tuple[float, float] | None:
+        """Nats a token from which on a text of so many tokens, or its second half, is broken; None if not known."""
+        cut = [nll[:tokens] for nll in self.readings.get(kind, [])]
+        if len(cut) < FEWEST:
             return None
-        return float(np.quantile([means[min(tokens, len(means)) - 1] for means in readings], LEVEL))
+        means = np.array([(nll.mean(), _second_half(nll).mean()) for nll in cut])
+        whole, end = np.quantile(means, LEVEL, axis=0)
+        return float(whole), float(end)
 
-    def read(self, told: Sequence[Told]) -> list[tuple[float | None, float | None]]:
-        """(nats a token that the target gives each text, the limit of such texts)."""
+    def read(self, told: Sequence[Told]) -> list[dict[str, Any]]:
+        """For each text the fields of `judge`, by what the target finds."""
         if not told:
             return []
         model, tokenizer = self._load()
-        means = _running_means(model, tokenizer, [(t.row, t.text) for t in told])
+        read = _nlls(model, tokenizer, [(t.row, t.text) for t in told])
         del model
         gc.collect()
-        return [
-            (float(own[-1]), self.limit(t.kind, len(own))) if len(own) else (None, None)
-            for t, own in zip(told, means, strict=True)
-        ]
+        found: list[dict[str, Any]] = []
+        for t, nll in zip(told, read, strict=True):
+            limits = self.limits(t.kind, len(nll))
+            if not len(nll) or limits is None:
+                found.append(_UNREAD)
+                continue
+            whole, end = float(nll.mean()), float(_second_half(nll).mean())
+            broken = whole > limits[0] or (len(nll) >= ENDS and end > limits[1])
+            numbers = zip(FIELDS, (whole, limits[0], end, limits[1]), strict=True)
+            found.append({"degenerate": broken, **dict(numbers)})
+        return found
+
+
+FIELDS = ("target_nll", "usual_nll", "target_nll_end", "usual_nll_end")
+"""What the target finds of a text and where the limit lies, nats a token: of the whole text and of its second half."""
+_UNREAD: dict[str, Any] = {"degenerate": False, **dict.fromkeys(FIELDS)}
 
 
 def judge(told: Sequence[Told], usual: Usual | None) -> list[dict[str, Any]]:
-    """For each text `degenerate`, and, where the target was asked, what it found (`target_nll`) and its `usual_nll`.
+    """For each text whether it is `degenerate`, and `FIELDS`, None where the target was not asked.
 
     A right answer and a refusal are never broken. Without `usual` the text alone is looked at.
     """
     refusals = frozenset(map(_plain, REFUSALS)) if usual is None else usual.refusals
-    found: list[dict[str, Any]] = []
-    unsure: list[int] = []
-    for i, t in enumerate(told):
-        sound = _plain(t.text) in refusals or is_right(t.text, t.answers)
-        broken = not sound and looks_broken(t.text)
-        found.append({"degenerate": broken, "target_nll": None, "usual_nll": None})
-        if usual is not None and not sound and not broken:
-            unsure.append(i)
+    sound = [_plain(t.text) in refusals or is_right(t.text, t.answers) for t in told]
+    found = [{**_UNREAD, "degenerate": not ok and looks_broken(t.text)} for ok, t in zip(sound, told, strict=True)]
     if usual is not None:
-        for i, (nll, limit) in zip(unsure, usual.read([told[i] for i in unsure]), strict=True):
-            broken = nll is not None and limit is not None and nll > limit
-            found[i] = {"degenerate": broken, "target_nll": nll, "usual_nll": limit}
+        unsure = [i for i, ok in enumerate(sound) if not ok and not found[i]["degenerate"]]
+        for i, fields in zip(unsure, usual.read([told[i] for i in unsure]), strict=True):
+            found[i] = fields
     return found
 
 
@@ -180,7 +190,7 @@ def _plain(text: str) -> str:
 
 
 def _read_elsewhere(model: Any, tokenizer: Any, asked: Prompts) -> list[np.ndarray]:
-    """The target's usual answers as it reads them after other prompts, see `_running_means`."""
+    """The target's usual answers as it reads them after other prompts, see `_nlls`."""
     count = min(SAMPLE, len(asked.rows))
     if not count:
         return []
@@ -196,12 +206,12 @@ def _read_elsewhere(model: Any, tokenizer: Any, asked: Prompts) -> list[np.ndarr
         for i, text in enumerate(texts)
         if not looks_broken(text) and text != texts[(i + further) % count]
     }
-    read = _running_means(model, tokenizer, [(rows[at], text) for (_, at), text in pairs.items()])
-    return [means for means in read if len(means)]
+    read = _nlls(model, tokenizer, [(rows[at], text) for (_, at), text in pairs.items()])
+    return [nll for nll in read if len(nll)]
 
 
-def _running_means(model: Any, tokenizer: Any, pairs: Sequence[tuple[Row, str]]) -> list[np.ndarray]:
-    """For each row and text, the mean of −log p over the first 1, 2, … tokens of the text as the row's answer."""
+def _nlls(model: Any, tokenizer: Any, pairs: Sequence[tuple[Row, str]]) -> list[np.ndarray]:
+    """For each row and text, −log p of every token of the text as the row's answer, float64."""
     context = requests.context_length(model)
     sequences: list[Encoded | None] = []
     for row, text in pairs:
@@ -210,5 +220,8 @@ def _running_means(model: Any, tokenizer: Any, pairs: Sequence[tuple[Row, str]])
         e = shortened(Encoded(e.input_ids[:-1], e.start), max(context // 2, context - tokens), tokenizer)
         sequences.append(e.cut(context) if tokens > 0 and e.start < context else None)
     scores = iter(requests.score(model, [s for s in sequences if s is not None], progress=False))
-    found = [next(scores).logps.astype(np.float64) if s is not None else np.zeros(0) for s in sequences]
-    return [-np.cumsum(logps) / np.arange(1, len(logps) + 1) for logps in found]
+    return [-next(scores).logps.astype(np.float64) if s is not None else np.zeros(0) for s in sequences]
+
+
+def _second_half(nll: np.ndarray) -> np.ndarray:
+    return nll[len(nll) // 2 :]
