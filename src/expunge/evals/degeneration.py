@@ -103,7 +103,7 @@ class Usual:
     to foresee, and gibberish does not. There is no further margin: of the target's own answers, read where they
     belong, next to none reaches the limit.
 
-    What cannot be seen is a single odd word, and confident nonsense in good English.
+    What cannot be seen is a single odd word, confident nonsense in good English, and most strings of numbers.
 
     The target is loaded for each lot of texts and let go of, so that nothing is held while a method trains. While it
     reads, its weights stand beside the other model's, which by then holds no gradients. What it costs: the answers to
