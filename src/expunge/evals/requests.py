@@ -232,7 +232,8 @@ def generate(
 
 def context_length(model: Any) -> int:
     """The longest sequence that the model has positions for, tokens."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+    # XLNet, which has no limit, says −1.
+    return max(0, getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0) or sys.maxsize
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
