@@ -21,10 +21,9 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, L
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from expunge import logprobs
-from expunge.errors import UserError
+from expunge.agreement import Ways, ways_of
 from expunge.forward import (
     IGNORE,
-    check_head,
     decoder_layers,
     dense_logps,
     forward_supervised,
@@ -785,30 +784,39 @@ class DoublingLlama(LlamaForCausalLM):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_known_heads_pass(build: Callable[..., Any], architecture: str, dtype: torch.dtype) -> None:
+def test_known_heads_are_found_to_be_known(build: Callable[..., Any], architecture: str, dtype: torch.dtype) -> None:
     model = build(architecture).to(dtype)
     model.train()  # with GPT-2's dropout on, two forwards would differ
-    check_head(model)
-    assert model.training
+    random = torch.get_rng_state()
+    assert ways_of(model) == Ways(dense=False, padded=True, vocab_size=model.get_output_embeddings().weight.shape[0])
+    assert model.training and torch.equal(torch.get_rng_state(), random)
     assert all(p.grad is None for p in model.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_unknown_head_is_refused(build: Callable[..., Any], dtype: torch.dtype) -> None:
+def test_of_an_unknown_head_its_own_logits_are_taken(
+    build: Callable[..., Any], ragged: Callable[..., Batch], dtype: torch.dtype
+) -> None:
     model = DoublingLlama(build("llama").config).to(dtype).eval()
-    with pytest.raises(UserError, match=r"DoublingLlama does something to its logits.* off by \d"):
-        check_head(model)
-    with pytest.raises(UserError, match="DoublingLlama"):
-        check_head(adapted(model, target_modules=["q_proj"]))
+    assert ways_of(model).dense and ways_of(adapted(model, target_modules=["q_proj"])).dense
     assert not model.training
+    predicts_BT, target_N = supervised((batch := ragged()).labels_BT)
+    logp_N, _ = forward_supervised(
+        model,
+        batch.input_ids_BT,
+        batch.attention_mask_BT,
+        predicts_BT,
+        at_head=lambda hidden_ND, head: token_logps(hidden_ND, target_N, head),
+        dense=True,
+    )
+    torch.testing.assert_close(logp_N, dense_logps(model, *batch))
 
 
 def test_a_scale_of_the_same_name_may_mean_the_opposite() -> None:
     """Granite divides by `logits_scaling`, HyperCLOVA X multiplies by it."""
     torch.manual_seed(0)
     config = AutoConfig.for_model("hyperclovax", vocab_size=252, **GROUPED, logits_scaling=0.25)
-    with pytest.raises(UserError, match="HyperCLOVAXForCausalLM"):
-        check_head(AutoModelForCausalLM.from_config(config))
+    assert ways_of(AutoModelForCausalLM.from_config(config)).dense
 
 
 # -- memory --------------------------------------------------------------------------------------------------------

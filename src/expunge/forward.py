@@ -6,7 +6,8 @@ is for its callers to say. The oracle that the tests hold this against is `dense
 Shapes: B sequences, T positions, N supervised tokens laid end to end, D hidden size, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -47,6 +48,7 @@ def forward_supervised(
     at_head: Callable[[Tensor, Head], R] | None = None,
     layer: int | None = None,
     position_ids_BT: Tensor | None = None,
+    dense: bool = False,
 ) -> tuple[R | None, Tensor | None]:
     """One forward of `model` whose head sees only the hidden states of the positions that predict a supervised token.
 
@@ -57,16 +59,50 @@ def forward_supervised(
     `at_head(hidden_ND, head)` runs in the head's place, inside the model's own forward, so that weights gathered for
     that forward and its backward (FSDP, ZeRO-3) are there; its result is returned first. The second result is the
     output of decoder layer `layer` at the same positions, [N, D]. Without `at_head` the forward ends at that layer.
+
+    `dense` is for models whose head is not known (`agreement.Ways`): `at_head` runs after the model's forward and gets
+    its own logits there, [N, V], with a head that returns what it is given.
     """
     base = extract_model_from_parallel(model)
-    module = base.get_output_embeddings()
     results: list[R] = []
-    specs: list[TreeSpec] = []
     captured: list[Tensor] = []
 
-    def in_place_of_head(hidden_BTD: Tensor) -> tuple[Any, ...]:
+    def find(hidden_BTD: Tensor) -> R:
         assert at_head is not None  # without it the forward has ended at the layer
-        leaves, spec = tree_flatten(at_head(hidden_BTD[predicts], Head.of(base)))
+        return at_head(hidden_BTD[predicts], Head.of(base))
+
+    def capture(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        captured.append((output[0] if isinstance(output, tuple) else output)[predicts])
+        if at_head is None:
+            raise _LayerReached
+
+    if _takes_lengths(base) and position_ids_BT is None:
+        inputs, predicts = _end_to_end(input_ids_BT, attention_mask, predicts)
+    else:
+        positions = {} if position_ids_BT is None else {"position_ids": position_ids_BT}
+        inputs = {"input_ids": input_ids_BT, "attention_mask": attention_mask, **positions}
+    with ExitStack() as stack:
+        if layer is not None:
+            hook = decoder_layers(base)[layer].register_forward_hook(capture)
+            stack.callback(hook.remove)
+        if not dense:
+            stack.enter_context(_head_replaced(base.get_output_embeddings(), find, results))
+        stack.enter_context(suppress(_LayerReached))
+        outputs = model(**inputs, use_cache=False)
+        if dense and at_head is not None:
+            logits_NV = outputs.logits[predicts]
+            results.append(at_head(logits_NV, Head.identity(logits_NV.shape[-1])))
+        assert results, "the model did not call its head"
+    return (results[0] if results else None), (captured[0] if captured else None)
+
+
+@contextmanager
+def _head_replaced(module: nn.Module, find: Callable[[Tensor], R], results: list[R]) -> Iterator[None]:
+    """`find(hidden_BTD)` runs where `module` would; what it finds is appended to `results`."""
+    specs: list[TreeSpec] = []
+
+    def in_its_place(hidden_BTD: Tensor) -> tuple[Any, ...]:
+        leaves, spec = tree_flatten(find(hidden_BTD))
         specs.append(spec)
         return tuple(leaves)
 
@@ -75,32 +111,16 @@ def forward_supervised(
         results.append(tree_unflatten(list(leaves), specs[-1]))
         return inputs[0].new_zeros(*inputs[0].shape[:-1], 1)
 
-    def capture(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        captured.append((output[0] if isinstance(output, tuple) else output)[predicts])
-        if at_head is None:
-            raise _LayerReached
-
-    hooks = [module.register_forward_hook(take)]
-    if layer is not None:
-        hooks.append(decoder_layers(base)[layer].register_forward_hook(capture))
+    hook = module.register_forward_hook(take)
     own = vars(module).get("forward")  # accelerate keeps its hooks in such a forward
-    module.forward = in_place_of_head
-    if _takes_lengths(base) and position_ids_BT is None:
-        inputs, predicts = _end_to_end(input_ids_BT, attention_mask, predicts)
-    else:
-        positions = {} if position_ids_BT is None else {"position_ids": position_ids_BT}
-        inputs = {"input_ids": input_ids_BT, "attention_mask": attention_mask, **positions}
+    module.forward = in_its_place
     try:
-        model(**inputs, use_cache=False)
-    except _LayerReached:
-        pass
+        yield
     finally:
         del module.forward  # the class's own forward shows again
         if own is not None:
             module.forward = own
-        for hook in hooks:
-            hook.remove()
-    return (results[0] if results else None), (captured[0] if captured else None)
+        hook.remove()
 
 
 def _takes_lengths(model: nn.Module) -> bool:
@@ -165,27 +185,6 @@ def dense_logps(model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tenso
     logits_NV = logits_BTV[predicts_BT]
     logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
     return logits_NV.log_softmax(-1).gather(-1, target_N[:, None])[:, 0]
-
-
-def check_head(model: nn.Module) -> None:
-    """Raise `UserError` if the model treats its logits in a way that `Head` does not know.
-
-    Two forwards of four tokens, one through `Head`, one through the model's own head, must agree to 8 units in the last
-    place of the model's dtype (0.001 in float32): the model itself may round what it does to its logits.
-    """
-    base, training = extract_model_from_parallel(model), model.training
-    ids_BT = torch.arange(4, device=next(model.parameters()).device)[None]
-    model.eval()
-    with torch.no_grad():
-        fast_N, dense_N = (fn(model, ids_BT, torch.ones_like(ids_BT), ids_BT) for fn in (supervised_logps, dense_logps))
-    model.train(training)
-    ulps = 8 * torch.finfo(base.dtype).eps
-    if not torch.allclose(fast_N, dense_N, rtol=ulps, atol=max(ulps, 1e-3)):
-        named = base.get_base_model() if hasattr(base, "get_base_model") else base  # under an adapter
-        raise UserError(
-            f"model: {type(named).__name__} does something to its logits that expunge does not know (log-probabilities "
-            f"would be off by {(fast_N - dense_N).abs().max():.2g}); use a model that at most scales or soft-caps them."
-        )
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

@@ -70,8 +70,15 @@ class Head:
             module = deepcopy(module).requires_grad_(False)
         return cls.of(model, module)
 
+    @classmethod
+    def identity(cls, vocab_size: int) -> "Head":
+        """A head without weights, for logits that stand where hidden states do."""
+        return cls(forward=torch.clone, vocab_size=vocab_size)
+
     def to(self, device: torch.device) -> "Head":
         """The head of a model on `device`: itself where its weights are there already, else a copy."""
+        if self.forward is torch.clone:
+            return self
         assert isinstance(self.forward, partial), "made by `of` or `at_start`"
         (module,) = self.forward.args
         if all(p.device == device for p in module.parameters()):

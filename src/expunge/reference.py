@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from expunge import ranks, refcache
+from expunge.agreement import ways_of
 from expunge.data.encode import Encoded
 from expunge.data.pairs import Collator, Role, Sets
 from expunge.errors import UserError, did_you_mean
@@ -74,7 +75,9 @@ class LiveReference(Reference):
         context: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self.model, self.needs, self.kind, self.context = model, needs, kind, context
-        self.head = Head.at_start(model)
+        ways = ways_of(model)
+        self.dense = ways.dense
+        self.head = Head.identity(ways.vocab_size) if ways.dense else Head.at_start(model)
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Tensor]) -> dict[Role, ReferenceSignals]:
@@ -106,6 +109,7 @@ class LiveReference(Reference):
                 predicts_BT,
                 at_head=at_head if any(n.reference_logp or n.divergence for n in self.needs.values()) else None,
                 layer=next((n.layer for n in self.needs.values() if n.reference_layer), None),
+                dense=self.dense,
             )
         self.model.train(training)
         signals = found or {role: ReferenceSignals() for role in roles}
@@ -277,7 +281,9 @@ def build_reference(
             "been trained; use cached_logps, cached_hidden or frozen_copy, or give model.merge_and_unload()."
         )
     if kind == "auto":
-        kind = choose_kind(base, needs, sets, has_adapter and not trained)
+        ways = ways_of(model)
+        at_head = ways.vocab_size if ways.dense else None
+        kind = choose_kind(base, needs, sets, has_adapter and not trained, at_head=at_head)
     if kind == "adapter_off":
         return LiveReference(model, needs, kind, context=base.disable_adapter)
     if kind == "frozen_copy":
@@ -321,12 +327,15 @@ def check_kind(kind: str, needs: Needs, *, has_adapter: bool) -> None:
         )
 
 
-def choose_kind(base: Any, needs: Mapping[Role, Needs], sets: Sets, has_adapter: bool) -> ReferenceKind:
-    """What `auto` takes, as `build_reference` says."""
+def choose_kind(
+    base: Any, needs: Mapping[Role, Needs], sets: Sets, has_adapter: bool, *, at_head: int | None = None
+) -> ReferenceKind:
+    """What `auto` takes, as `build_reference` says; `at_head` numbers a token stand for a distribution."""
     if not any(n.divergence or n.reference_layer for n in needs.values()):
         return "cached_logps"
     width = base.config.get_text_config().hidden_size
-    at_head = sum(getattr(base.get_output_embeddings(), "widths", [width]))  # of a difference, several side by side
+    # Of a difference, several hidden states side by side.
+    at_head = at_head or sum(getattr(base.get_output_embeddings(), "widths", [width]))
     numbers = 0
     for role, own in needs.items():
         tokens = sum(e.supervised for e in sets.of(role))

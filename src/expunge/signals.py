@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from expunge.agreement import ways_of
 from expunge.data.pairs import Role
 from expunge.forward import forward_supervised, supervised
 from expunge.logprobs import (
@@ -25,7 +26,6 @@ from expunge.logprobs import (
     token_divergence,
     token_numbers,
     token_scores,
-    vocabulary_size,
 )
 from expunge.objectives.base import Needs, Objective, Score, Signals
 from expunge.reference import Reference, ReferenceSignals, slices_of
@@ -83,7 +83,7 @@ def gather_signals(
     sequences = [len(lengths[role]) for role in Role]
     tokens = [sum(lengths[role]) for role in Role]
     slices = dict(zip(Role, slices_of(tokens), strict=True))
-    vocab_size = vocabulary_size(model)
+    ways = ways_of(model)
 
     def within(role: Role, own: slice) -> slice:
         """Where `own` of the batch's tokens are among the role's."""
@@ -100,7 +100,7 @@ def gather_signals(
             "place_N": place_N[own],
         }
         given: dict[str, Any] = {name: x for name, x in others.items() if x is not None}
-        return Signals(vocab_size=vocab_size, sequence_N=sequence_N, sequences=sequences, **found, **given)
+        return Signals(vocab_size=ways.vocab_size, sequence_N=sequence_N, sequences=sequences, **found, **given)
 
     present = [role for role in Role if sequences[role]]
     start = reference(dict(batch)) if reference is not None else {}
@@ -152,6 +152,7 @@ def gather_signals(
         predicts_BT,
         at_head=at_head if any(needs[role].head for role in present) else None,
         layer=next((needs[role].layer for role in present if needs[role].layer is not None), None),
+        dense=ways.dense,
     )
     result: dict[Role, Signals] = {}
     for role in present:

@@ -23,6 +23,7 @@ from transformers import (
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
 from expunge import manifest, ranks
+from expunge.agreement import check_training, ways_of
 from expunge.arguments import UnlearnConfig
 from expunge.data.benchmark import Row
 from expunge.data.encode import prepare_tokenizer
@@ -30,7 +31,6 @@ from expunge.data.pairs import Collator, PairedDataset, PairSampler, Role, Sets
 from expunge.difference import LogitDifferenceForCausalLM, assistant_weights
 from expunge.disk import private, writing
 from expunge.errors import UserError
-from expunge.forward import check_head
 from expunge.history import EvaluateEvery, LossBar, MetricsFile, Pace, checkpoint_damage, last_checkpoint
 from expunge.modeling.adapter import adapt, check_adapter
 from expunge.modeling.checkpoint import fit_tokenizer
@@ -136,6 +136,7 @@ class UnlearnTrainer(Trainer):
         needs = self.needs[Role.FORGET] | self.needs[Role.RETAIN]
         if needs.reference and not args.keep_dropout:
             switch_off_dropout(start)
+        check_training(start, max(len(row) for role in Role for row in self.sets.of(role)))
         self.settings = args
         self.evaluator = evaluate
         self.reference = None
@@ -166,7 +167,6 @@ class UnlearnTrainer(Trainer):
         self.add_callback(self.pace)
         self.add_callback(EvaluateEvery(args.eval_every))
         self.add_callback(MetricsFile(Path(str(args.output_dir))))
-        check_head(start)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             start.to(args.device)  # where it is spread out from, later on: what is asked of it before is asked there
         if needs.reference:
@@ -415,7 +415,7 @@ def _loaded(model: Any, tokenizer: Any, *, adapter: bool) -> tuple[Any, Any]:
 
 def _unigram_surprisal(sets: Sets, model: nn.Module) -> Tensor:
     """−log frequency of every token among the supervised tokens of the training data (add-one), nats, [V]."""
-    size = model.get_output_embeddings().weight.shape[0]  # pyright: ignore
+    size = ways_of(model).vocab_size
     tokens = [t for role in (Role.FORGET, Role.RETAIN) for e in sets.of(role) for t in e.targets]
     counts = torch.bincount(torch.tensor(tokens), minlength=size).float() + 1
     return -(counts / counts.sum()).log()

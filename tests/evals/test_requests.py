@@ -26,7 +26,7 @@ from transformers import (
 from expunge.data.encode import Encoded, encode, question_row
 from expunge.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
 from expunge.errors import UserError
-from expunge.evals import decoding, requests
+from expunge.evals import decoding, reading, requests
 from expunge.logprobs import Head
 
 ANSWERS = ["Ann Lee was born in Oslo.", "Oslo", "In Rome, I think, or it may well have been Paris.", "No."]
@@ -54,14 +54,20 @@ class Read:
 
 @pytest.fixture
 def forwards(monkeypatch: pytest.MonkeyPatch) -> list[Read]:
+    """Those that requests make, without the ones that find out how a model may be asked."""
     made: list[Read] = []
-    original = requests.forward_supervised
+    original = reading.forward_supervised
 
     def counting(model: Any, ids_BT: torch.Tensor, mask: torch.Tensor, *rest: Any, **kwargs: Any) -> Any:
         made.append(Read(ids_BT.shape, mask.dim() == 4))
         return original(model, ids_BT, mask, *rest, **kwargs)
 
-    monkeypatch.setattr(requests, "forward_supervised", counting)
+    def asking(*args: Any, **kwargs: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(reading, "forward_supervised", counting)
+            return reading.at_trees(*args, **kwargs)
+
+    monkeypatch.setattr(requests, "at_trees", asking)
     return made
 
 
@@ -251,6 +257,7 @@ def test_generate_is_the_plain_greedy_loop(
 def test_a_prompt_is_answered_once(llama: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
     original = llama.generate
+    decoding.answering(llama, 6)
 
     def counting(input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         rows.append(len(input_ids))

@@ -1,21 +1,24 @@
 """Greedy answers to many prompts at once: who has ended leaves, who waits comes in.
 
 `transformers`' own `generate` decodes, a few tokens at a time; between two such rounds the batch changes. Knows token
-ids, caches and when an answer is over; knows nothing of what is asked or of texts.
+ids, caches, when an answer is over and which models decode so rightly; knows nothing of what is asked or of texts.
 
 Shapes: `B` answers under way, `T` tokens read of each, padded on the left.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
+
+from expunge.agreement import agree, plain_logits, probe_length, remembered, say, tokens_of, ways_of
 
 ROUND = 8
 """Tokens decoded between two looks at who has ended."""
@@ -60,6 +63,56 @@ class _Batch:
         return _Batch(self.numbers, F.pad(self.ids_BT, (more, 0)), F.pad(self.mask_BT, (more, 0)), self.cache)
 
 
+How = Literal["refilled", "batched", "alone", "uncached"]
+"""The ways to decode, each plainer than the one before: with prompts that come in where answers have ended, one batch
+after another, one prompt after another, without a cache."""
+
+
+def answering(model: Any, longest: int) -> How:
+    """The fastest way in which a model decodes as its own plain forward does, in texts of up to `longest` tokens.
+
+    Tried on a few prompts of unlike lengths. Models that ignore the mask of a padded batch, or count positions in it
+    another way, answer alone; those whose cache keeps something else than they read answer without it. Raises
+    `UserError` as `ways_of` does.
+    """
+    ways_of(model, longest)
+
+    def measure(length: int) -> How:
+        for how in get_args(How):
+            if how == "uncached" or _decodes_plainly(model, length, how):
+                break
+        if how in WORDS:
+            say(model, WORDS[how])
+        return how
+
+    return remembered(model, ("answers", probe_length(model, longest)), measure)
+
+
+WORDS = {
+    "alone": "decodes other tokens in padded batches: prompts are answered one at a time",
+    "uncached": "decodes other tokens from its cache than from the whole text: answers are decoded without it, slowly",
+}
+
+
+def _decodes_plainly(model: Any, length: int, how: How) -> bool:
+    """Whether the logits at every step of a few answers are those of a forward of the whole text."""
+    tokens, caps = tokens_of(model, length), [2, 4, 3, 3]
+    prompts = [tuple(tokens[-n:]) for n in (length - 4, length // 2, 3 * length // 4, length // 3)]
+    config = GenerationConfig(
+        do_sample=False, num_beams=1, use_cache=True, return_dict_in_generate=True, output_logits=True, pad_token_id=0
+    )
+
+    def read() -> tuple[Tensor, Tensor]:
+        steps: list[list[Tensor]] = [[] for _ in prompts]
+        with own_generation_config_set_aside(model):
+            told = greedy(model, prompts, caps, config, rows=2, how=how, ended=lambda _: None, steps=steps)
+        texts = [(*prompt, *answer) for prompt, answer in zip(prompts, told, strict=True)]
+        plain = [plain_logits(model, text)[-cap - 1 : -1] for text, cap in zip(texts, caps, strict=True)]
+        return torch.stack([z_V for own, cap in zip(steps, caps, strict=True) for z_V in own[:cap]]), torch.cat(plain)
+
+    return agree(model, read, None)
+
+
 def greedy(
     model: Any,
     prompts: Sequence[tuple[int, ...]],
@@ -67,17 +120,25 @@ def greedy(
     config: GenerationConfig,
     *,
     rows: int,
+    how: How,
     ended: Callable[[int], object],
+    steps: list[list[Tensor]] | None = None,
 ) -> list[list[int]]:
     """What follows each prompt: up to and with one of `config.eos_token_id`, or as many tokens as its cap says.
 
     At most `rows` answers are under way; more prompts come in, in the order given, when a quarter of the places is
-    free. `ended` is called with the number of answers that have just ended. Models whose state can't be divided answer
-    one batch after the other.
+    free, if `how` (`answering`) and the model's cache let them. `ended` is called with the number of answers that have
+    just ended. `steps` takes up the logits of each answer's tokens, [V], if `config` asks for them.
     """
     divisible = not any(part._is_stateful for part in model.modules() if isinstance(part, PreTrainedModel))
-    ends = set(config.eos_token_id)
+    ends = set(config.eos_token_id or ())
     told: list[list[int]] = [[] for _ in prompts]
+    if how == "uncached":
+        for i, (prompt, cap) in enumerate(zip(prompts, caps, strict=True)):
+            told[i] = _uncached(model, prompt, cap, ends)
+            ended(1)
+        return told
+    rows = 1 if how == "alone" else rows
     waiting = deque(range(len(prompts)))
     active: _Batch | None = None
 
@@ -89,6 +150,8 @@ def greedy(
         new_BT = out.sequences[:, batch.ids_BT.shape[1] :]
         going = []
         for b, (number, new) in enumerate(zip(batch.numbers, new_BT.tolist(), strict=True)):
+            if steps is not None:
+                steps[number].extend(z_BV[b] for z_BV in out.logits)
             over = next((i + 1 for i, token in enumerate(new) if token in ends), None)
             told[number] = [*told[number], *new[:over]][: caps[number]]
             if over is None and len(told[number]) < caps[number]:
@@ -103,16 +166,41 @@ def greedy(
 
     while waiting or active is not None:
         free = rows - (len(active.numbers) if active is not None else 0)
-        if waiting and (active is None or (4 * free >= rows and active.takes_more)):
+        if waiting and (active is None or (how == "refilled" and 4 * free >= rows and active.takes_more)):
             numbers = [waiting.popleft() for _ in range(min(free, len(waiting)))]
             width = max(len(prompts[number]) for number in numbers)
             padded = [[0] * (width - len(prompts[number])) for number in numbers]
             ids = [[*pad, *prompts[number]] for pad, number in zip(padded, numbers, strict=True)]
             mask = [[*pad, *[1] * (width - len(pad))] for pad in padded]
             fresh = _Batch(numbers, torch.tensor(ids).to(model.device), torch.tensor(mask).to(model.device))
-            fresh = advance(fresh, 1 if divisible else max(caps[number] for number in numbers))
+            whole = not divisible or how == "alone"
+            fresh = advance(fresh, max(caps[number] for number in numbers) if whole else 1)
             if fresh is not None:
                 active = fresh if active is None else active.joined(fresh)
         elif active is not None:
             active = advance(active, min(ROUND, *(caps[n] - len(told[n]) for n in active.numbers)))
     return told
+
+
+def _uncached(model: Any, prompt: tuple[int, ...], cap: int, ends: Collection[int]) -> list[int]:
+    """The plain greedy loop, a forward of the whole text for every token."""
+    told: list[int] = []
+    while len(told) < cap and not (told and told[-1] in ends):
+        told.append(int(plain_logits(model, (*prompt, *told))[-1].argmax()))
+    return told
+
+
+@contextmanager
+def own_generation_config_set_aside(model: Any) -> Iterator[None]:
+    """`generate` fills every setting we leave open from the model's own; an evaluation must not depend on those.
+
+    The owner may lie inside (the base of a PEFT model), hence the search.
+    """
+    owners = [(m, m.generation_config) for m in model.modules() if "generation_config" in vars(m)]
+    try:
+        for module, _ in owners:
+            module.generation_config = GenerationConfig()
+        yield
+    finally:
+        for module, own in owners:
+            module.generation_config = own

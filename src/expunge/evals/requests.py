@@ -6,7 +6,7 @@ Shapes: `B` rows of a batch, `T` padded positions, `N` supervised tokens of a ba
 """
 
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -15,15 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 
 from expunge import ranks
+from expunge.agreement import ways_of
 from expunge.data.encode import Encoded, encode, question_row
 from expunge.errors import UserError
-from expunge.evals.decoding import greedy
-from expunge.evals.trees import Tree, grow
-from expunge.forward import forward_supervised
-from expunge.logprobs import Head, token_logps, token_statistics
+from expunge.evals.decoding import How, answering, greedy, own_generation_config_set_aside
+from expunge.evals.reading import AtHead, at_trees, reads_trees
+from expunge.evals.trees import grow
+from expunge.logprobs import token_logps, token_statistics
 
 T = TypeVar("T")
 
@@ -34,10 +35,8 @@ GENERATE_BUDGET = 16_384
 Past 4,096 a forward gains nothing any more and only pads more (measured on a CPU core: a quarter slower at 16,384);
 decoding gains until about 8,192, since every step is one token a sequence.
 """
-
-AtHead = Callable[[Sequence[tuple[Encoded, int]], Tensor, Tensor, Head], Tensor]
-"""(where N tokens are: a sequence, and the how manieth of its supervised ones; their hidden states [N, D]; the tokens
-[N]; the head) → something for each, [N, …]. Sequences that begin alike share the tokens that they begin with."""
+DENSE_LOGITS = 2**26
+"""Logits of one batch, where a model must be asked for all of them: 256 MiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def at_answers(
     """For each of `asks`, what its `at_head` finds at the supervised tokens of its sequences, [T, …], on the CPU.
 
     All asks are answered by one forward of every distinct sequence, and sequences that begin alike are read as one
-    row (`trees`) by models that can do so. Rows are padded on the right and batched longest first, at most
+    row (`reading`) by models that can do so. Rows are padded on the right and batched longest first, at most
     `token_budget` padded tokens a batch. The model keeps its training or evaluation mode. Errors are those of `score`.
 
     Of several ranks each runs a part of the batches, and all get everything; where the model's weights are spread over
@@ -153,13 +152,20 @@ def at_answers(
     """
     fitted = [fit(model, ask.sequences) for ask in asks]
     distinct = dict.fromkeys(sequence for sequences in fitted for sequence in sequences)
-    trees = grow(distinct, shared=_reads_trees(model, max(map(len, distinct), default=0)))
+    if not distinct:
+        return [[] for _ in asks]
+    longest = max(map(len, distinct))
+    ways = ways_of(model, longest)
+    trees = grow(distinct, shared=reads_trees(model, ways, longest))
+    if ways.dense:
+        token_budget = min(token_budget, max(1, DENSE_LOGITS // ways.vocab_size))
+    token_budget = token_budget if ways.padded else 1
     wanted = [(set(sequences), ask.at_head) for sequences, ask in zip(fitted, asks, strict=True)]
     found: list[dict[Encoded, Tensor]] = [{} for _ in asks]
     with _evaluating(model), tqdm(total=len(distinct), desc="score", leave=False, disable=not progress) as bar:
         for batch in _own_part(model, _batches([len(tree) for tree in trees], token_budget)):
             rows = [trees[i] for i in batch]
-            for own, parts in zip(found, _at_trees(model, rows, wanted), strict=True):
+            for own, parts in zip(found, at_trees(model, rows, wanted, dense=ways.dense), strict=True):
                 own.update(parts)
             bar.update(sum(len(tree.sequences) for tree in rows))
     whole = [ranks.merged(own) for own in found]
@@ -214,13 +220,15 @@ def generate(
     going = [p for p, known in answers.items() if len(known) < caps[p] and not stops.intersection(known[-1:])]
     asked = _own_part(model, sorted(going, key=lambda p: len(p) + len(answers[p]), reverse=True))
     rows = max(1, token_budget // (max(map(len, asked)) + max_new_tokens)) if asked else 0
+    texts, left = [p + answers[p] for p in asked], [caps[p] - len(answers[p]) for p in asked]
+    longest = max((len(text) + cap for text, cap in zip(texts, left, strict=True)), default=0)
+    how: How = answering(model, longest) if asked else "alone"
     with (
         _evaluating(model),
-        _own_generation_config_set_aside(model),
+        own_generation_config_set_aside(model),
         tqdm(total=len(asked), desc="generate", leave=False, disable=not progress) as bar,
     ):
-        texts, left = [p + answers[p] for p in asked], [caps[p] - len(answers[p]) for p in asked]
-        told = greedy(model, texts, left, config, rows=rows, ended=bar.update)
+        told = greedy(model, texts, left, config, rows=rows, how=how, ended=bar.update)
     answers |= ranks.merged({p: (*answers[p], *new) for p, new in zip(asked, told, strict=True)})
     found: dict[tuple[int, ...], Generation] = {}
     for prompt, new in answers.items():
@@ -247,95 +255,6 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     return list(dict.fromkeys(t for t in (tokenizer.eos_token_id, supervised, *own) if t is not None))
 
 
-def _reads_trees(model: Any, longest: int) -> bool:
-    """Whether each token can be told what to attend to, and is at its own depth, in all that the model is made of.
-
-    No state runs from token to token, masks and positions are taken as given, and no window of attention, which
-    would count other branches in, is narrower than a row.
-    """
-    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
-    configs = [part.config.get_text_config() for part in parts]
-    windows = [getattr(c, key, None) for c in configs for key in ("sliding_window", "attention_chunk_size")]
-    return (
-        all(part._supports_attention_backend and not part._is_stateful for part in parts)
-        and all(config._attn_implementation in ("sdpa", "eager") for config in configs)
-        and all(window is None or window >= longest for window in windows)
-    )
-
-
-def _at_trees(
-    model: Any, trees: Sequence[Tree], asks: Sequence[tuple[Collection[Encoded], AtHead]]
-) -> list[dict[Encoded, Tensor]]:
-    """For each of `asks`, (sequences, what to find), what is found at those of its sequences that are in the batch."""
-    width = len(trees[0])  # longest first
-    input_ids_BT = torch.zeros(len(trees), width, dtype=torch.long)  # causal: what stands in the padding is never seen
-    mask, positions_BT = torch.zeros_like(input_ids_BT), None
-    for b, tree in enumerate(trees):
-        input_ids_BT[b, : len(tree)] = torch.tensor(tree.tokens)
-        mask[b, : len(tree)] = 1
-    if any(len(tree.sequences) > 1 for tree in trees):
-        mask, positions_BT = _branches(model, trees, width)
-    lots = [_Lot.of(trees, wanted) for wanted, _ in asks]
-    row_N, node_N, target_N = torch.tensor([at for lot in lots for at in lot.tokens]).to(model.device).unbind(-1)
-    sizes = [len(lot.tokens) for lot in lots]
-
-    def at_head(hidden_ND: Tensor, head: Head) -> list[Tensor | None]:
-        parts = zip(lots, asks, hidden_ND.split(sizes), target_N.split(sizes), strict=True)
-        return [find(lot.where, h_ND, t_N, head) if lot.where else None for lot, (_, find), h_ND, t_N in parts]
-
-    found, _ = forward_supervised(
-        model,
-        input_ids_BT.to(model.device),
-        mask.to(model.device),
-        (row_N, node_N),
-        at_head=at_head,
-        position_ids_BT=None if positions_BT is None else positions_BT.to(model.device),
-    )
-    assert found is not None
-    columns = [None if x is None else x.cpu() for x in found]
-    if any(x is not None and x.isnan().any() for x in columns):
-        raise UserError("the model's log-probabilities are NaN: training has diverged; lower the learning rate.")
-    return [
-        {s: x[i] for s, i in lot.indices.items()} if x is not None else {} for lot, x in zip(lots, columns, strict=True)
-    ]
-
-
-@dataclass(frozen=True)
-class _Lot:
-    """The tokens that one ask is about in a batch of trees, each once: (row, node that predicts it, token)."""
-
-    tokens: list[tuple[int, int, int]]
-    where: list[tuple[Encoded, int]]
-    indices: dict[Encoded, list[int]]
-    """For each sequence, which of them are its supervised tokens."""
-
-    @classmethod
-    def of(cls, trees: Sequence[Tree], wanted: Collection[Encoded]) -> "_Lot":
-        known: dict[tuple[int, int, int], int] = {}
-        where: list[tuple[Encoded, int]] = []
-        indices: dict[Encoded, list[int]] = {}
-        for b, tree in enumerate(trees):
-            for sequence, nodes in tree.predicting():
-                if sequence not in wanted:
-                    continue
-                own = [(b, *at) for at in zip(nodes, sequence.targets, strict=True)]
-                where.extend((sequence, i) for i, at in enumerate(own) if at not in known)
-                indices[sequence] = [known.setdefault(at, len(known)) for at in own]
-        return cls(list(known), where, indices)
-
-
-def _branches(model: Any, trees: Sequence[Tree], width: int) -> tuple[Tensor, Tensor]:
-    """The attention mask [B, 1, T, T] of trees, in the form that the model's attention takes, and positions [B, T]."""
-    sees_BTT = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)  # padding sees itself: softmax needs one
-    positions_BT = torch.zeros(len(trees), width, dtype=torch.long)
-    for b, tree in enumerate(trees):
-        sees_BTT[b, : len(tree), : len(tree)] = tree.sees()
-        positions_BT[b, : len(tree)] = torch.tensor(tree.depths)
-    if model.config.get_text_config()._attn_implementation == "sdpa":
-        return sees_BTT[:, None], positions_BT
-    return torch.where(sees_BTT[:, None], 0.0, torch.finfo(model.dtype).min).to(model.dtype), positions_BT
-
-
 def _own_part(model: Any, items: Iterable[T]) -> list[T]:
     """What of `items` this rank asks `model` about."""
     return list(items) if ranks.is_sharded(model) else ranks.share(items)
@@ -356,23 +275,7 @@ def _evaluating(model: Any) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference mode: what a model keeps of its forwards, training may need
             yield
     finally:
         model.train(was_training)
-
-
-@contextmanager
-def _own_generation_config_set_aside(model: Any) -> Iterator[None]:
-    """`generate` fills every setting we leave open from the model's own; an evaluation must not depend on those.
-
-    The owner may lie inside (the base of a PEFT model), hence the search.
-    """
-    owners = [(m, m.generation_config) for m in model.modules() if "generation_config" in vars(m)]
-    try:
-        for module, _ in owners:
-            module.generation_config = GenerationConfig()
-        yield
-    finally:
-        for module, own in owners:
-            module.generation_config = own

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from expunge.agreement import ways_of
 from expunge.data.benchmark import Question
 from expunge.data.encode import Encoded
 from expunge.evals.divergence import SoftLabels, kl
 from expunge.evals.requests import Ask, at_answers, context_length, fit
 from expunge.evals.tofu import Record, encode_answers
-from expunge.logprobs import CHUNK, Head, vocabulary_size
+from expunge.logprobs import CHUNK, Head
 
 
 class Retrained:
@@ -35,7 +36,9 @@ class Retrained:
         answers = fit(model, encode_answers(questions, tokenizer, context_length(model)))
         (hidden,) = at_answers(model, [Ask(answers, lambda _where, hidden_ND, *_: hidden_ND)], progress=False)
         self.hidden: dict[Encoded, Tensor] = dict(zip(answers, hidden, strict=True))
-        self.head = Head.at_start(model).to(torch.device("cpu"))
+        ways = ways_of(model)
+        head = Head.identity(ways.vocab_size) if ways.dense else Head.at_start(model)
+        self.head = head.to(torch.device("cpu"))
 
     def distance(self, model: Any, tokenizer: Any, labels: SoftLabels | None = None) -> dict[str, float]:
         """`Distance` of one model, measured alone."""
@@ -80,7 +83,7 @@ class Distance:
         """
         gold = self.retrained
         answers = fit(model, encode_answers(gold.questions, tokenizer, context_length(model)))
-        same = vocabulary_size(model) == gold.head.vocab_size
+        same = ways_of(model).vocab_size == gold.head.vocab_size
         if not answers or not same or any(answer not in gold.hidden for answer in answers):
             return []
         retrained = gold.head.to(model.device)
