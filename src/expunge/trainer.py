@@ -155,7 +155,7 @@ class UnlearnTrainer(Trainer):
             )
         # The trainer switches it off for its forwards, which never ask for one here, and it would be saved so.
         if use_cache is not None:
-            start.config.use_cache = use_cache  # pyright: ignore
+            start.config.use_cache = use_cache
         # One bar instead of a printed line a step; every line is in metrics.jsonl.
         self.remove_callback(PrinterCallback)
         if not args.disable_tqdm:

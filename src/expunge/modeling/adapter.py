@@ -184,9 +184,9 @@ def factors_of(adapted: Any) -> Factors | None:
     if not is_plain_lora(config):
         return None
     found: Factors = {}
-    layer: Any
-    for name, layer in adapted.get_base_model().named_modules():
-        if isinstance(layer, LoraLayer):
+    for name, module in adapted.get_base_model().named_modules():
+        if isinstance(module, LoraLayer):
+            layer: Any = module
             if adapter not in layer.lora_A or not isinstance(layer.lora_A[adapter], nn.Linear):
                 return None
             found[name] = (
