@@ -73,6 +73,11 @@ def recipe(forget: str, **keys: str) -> Recipe:
     return load_recipe(None, [(k.replace("__", "."), v) for k, v in {**base, **keys}.items()])
 
 
+def comparable(metrics: dict[str, float]) -> dict[str, float]:
+    """Without the share of broken text, which each run judges by the model that it calls its target."""
+    return {name: value for name, value in metrics.items() if "degeneration" not in name}
+
+
 def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
@@ -129,7 +134,7 @@ def test_inference_methods_leave_the_weights_alone(workplace: Path, forget: str)
     data = ["--forget", "forget.jsonl", "--retain", "retain.jsonl", "--augment", "variants.jsonl"]
     code = main(["eval", "out/model", *data, "--out", "again"])
     again = json.loads(Path("again/results.json").read_text())[0]["metrics"]
-    assert code == 0 and again == pytest.approx(row["metrics"], rel=1e-5)
+    assert code == 0 and comparable(again) == pytest.approx(comparable(row["metrics"]), rel=1e-5)
 
 
 @pytest.mark.parametrize("forget", ["ga", "npo", "dpo"])

@@ -63,6 +63,11 @@ def recipe(method: str, **keys: str) -> Any:
     return load_recipe(None, [(k.replace("__", "."), v) for k, v in {**base, **keys}.items()])
 
 
+def comparable(metrics: dict[str, float]) -> dict[str, float]:
+    """Without the share of broken text, which each run judges by the model that it calls its target."""
+    return {name: value for name, value in metrics.items() if "degeneration" not in name}
+
+
 @torch.no_grad()
 def says(model: Any) -> Tensor:
     return model(input_ids=torch.arange(3, 30)[None], use_cache=False).logits.float().log_softmax(-1)
@@ -103,7 +108,7 @@ def test_a_new_adapter_is_joined_to_the_old_one(workplace: Path) -> None:
     _, row = run(recipe("npo+nll", model="adapter", model__lora="{r: 2}", train__learning_rate="1e-2"))
     assert main(["eval", "out/model", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--out", "again"]) == 0
     again = json.loads(Path("again/results.json").read_text())[0]["metrics"]
-    assert again == pytest.approx(row["metrics"], rel=1e-4)
+    assert comparable(again) == pytest.approx(comparable(row["metrics"]), rel=1e-4)
     assert not torch.allclose(says(models.load("out/model")[0]), says(models.load("adapter")[0]), atol=1e-2)
 
 
@@ -255,7 +260,7 @@ def test_the_starts_dtype_is_kept_and_measured(
     data = ["--forget", "forget.jsonl", "--retain", "retain.jsonl"]
     assert main(["eval", "out/model", *data, "--out", "again"]) == 0
     again = json.loads(Path("again/results.json").read_text())[0]["metrics"]
-    assert again == pytest.approx(row["metrics"], rel=1e-4)
+    assert comparable(again) == pytest.approx(comparable(row["metrics"]), rel=1e-4)
 
 
 @pytest.mark.parametrize("other", [torch.float32, torch.bfloat16])
@@ -269,7 +274,7 @@ def test_an_assistant_keeps_its_dtype_beside_a_base_of_another(
     assert {p.dtype for p in saved.assistant.parameters()} == {other}
     assert main(["eval", "out/model", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--out", "again"]) == 0
     again = json.loads(Path("again/results.json").read_text())[0]["metrics"]
-    assert again == pytest.approx(row["metrics"], rel=1e-3)
+    assert comparable(again) == pytest.approx(comparable(row["metrics"]), rel=1e-3)
 
 
 def test_the_cache_stays_on_after_gradient_checkpointing(workplace: Path) -> None:
@@ -299,7 +304,7 @@ def test_adapters_on_layers_that_are_written_the_other_way_round(
     _, row = run(recipe(METHODS.get(method, "npo+nll"), model="gpt2", train__learning_rate="1e-2", **lora))
     assert main(["eval", "out/model", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--out", "again"]) == 0
     again = json.loads(Path("again/results.json").read_text())[0]["metrics"]
-    assert again == pytest.approx(row["metrics"], rel=1e-4)
+    assert comparable(again) == pytest.approx(comparable(row["metrics"]), rel=1e-4)
 
 
 def test_of_a_model_that_sees_the_text_part_is_trained(workplace: Path, tiny_tokenizer: Any) -> None:
