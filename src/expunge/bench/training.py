@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from expunge.agreement import ways_of
 from expunge.bench import naive, picture
 from expunge.bench.apart import apart
 from expunge.bench.shapes import SHAPES, Shape
@@ -213,6 +214,8 @@ def ours(method: str, model: Any, sets: Sets) -> Callable[[dict[str, Tensor]], T
     for role, term in ((Role.FORGET, objective), (Role.RETAIN, retain)):
         tokens = sum(row.supervised for row in sets.of(role))
         shares[role] = Share(term, tokens if term.per == "token" else len(sets.of(role)))
+
+    ways_of(model)  # measured once for each model, before training: no part of a step
 
     def loss(batch: dict[str, Tensor]) -> Tensor:
         signals = gather_signals(model, batch, needs, reference, None, shares)
