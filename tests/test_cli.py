@@ -210,7 +210,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "misspelt section": (["run", "tiny.yaml", "--trian.learning_rate", "1"], "Did you mean 'train'"),
     "misspelt key in YAML": (["run", "typo.yaml"], "unknown key 'finetune.epoch'. Did you mean 'finetune.epochs'"),
     "wrong type": (["run", "tiny.yaml", "--train.learning_rate", "fast"], "train.learning_rate: 'fast' is not valid"),
-    "out of range": (["run", "tiny.yaml", "--finetune.epochs", "0"], "finetune.epochs: 0 is not valid"),
+    "out of range": (["run", "tiny.yaml", "--finetune.epochs", "0"], "finetune.epochs must be at least 1, got 0"),
     "misspelt option": (["run", "tiny.yaml", "--resmue"], "Did you mean '--resume'"),
     "two options that exclude each other": (["run", "tiny.yaml", "--resume", "--overwrite"], "give one of them"),
     "no value": (["run", "tiny.yaml", "--method"], "--method needs a value"),

@@ -242,7 +242,7 @@ def test_values_that_go_together() -> None:
     ("over", "says"),
     [
         ("{sed: [0]}", "over: unknown key 'sed'. Did you mean 'seed'"),
-        ("{seed: [0, -1]}", "over: seed: -1 is not valid"),
+        ("{seed: [0, -1]}", "over: seed must be at least 0, got -1"),
         ("{seed: []}", "over"),
         ("{seed: 3}", "over"),
     ],

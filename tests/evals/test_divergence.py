@@ -133,8 +133,9 @@ def test_unilogit_objective_is_the_divergence_to_these_labels(seed: int) -> None
 
     z, target = random_logits(4, 9, seed=seed), torch.tensor([0, 3, 8, 3])
     logp = z.log_softmax(-1)
-    own = logp.gather(-1, target[:, None])[:, 0]
-    signals = Signals(vocab_size=9, sequence_N=torch.zeros(4, dtype=torch.long), sequences=1, logp_N=own)
+    rest = logp.scatter(-1, target[:, None], -torch.inf).logsumexp(-1)
+    odds = logp.gather(-1, target[:, None])[:, 0] - rest
+    signals = Signals(vocab_size=9, sequence_N=torch.zeros(4, dtype=torch.long), sequences=1, log_odds_N=odds)
     expected = kl(logp, SoftLabels("unilogit")(z, target))
     np.testing.assert_allclose(Unilogit().loss(signals), expected, rtol=1e-9, atol=1e-9)
 
