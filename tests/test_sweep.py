@@ -503,7 +503,7 @@ def test_tables_fit_a_terminal() -> None:
 def test_a_metric_that_is_not_measured_and_no_time(run: Run) -> None:
     words = ["--space", "space.yaml", "--trials", "3", *WORDS, "--out", "late", "--minutes", "1e-9"]
     code, _, err = run(*words, "--objectives", "forget_quality,retain_probabilty")
-    assert code == 2 and "retain_probabilty is not measured here. Did you mean 'retain_probability'?" in err
+    assert code == 2 and "retain_probabilty is not a metric. Did you mean 'retain_probability'?" in err
     assert not Path("late/sweep.yaml").exists()
     code, out, _ = run(*words)
     assert code == 0 and "3 of 3 trials are not finished; the same command goes on with them." in out
