@@ -218,7 +218,7 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, str]], str]] = {
         lambda: {"train__max_length": "5", "train__overflow": "truncate"},
         "no room for an answer",
     ),
-    "no chat template": (lambda: {"forget": "chat.jsonl"}, "forget: row 0: the rows hold messages"),
+    "no chat template": (lambda: {"forget": "chat.jsonl"}, r"forget: row 0 (chat.jsonl:1.: the rows hold messages"),
     "rmu's layer": (
         lambda: {"method": "rmu", "retain": "retain.jsonl"},
         "layer 7 of RMU is out of range; the model has layers 0 to 0",
@@ -228,9 +228,9 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, str]], str]] = {
     "flash attention": (lambda: {"model__attention": "flash_attention_2"}, "model.attention: "),
     "four bits of odd layers": (lambda: {"model__lora__quantize": "nf4"}, "model.lora.quantize: on a CPU bitsandbytes"),
     "nothing to adapt": (lambda: {"model__lora__targets": "attention"}, "model.lora.targets: "),
-    "an optimizer": (lambda: {"train__optim": "fast"}, "train: fast is not a valid OptimizerNames"),
-    "a logger": (lambda: {"train__report_to": "paper"}, "train: paper is not supported"),
-    "a missing extra": (lambda: {"train__deepspeed": "zero3.json"}, "train: "),
+    "an optimizer": (lambda: {"train__optim": "fast"}, "train: arguments: fast is not a valid OptimizerNames"),
+    "a logger": (lambda: {"train__report_to": "paper"}, "train.report_to: paper is not supported"),
+    "a missing extra": (lambda: {"train__report_to": "wandb"}, "train.report_to: "),
     "a retrained model": (lambda: {"retrained": "./nowhere"}, "folder './nowhere' does not exist"),
     "rows on both sides": (lambda: {"retain": "forget.jsonl"}, "4 of 4 forget rows also stand in retain"),
 }
