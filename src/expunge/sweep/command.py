@@ -75,10 +75,10 @@ def sweep(
     began, threads = time.time(), torch.get_num_threads()
     _check_options(objectives, keep=keep, workers=workers, minutes=minutes)
     points = space.points(search, trials, seed=recipe.seed)
-    this = _named(Sweep(_checked(recipe, space, points), space, search, objectives, study or "", out))
     with ExitStack() as held:
-        database = None if storage is None else held.enter_context(opened(connect(storage, out)))
         held.enter_context(_alone(out))
+        this = _named(Sweep(_checked(recipe, space, points), space, search, objectives, study or "", out))
+        database = None if storage is None else held.enter_context(opened(connect(storage, out)))
         _check_objectives(this)
         if not (out / "sweep.yaml").exists():
             write_whole(out / "sweep.yaml", yaml.safe_dump(this.tree(), sort_keys=False, allow_unicode=True))
