@@ -175,7 +175,7 @@ def test_rows_from_python_are_told_like_rows_from_a_file(tmp_path: Path) -> None
     bad: list[tuple[Any, str]] = [
         ({"question": "q"}, "forget: row 0: the column 'answer' is missing"),
         ({"question": "q", "answer": 3}, "forget: row 0: answer is a number"),
-        ("text", "forget: row 0 is text instead of an object"),
+        ("text", "forget_dataset: a row is 'text'"),
         ({"messages": [{"role": "user", "content": "a"}]}, "forget: row 0: the last message of messages has the role"),
     ]
     for row, said in bad:

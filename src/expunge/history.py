@@ -113,6 +113,12 @@ class LossBar(ProgressCallback):
             shown = {k.removesuffix("_loss"): f"{v:.3g}" for k, v in logs.items() if k.endswith("_loss")}
             self.training_bar.set_postfix(shown, refresh=False)
 
+    def close(self) -> None:
+        """Take the bar down where training ended by an error: it would be drawn again below the error's sentence."""
+        if self.training_bar is not None:
+            self.training_bar.close()
+            self.training_bar = None
+
 
 def last_checkpoint(directory: Path) -> Path | None:
     """The newest whole checkpoint in `directory`, or `None`; what a kill left of newer ones is removed.

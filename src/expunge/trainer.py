@@ -345,8 +345,13 @@ class UnlearnTrainer(Trainer):
         elif resume_from_checkpoint:
             self._check_whole(Path(resume_from_checkpoint))
         checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
-        with private(), writing(out):
-            return super().train(checkpoint, *args, **kwargs)
+        try:
+            with private(), writing(out):
+                return super().train(checkpoint, *args, **kwargs)
+        finally:
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, LossBar):
+                    callback.close()
 
     def _check_whole(self, checkpoint: Path) -> None:
         if wrong := ranks.told(lambda: checkpoint_damage(checkpoint)):
