@@ -78,7 +78,7 @@ _measured: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
 
 
 def remembered(model: Any, key: tuple[str, int], measure: Callable[[int], R]) -> R:
-    """What `measure` finds with probes of length `key[1]`, asked once for each model object in the form it has now."""
+    """Return what `measure` gives for probes of length `key[1]`, measured once for each model in its present form."""
     base = extract_model_from_parallel(model)
     weight, config = next(base.parameters()), base.config.get_text_config()
     form = (config._attn_implementation, config.vocab_size, weight.dtype, weight.device.type)

@@ -134,7 +134,7 @@ class DifferenceHead(nn.Module):
         return self.models[0].get_output_embeddings().weight
 
     def forward(self, hidden: Tensor) -> Tensor:
-        # Models of several dtypes stand side by side in the widest of them.
+        # Hidden states of several dtypes are concatenated in the widest of them.
         heads = [model.get_output_embeddings().weight for model in self.models]
         base, *others = (x.to(w.dtype) for x, w in zip(hidden.split(self.widths, dim=-1), heads, strict=True))
         head, weight, tau = Head.of(self.models[0]), self.config.weight, self.config.tau

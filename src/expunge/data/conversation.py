@@ -22,7 +22,7 @@ _MARK = "@@the answer stands here@@"
 """Rendered in a turn's place to see what a chat template writes before and after it."""
 _REASONS = ("reasoning_content", "reasoning", "thinking")
 _SAID = (*_REASONS, "tool_calls", "function_call")
-"""What the assistant says beside the content of a message."""
+"""Keys of an assistant message that hold its words beside `content`."""
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 """How a template marks what the assistant says; transformers searches for the same."""
 
@@ -41,7 +41,7 @@ def messages_of(row: Row) -> Messages | None:
 
 
 def given_of(row: Row) -> dict[str, Any]:
-    """What the template renders beside the messages."""
+    """Return what the template renders beside the messages."""
     return {name: row[name] for name in RENDERED if row.get(name)}
 
 

@@ -64,7 +64,7 @@ class Encoded:
         return tuple(chain(*(self.input_ids[first:end] for first, end in self.spans)))
 
     def cut(self, length: int) -> "Encoded":
-        """What of the first `length` tokens a supervised one or its prompt is; `length` must exceed `start`."""
+        """Keep the first `length` tokens, up to the last supervised one; `length` must exceed `start`."""
         assert length > self.start, "nothing supervised is left"
         if len(self) <= length:
             return self
@@ -304,7 +304,7 @@ def _encode_chat(messages: Messages, tokenizer: Any, given: dict[str, Any], open
 
 
 def _supervising(ids: list[int], spans: list[tuple[int, int, bool]], tokenizer: Any) -> Encoded:
-    """Of `ids` the `spans` (first, one past the last, whether its end token is in it), each with its end token.
+    """Supervise the `spans` of `ids` (first, one past the last, whether the end token is inside), and their end tokens.
 
     That is the first special token that the template writes after the last of them, or else the tokenizer's. Nothing
     after it is kept. An earlier one has none where the template writes it at the end of a conversation alone.

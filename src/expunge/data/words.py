@@ -41,7 +41,7 @@ def words_and_marks(text: str) -> list[str]:
 
 
 def pieces(text: str) -> list[str]:
-    """What white space separates; where a script has no spaces, each character."""
+    """Split at white space; in a script without spaces, at each character."""
     return _PIECE.findall(text)
 
 
