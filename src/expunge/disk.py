@@ -156,10 +156,11 @@ def alone(folder: Path, name: str = LOCK, *, at: Path | None = None) -> Iterator
         ) from None
     except OSError as error:
         remove_empty(made)
-        reason = error.strerror or error
-        raise MachineError(
-            f"{printable(folder)}: {reason}, so nothing can be written there; give another --out."
-        ) from None
+        why = f"{printable(folder)} can't be written ({error.strerror or error})"
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            file = next((p for p in (folder, *folder.parents) if p.is_file()), folder)
+            why = f"{printable(file)} is a file, so nothing can be written to {printable(folder)}"
+        raise MachineError(f"{why}; give another --out.") from None
     try:
         yield
     finally:
