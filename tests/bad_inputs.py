@@ -55,7 +55,7 @@ def cases() -> list[Case]:
 
 def recipe_keys() -> Iterator[Case]:
     """Each key of the recipe with values that its type or its bounds exclude."""
-    from expunge.config import Recipe
+    from expunge.recipe.config import Recipe
 
     for name, key, field, base in _keys(Recipe, "", RECIPE):
         values = list(_wrong(field))
@@ -789,9 +789,9 @@ def make_base(folder: Path) -> None:
     """What every case starts from; its model has two layers of 16."""
     from transformers import AutoModelForCausalLM
 
-    from expunge.cli import main
-    from expunge.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
-    from expunge.models import LoraConfig, ScratchConfig, build_scratch, save, train_tokenizer
+    from expunge.cli.main import main
+    from expunge.modeling.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
+    from expunge.modeling.loading import LoraConfig, ScratchConfig, build_scratch, save, train_tokenizer
 
     folder.mkdir(parents=True)
     size = ScratchConfig(layers=2, hidden=16, heads=2, vocab=300, context=64)

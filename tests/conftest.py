@@ -39,7 +39,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> Any:
     """A byte-level BPE of 300 tokens."""
-    from expunge.models import ScratchConfig, train_tokenizer
+    from expunge.modeling.loading import ScratchConfig, train_tokenizer
 
     return train_tokenizer(["Question: Where was Ann Lee born?\nAnswer: In Oslo."], ScratchConfig(vocab=300))
 
@@ -47,7 +47,7 @@ def tiny_tokenizer() -> Any:
 @pytest.fixture(scope="session")
 def tiny_model(tiny_tokenizer: Any) -> Callable[..., Any]:
     """Builds the same random Llama at every call: 3 layers × 32 unless told otherwise."""
-    from expunge.models import ScratchConfig, build_scratch
+    from expunge.modeling.loading import ScratchConfig, build_scratch
 
     def build(*, layers: int = 3, hidden: int = 32, seed: int = 0) -> Any:
         size = ScratchConfig(layers=layers, hidden=hidden, heads=2, vocab=300, context=128)

@@ -145,7 +145,7 @@ def _command(
             file_operations.watch(**orders)
         code = 70
         try:
-            from expunge.cli import main
+            from expunge.cli.main import main
 
             code = main(words)
         finally:
@@ -320,9 +320,9 @@ def main() -> int:
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["HF_HUB_OFFLINE"] = os.environ["TQDM_DISABLE"] = "1"
-    import expunge.data.writer
-    import expunge.methods
-    import expunge.run
+    import expunge.pipeline.methods
+    import expunge.pipeline.run
+    import expunge.pipeline.writer
     import expunge.sweep.trial  # noqa: F401  forked processes find all of it imported
 
     return int(

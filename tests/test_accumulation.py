@@ -18,7 +18,7 @@ from torch.utils.data import BatchSampler
 from expunge import UnlearnConfig, UnlearnTrainer, UserError
 from expunge.data.encode import Encoded
 from expunge.data.pairs import Collator, Filler, PairedDataset, PairSampler, Role, Sets
-from expunge.models import LoraConfig, save
+from expunge.modeling.loading import LoraConfig, save
 from expunge.objectives import CEU, DPO, FORGET, KL, NLL, NPO, RMU, Anchor, Objective, Unilogit
 
 Rows = list[dict[str, str]]

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertLMHeadModel, LlamaForCausalLM
 
-from expunge import UnlearnConfig, UnlearnTrainer, agreement, objectives
-from expunge.agreement import apart, plain_logits, probe_length, tokens_of, ways_of
+from expunge import UnlearnConfig, UnlearnTrainer, objectives
 from expunge.data.encode import Encoded
-from expunge.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
 from expunge.errors import UserError
 from expunge.evals import decoding, requests
+from expunge.modeling import agreement
+from expunge.modeling.agreement import apart, plain_logits, probe_length, tokens_of, ways_of
+from expunge.modeling.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
 
 
 class Capped(LlamaForCausalLM):

@@ -18,12 +18,12 @@ from transformers.utils import logging
 from transformers.utils.logging import log_levels
 
 from expunge import UnlearnConfig, UnlearnTrainer, UserError
-from expunge.arguments import FIELDS, KINDS, NEEDS, REFUSED
-from expunge.config import TrainConfig
-from expunge.history import LossBar
-from expunge.inputs import check_recipe
 from expunge.objectives import KL, NLL, NPO
-from expunge.parsing import load_recipe
+from expunge.pipeline.inputs import check_recipe
+from expunge.recipe.config import TrainConfig
+from expunge.recipe.parsing import load_recipe
+from expunge.training.arguments import FIELDS, KINDS, NEEDS, REFUSED
+from expunge.training.history import LossBar
 
 
 def config(**keys: Any) -> UnlearnConfig:

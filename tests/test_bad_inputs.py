@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import torch
 
-from expunge.cli import main
+from expunge.cli.main import main
 
 SECONDS = 10
 

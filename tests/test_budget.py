@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from expunge.budget import Look, UtilityBudget
 from expunge.errors import UserError
-from expunge.models import load
-from expunge.parsing import load_recipe
+from expunge.evals.glossary import show
+from expunge.modeling.loading import load
+from expunge.pipeline.run import run
+from expunge.recipe.parsing import load_recipe
 from expunge.report import write_markdown
-from expunge.report.glossary import show
-from expunge.run import run
+from expunge.training.budget import Look, UtilityBudget
 
 WORLD = (
     ("benchmark", "{name: fable, authors: 10, facts: 3, split: forget20}"),

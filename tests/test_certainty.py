@@ -13,7 +13,7 @@ import torch
 from mpmath import mpf
 from torch import Tensor, nn
 
-from expunge.logprobs import Chunk, Head, score_of, token_numbers, token_scores
+from expunge.modeling.logprobs import Chunk, Head, score_of, token_numbers, token_scores
 from expunge.objectives import CEU, WGA, Objective, SatImp, Signals, Unilogit
 
 V = 23  # vocabulary

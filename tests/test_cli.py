@@ -16,9 +16,9 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 import expunge
-from expunge.cli import main
-from expunge.models import save
-from expunge.terminal import TABLE, print_results
+from expunge.cli.main import main
+from expunge.cli.terminal import TABLE, print_results
+from expunge.modeling.loading import save
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -9,12 +9,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from expunge.config import Recipe
 from expunge.errors import UserError
-from expunge.inputs import check_recipe
 from expunge.objectives import FORGET, RETAIN
-from expunge.parsing import _keys, combinations, load_recipe, parse_recipe
-from expunge.run import run
+from expunge.pipeline.inputs import check_recipe
+from expunge.pipeline.run import run
+from expunge.recipe.config import Recipe
+from expunge.recipe.parsing import _keys, combinations, load_recipe, parse_recipe
 
 BASE = (("model", "M"), ("forget", "f.jsonl"))
 RECIPES = Path(__file__).parents[1] / "recipes"

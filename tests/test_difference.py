@@ -14,13 +14,13 @@ from peft import LoraConfig
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from expunge.agreement import Ways, ways_of
-from expunge.assistant import first_layers, linear_names
-from expunge.difference import ASSISTANT, LogitDifferenceConfig, LogitDifferenceForCausalLM, neutralise
 from expunge.errors import UserError
-from expunge.forward import dense_logps, supervised_logps
-from expunge.models import load, save
-from expunge.pairing import linear_of_pair
+from expunge.modeling.agreement import Ways, ways_of
+from expunge.modeling.assistant import first_layers, linear_names
+from expunge.modeling.difference import ASSISTANT, LogitDifferenceConfig, LogitDifferenceForCausalLM, neutralise
+from expunge.modeling.forward import dense_logps, supervised_logps
+from expunge.modeling.loading import load, save
+from expunge.modeling.pairing import linear_of_pair
 
 SIZE = {
     "vocab_size": 300,

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from expunge import doctor
-from expunge.cli import main
+from expunge.cli import doctor
+from expunge.cli.main import main
 
 Monkeypatch = pytest.MonkeyPatch
 

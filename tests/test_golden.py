@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from expunge import UnlearnTrainer, methods
+from expunge import UnlearnTrainer
 from expunge.data import augment
 from expunge.data.benchmark import Variant
-from expunge.inputs import load_benchmark, training_arguments
-from expunge.models import save
+from expunge.modeling.loading import save
 from expunge.objectives import FORGET, RETAIN, Offset, split_method
-from expunge.parsing import load_recipe
+from expunge.pipeline import methods
+from expunge.pipeline.inputs import load_benchmark, training_arguments
+from expunge.recipe.parsing import load_recipe
 
 Rows = tuple[list[dict[str, str]], list[dict[str, str]]]
 

@@ -44,10 +44,12 @@ def test_public_name_resolves(name: str) -> None:
 
 
 def test_names_come_from_their_modules() -> None:
-    from expunge import UnlearnConfig, UnlearnTrainer, arguments, load, models, objectives, trainer
+    from expunge import UnlearnConfig, UnlearnTrainer, load, objectives
+    from expunge.modeling import loading
+    from expunge.training import arguments, trainer
 
     assert (UnlearnConfig, UnlearnTrainer) == (arguments.UnlearnConfig, trainer.UnlearnTrainer)
-    assert load is models.load
+    assert load is loading.load
     assert objectives.__name__ == "expunge.objectives"
 
 

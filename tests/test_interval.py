@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from expunge.cli import main
+from expunge.cli.main import main
 from expunge.report.interval import mean_interval
 
 

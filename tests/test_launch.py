@@ -13,9 +13,9 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
-from expunge.cli import main
-from expunge.models import save
-from expunge.shipped import launchers
+from expunge.cli.main import main
+from expunge.modeling.loading import save
+from expunge.recipe.shipped import launchers
 
 
 def launched(name: str) -> Any:

@@ -20,9 +20,9 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from expunge import logprobs
-from expunge.agreement import Ways, ways_of
-from expunge.forward import (
+from expunge.modeling import logprobs
+from expunge.modeling.agreement import Ways, ways_of
+from expunge.modeling.forward import (
     IGNORE,
     decoder_layers,
     dense_logps,
@@ -30,7 +30,7 @@ from expunge.forward import (
     supervised,
     supervised_logps,
 )
-from expunge.logprobs import (
+from expunge.modeling.logprobs import (
     BLOCK,
     CHUNK,
     Chunk,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expunge import disk, manifest
+from expunge.system import disk, manifest
 
 Damage = Callable[[Path], None]
 

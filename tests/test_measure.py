@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from expunge import measure
+from expunge.system import machine
 
 
 def test_the_peak_is_of_the_stretch() -> None:
-    with measure.peak_memory() as small:
+    with machine.peak_memory() as small:
         pass
-    with measure.peak_memory() as large:
+    with machine.peak_memory() as large:
         torch.ones(64 * 2**18).sum()  # 64 MiB, gone before the stretch ends
     if small.mib is None or large.mib is None:
         pytest.skip("this system does not tell a process its peak")
     assert 48 < large.mib - small.mib < 200
-    with measure.peak_memory() as after:
+    with machine.peak_memory() as after:
         pass
     assert after.mib is not None and after.mib < large.mib - 32
 
@@ -28,18 +28,18 @@ def test_unknown_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch)
         raise PermissionError
 
     monkeypatch.setattr(Path, "write_text", refused)
-    with measure.peak_memory() as peak:
+    with machine.peak_memory() as peak:
         pass
     assert peak.mib is None
 
 
 def test_an_error_passes_through() -> None:
-    with pytest.raises(KeyError), measure.peak_memory():
+    with pytest.raises(KeyError), machine.peak_memory():
         raise KeyError
 
 
 def test_versions_are_json() -> None:
-    versions = measure.versions()
+    versions = machine.versions()
     assert {"python", "expunge", "torch", "transformers", "peft", "accelerate", "device", "threads"} == set(versions)
     assert json.loads(json.dumps(versions)) == versions
     assert all(isinstance(v, str) and v for v in versions.values())

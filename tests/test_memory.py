@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
 
-from expunge import memory
-from expunge.arguments import UnlearnConfig
 from expunge.data.pairs import Role
 from expunge.objectives.base import Divergence, Needs
+from expunge.training import memory
+from expunge.training.arguments import UnlearnConfig
 
 SIZE: dict[str, Any] = {
     "vocab_size": 300,

@@ -13,18 +13,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from expunge import load, methods
-from expunge.cli import main
-from expunge.config import Recipe
+from expunge import load
+from expunge.cli.main import main
 from expunge.data import augment
 from expunge.data.benchmark import Benchmark, Variant
-from expunge.difference import LogitDifferenceForCausalLM
 from expunge.errors import UserError
-from expunge.history import MetricsFile
-from expunge.inputs import load_benchmark, tell_about_variants
-from expunge.models import ScratchConfig, save, train_tokenizer
-from expunge.parsing import load_recipe
-from expunge.run import run
+from expunge.modeling.difference import LogitDifferenceForCausalLM
+from expunge.modeling.loading import ScratchConfig, save, train_tokenizer
+from expunge.pipeline import methods
+from expunge.pipeline.inputs import load_benchmark, tell_about_variants
+from expunge.pipeline.run import run
+from expunge.recipe.config import Recipe
+from expunge.recipe.parsing import load_recipe
+from expunge.training.history import MetricsFile
 
 Monkeypatch = pytest.MonkeyPatch
 Model = Callable[..., Any]

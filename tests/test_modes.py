@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, FalconConfig, GPT2Config, LlamaConfig, OPTConfig, PersimmonConfig
 
 from expunge import UnlearnConfig, UnlearnTrainer, UserError
-from expunge.models import LoraConfig
-from expunge.modes import check_modes, switch_off_dropout
+from expunge.modeling.loading import LoraConfig
 from expunge.objectives import GA, KL, NLL, NPO, RMU, Anchor, Objective, UnDIAL
+from expunge.training.modes import check_modes, switch_off_dropout
 
 ROWS = [{"question": f"Where was {i} born?", "answer": f"In {'x' * (i % 3)}{i}."} for i in range(12)]
 SIZE: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": 300}

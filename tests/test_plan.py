@@ -11,13 +11,14 @@ import pytest
 import torch
 from transformers import Trainer
 
-from expunge import memory, models
-from expunge.arguments import UnlearnConfig
-from expunge.cli import main
+from expunge.cli.main import main
 from expunge.errors import UserError
-from expunge.parsing import combinations, load_recipe
-from expunge.plan import plan
-from expunge.run import run
+from expunge.modeling import loading
+from expunge.pipeline.plan import plan
+from expunge.pipeline.run import run
+from expunge.recipe.parsing import combinations, load_recipe
+from expunge.training import memory
+from expunge.training.arguments import UnlearnConfig
 
 KEYS = (
     ("benchmark", "{name: fable, authors: 10, facts: 3, split: forget20}"),
@@ -106,13 +107,13 @@ def _held(x: torch.Tensor) -> int:
 def test_four_bits_weigh_what_is_said() -> None:
     size = {"model.scratch": "{layers: 1, hidden: 192, heads: 2, vocab: 400, context: 96}"}
     run(recipe("[ga]", **size))
-    model, _ = models.load("out/model")
+    model, _ = loading.load("out/model")
     parts = (
         recipe("[ga]", **size, **{"model.lora": "{r: 2}"}),
         recipe("[ga]", **size, **{"model.lora": "{r: 2, quantize: nf4}"}),
     )
     whole, quantized = (plan(own)[0]["memory"]["weights"] * memory.MIB for own in parts)
-    small, _ = models.load_for_training("out/model", lora=models.LoraConfig(quantize="nf4"))
+    small, _ = loading.load_for_training("out/model", lora=loading.LoraConfig(quantize="nf4"))
     scales = [p.quant_state for p in small.parameters() if hasattr(p, "quant_state")]
     held = sum(s.absmax.nbytes + s.state2.absmax.nbytes for s in scales)
     loaded = sum(p.nbytes for p in model.parameters()) - sum(p.nbytes for p in small.parameters()) - held
@@ -124,10 +125,11 @@ import gc, json, sys
 from functools import partial
 from pathlib import Path
 
-from expunge import measure, methods
-from expunge.inputs import load_benchmark, training_arguments
-from expunge.parsing import load_recipe
-from expunge.plan import plan
+from expunge.system import machine
+from expunge.pipeline import methods
+from expunge.pipeline.inputs import load_benchmark, training_arguments
+from expunge.recipe.parsing import load_recipe
+from expunge.pipeline.plan import plan
 
 def train(model):
     keys = [("model", model), ("forget", "forget.jsonl"), ("retain", "retain.jsonl"), ("method", "npo+kl")]
@@ -141,8 +143,8 @@ def train(model):
 
 train("small")  # what libraries hold from their first use on
 gc.collect()
-before = measure.resident()
-with measure.peak_memory() as peak:
+before = machine.resident()
+with machine.peak_memory() as peak:
     row = train("large")
 print(json.dumps({"measured": peak.mib and peak.mib - before, "estimated": row["memory_mib"]}))
 """
@@ -196,7 +198,7 @@ def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_over_runs_each_and_reports_on_all() -> None:
-    from expunge.run import run_all
+    from expunge.pipeline.run import run_all
 
     chosen = recipe("[ga]", over="{seed: [0, 1], benchmark.split: [forget10, forget20]}")
     names = [name for name, _ in combinations(chosen)]
@@ -213,7 +215,7 @@ def test_over_runs_each_and_reports_on_all() -> None:
 
 
 def test_two_at_a_time_give_the_same() -> None:
-    from expunge.run import run_all
+    from expunge.pipeline.run import run_all
 
     chosen = recipe("[ga]", over="{seed: [0, 1]}")
     rows = run_all(chosen, workers=2)
@@ -248,7 +250,7 @@ def test_values_that_go_together() -> None:
     ],
 )
 def test_over_is_checked_before_anything_begins(over: str, says: str) -> None:
-    from expunge.run import run_all
+    from expunge.pipeline.run import run_all
 
     with pytest.raises(UserError, match=says):
         run_all(recipe("[ga]", over=over))

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from expunge.cli import main
+from expunge.cli.main import main
 from expunge.data import augment
 from expunge.data.encode import QUESTION_FORMAT
 from expunge.data.formats import normalise
-from expunge.models import ScratchConfig, build_scratch, save, train_tokenizer
+from expunge.modeling.loading import ScratchConfig, build_scratch, save, train_tokenizer
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from expunge.parsing import combinations, load_recipe
+from expunge.recipe.parsing import combinations, load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 PATHS = sorted(RECIPES.rglob("*.yaml"))

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from expunge import UserError, objectives, refcache
-from expunge.agreement import ways_of
+from expunge import UserError, objectives
 from expunge.data.encode import Encoded
 from expunge.data.pairs import Role, Sets
-from expunge.models import LoraConfig
+from expunge.modeling.agreement import ways_of
+from expunge.modeling.loading import LoraConfig
 from expunge.objectives import Needs
-from expunge.reference import CachedReference, build_reference
+from expunge.training import refcache
+from expunge.training.reference import CachedReference, build_reference
 
 forked = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 NUMBERS = torch.arange(40.0).reshape(10, 4)

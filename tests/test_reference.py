@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from expunge import UnlearnConfig, UnlearnTrainer, UserError, objectives, reference
+from expunge import UnlearnConfig, UnlearnTrainer, UserError, objectives
 from expunge.data.pairs import Role
-from expunge.forward import supervised
-from expunge.models import LoraConfig
+from expunge.modeling.forward import supervised
+from expunge.modeling.loading import LoraConfig
 from expunge.objectives import Objective
+from expunge.training import reference
 
 Rows = tuple[list[dict[str, str]], list[dict[str, str]]]
 

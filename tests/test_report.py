@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from expunge.errors import UserError
+from expunge.evals.glossary import show
 from expunge.report import load_results, markdown_table, write_markdown, write_report
 from expunge.report.canvas import Axis
 from expunge.report.comparison import Section, means, sections
 from expunge.report.drawing import DASHES, MARKERS
 from expunge.report.figures import PICTURES
-from expunge.report.glossary import show
 from expunge.report.labels import place_labels
 from expunge.report.overview import overviews
 from expunge.report.pareto import pareto

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from expunge import manifest, shipped
-from expunge.cli import main
+from expunge.cli.main import main
 from expunge.errors import UserError
-from expunge.parsing import load_recipe
+from expunge.evals.glossary import METRICS, show
+from expunge.recipe import shipped
+from expunge.recipe.parsing import load_recipe
 from expunge.report import load_results
-from expunge.report.glossary import METRICS, show
 from expunge.reproduce import Reproduction, carry_out, missing
+from expunge.system import manifest
 
 RECIPE = """\
 benchmark: {name: fable, authors: 10, facts: 3, split: forget20}

@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from expunge import methods
-from expunge import run as main_path
-from expunge.cli import main
-from expunge.config import Recipe
+from expunge.cli.main import main
 from expunge.errors import UserError
 from expunge.evals.aggregate import aggregate
 from expunge.evals.tofu import Evaluation
-from expunge.history import MetricsFile
-from expunge.inputs import load_benchmark, tell_about_variants
-from expunge.models import save
+from expunge.modeling.loading import save
 from expunge.objectives import GA
-from expunge.parsing import load_recipe
-from expunge.run import run
+from expunge.pipeline import methods
+from expunge.pipeline import run as main_path
+from expunge.pipeline.inputs import load_benchmark, tell_about_variants
+from expunge.pipeline.run import run
+from expunge.recipe.config import Recipe
+from expunge.recipe.parsing import load_recipe
+from expunge.training.history import MetricsFile
 
 Monkeypatch = pytest.MonkeyPatch
 Model = Callable[..., Any]

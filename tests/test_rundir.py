@@ -16,14 +16,14 @@ import pytest
 import torch
 from filelock import FileLock
 
-from expunge import cache, manifest
-from expunge.cli import main
+from expunge.cli.main import main
 from expunge.errors import MachineError, UserError
-from expunge.history import MetricsFile
-from expunge.models import save
-from expunge.parsing import load_recipe
-from expunge.run import evaluate_only, run, run_all
-from expunge.rundir import alone_in
+from expunge.modeling.loading import save
+from expunge.pipeline.run import evaluate_only, run, run_all
+from expunge.pipeline.rundir import alone_in
+from expunge.recipe.parsing import load_recipe
+from expunge.system import cache, manifest
+from expunge.training.history import MetricsFile
 
 Monkeypatch = pytest.MonkeyPatch
 Capture = pytest.CaptureFixture[str]
@@ -257,8 +257,8 @@ def test_python_resumes_from_nothing_that_is_damaged(
 def test_a_cached_model_that_is_damaged_is_trained_again(
     place: Path, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    from expunge.models import ScratchConfig
-    from expunge.targets import FinetuneConfig, train_from_scratch
+    from expunge.modeling.loading import ScratchConfig
+    from expunge.training.targets import FinetuneConfig, train_from_scratch
 
     def train() -> Path:
         rows = [{"question": "Where?", "answer": "Here."}] * 4

@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from expunge import UnlearnConfig, secrets
-from expunge.cli import main
+from expunge.cli.main import main
 from expunge.errors import UserError
-from expunge.models import save
-from expunge.parsing import combinations, load_recipe, parse_recipe
+from expunge.modeling.loading import save
+from expunge.recipe.parsing import combinations, load_recipe, parse_recipe
 from expunge.secrets import MASK, masked, masked_text, masked_yaml, remember, unmasked
 
 PLANTED = {

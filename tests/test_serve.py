@@ -26,15 +26,15 @@ from huggingface_hub import InferenceClient
 from peft import LoraConfig
 from rich.console import Console
 
-from expunge import chat
-from expunge.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
+from expunge.cli import chat
+from expunge.cli.terminal import visible
 from expunge.errors import UserError
-from expunge.models import load, save
+from expunge.modeling.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
+from expunge.modeling.loading import load, save
 from expunge.serve import _listen, application, serve
 from expunge.serve import app as served_app
 from expunge.serve.asked import Limits
 from expunge.serve.generation import Answer, Turns, reads_in_parts
-from expunge.terminal import visible
 
 QUESTION = "Where was person 1 born?"
 CHAT = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0, "max_tokens": 12}
@@ -458,7 +458,7 @@ def test_a_polite_client_beside_a_hostile_one_and_the_end(checkpoint: Path) -> N
 
 
 def test_a_used_port_is_told_before_the_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
-    from expunge.cli import main
+    from expunge.cli.main import main
 
     with socket.create_server(("127.0.0.1", 0)) as used:
         port = str(used.getsockname()[1])

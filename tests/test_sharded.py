@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from expunge import UserError, load
-from expunge.models import save
+from expunge.modeling.loading import save
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

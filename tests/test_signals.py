@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from expunge import logprobs
 from expunge.data.encode import Encoded
 from expunge.data.pairs import Collator, Role, Sets
+from expunge.modeling import logprobs
 from expunge.objectives import FORGET, KL, NLL, Needs, Objective
-from expunge.reference import build_reference
-from expunge.signals import CHUNK, Share, gather_signals
+from expunge.training.reference import build_reference
+from expunge.training.signals import CHUNK, Share, gather_signals
 
 KEEP = NLL(weight=0.7)
 FORESEEN = ("ga", "wga", "satimp", "ceu", "unilogit", "npo", "simnpo", "undial")

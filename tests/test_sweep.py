@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 import yaml
 
-from expunge.cli import main
-from expunge.parsing import load_recipe
+from expunge.cli.main import main
+from expunge.recipe.parsing import load_recipe
 
 optuna = pytest.importorskip("optuna", reason="the extra expunge[sweep] is not installed")
 

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from expunge import UnlearnConfig, UnlearnTrainer, UserError, load, manifest, objectives
+from expunge import UnlearnConfig, UnlearnTrainer, UserError, load, objectives
 from expunge.data.pairs import Collator, PairedDataset, Role
-from expunge.forward import dense_logps, supervised_logps
-from expunge.history import last_checkpoint
-from expunge.models import LoraConfig, save
+from expunge.modeling.forward import dense_logps, supervised_logps
+from expunge.modeling.loading import LoraConfig, save
 from expunge.objectives import FORGET, NLL, NPO, RETAIN, RMU, Anchor, Needs, Objective, Signals, Unilogit
-from expunge.trainer import TrainingDiverged
+from expunge.system import manifest
+from expunge.training.history import last_checkpoint
+from expunge.training.trainer import TrainingDiverged
 
 Rows = tuple[list[dict[str, str]], list[dict[str, str]]]
 Build = Callable[..., UnlearnTrainer]

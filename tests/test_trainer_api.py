@@ -11,8 +11,8 @@ import torch
 from transformers import TrainingArguments
 
 from expunge import UnlearnConfig, UnlearnTrainer, UserError, objectives
-from expunge.models import LoraConfig, save
-from expunge.prepare import objectives_of
+from expunge.modeling.loading import LoraConfig, save
+from expunge.training.prepare import objectives_of
 
 Rows = tuple[list[dict[str, str]], list[dict[str, str]]]
 

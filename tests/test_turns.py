@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from expunge import UnlearnConfig, UnlearnTrainer, UserError, objectives
-from expunge.data import custom
+from expunge.benchmarks import custom
 from expunge.data.checks import summarise
 from expunge.data.encode import beginning, encode, encode_rows
 from expunge.data.pairs import Role

@@ -22,7 +22,7 @@ from peft import get_peft_model
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from expunge import UnlearnConfig, UnlearnTrainer, load, objectives, ranks
+from expunge import UnlearnConfig, UnlearnTrainer, load, objectives
 from expunge.bench.training import assistant
 from expunge.data.benchmark import Benchmark, Question
 from expunge.data.encode import Encoded
@@ -30,12 +30,13 @@ from expunge.data.pairs import Collator, Role, Sets
 from expunge.evals import requests
 from expunge.evals.evaluation import evaluate
 from expunge.evals.retrained import Distance, Retrained
-from expunge.forward import decoder_layers
-from expunge.models import LoraConfig, save
+from expunge.modeling.forward import decoder_layers
+from expunge.modeling.loading import LoraConfig, save
 from expunge.objectives import FORGET, RETAIN, ULD, Uniform
-from expunge.reference import build_reference
-from expunge.shipped import launchers
-from expunge.signals import Share, gather_signals
+from expunge.recipe.shipped import launchers
+from expunge.system import ranks
+from expunge.training.reference import build_reference
+from expunge.training.signals import Share, gather_signals
 
 DISTRIBUTIONS = {"full": ("cached_hidden", "frozen_copy"), "lora": ("cached_hidden", "adapter_off", "frozen_copy")}
 

@@ -12,9 +12,9 @@ __all__ = ["UnlearnConfig", "UnlearnTrainer", "UserError", "__version__", "load"
 
 if TYPE_CHECKING:
     from expunge import objectives
-    from expunge.arguments import UnlearnConfig
-    from expunge.models import load
-    from expunge.trainer import UnlearnTrainer
+    from expunge.modeling.loading import load
+    from expunge.training.arguments import UnlearnConfig
+    from expunge.training.trainer import UnlearnTrainer
 
     __version__: str
 else:  # hidden from type checkers, for whom a module `__getattr__` would make every name valid
@@ -24,11 +24,11 @@ else:  # hidden from type checkers, for whom a module `__getattr__` would make e
 
         match name:
             case "UnlearnConfig":
-                value = import_module("expunge.arguments").UnlearnConfig
+                value = import_module("expunge.training.arguments").UnlearnConfig
             case "UnlearnTrainer":
-                value = import_module("expunge.trainer").UnlearnTrainer
+                value = import_module("expunge.training.trainer").UnlearnTrainer
             case "load":
-                value = import_module("expunge.models").load
+                value = import_module("expunge.modeling.loading").load
             case "objectives":
                 value = import_module("expunge.objectives")
             case "__version__":

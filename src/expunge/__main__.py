@@ -2,6 +2,6 @@
 
 import sys
 
-from expunge.cli import main
+from expunge.cli.main import main
 
 sys.exit(main())

@@ -13,14 +13,14 @@ from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from expunge import load, objectives
-from expunge.agreement import check_training, tokens_of
 from expunge.data.encode import Encoded
 from expunge.data.pairs import Collator, Role, Sets
 from expunge.errors import UserError
 from expunge.evals import requests
-from expunge.models import save
-from expunge.reference import build_reference
-from expunge.signals import Share, gather_signals
+from expunge.modeling.agreement import check_training, tokens_of
+from expunge.modeling.loading import save
+from expunge.training.reference import build_reference
+from expunge.training.signals import Share, gather_signals
 
 TYPES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 

@@ -8,7 +8,7 @@ import pytest
 
 from expunge.bench import decode
 from expunge.bench.shapes import SHAPES, Shape
-from expunge.cli import main
+from expunge.cli.main import main
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import torch
 
 from expunge.bench import evaluation
 from expunge.bench.shapes import SHAPES, Shape
-from expunge.cli import main
+from expunge.cli.main import main
 from expunge.evals import tofu
 
 SMALLEST = Shape(layers=2, hidden=32, intermediate=48, heads=2, kv_heads=1, vocab=100)

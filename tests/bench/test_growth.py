@@ -9,7 +9,7 @@ import pytest
 
 from expunge.bench import growth
 from expunge.bench.shapes import SHAPES, Shape
-from expunge.cli import main
+from expunge.cli.main import main
 
 SMALLEST = Shape(layers=4, hidden=32, intermediate=48, heads=2, kv_heads=1, vocab=100)
 

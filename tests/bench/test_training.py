@@ -13,7 +13,7 @@ from expunge.bench import training
 from expunge.bench.apart import apart
 from expunge.bench.shapes import SHAPES, Shape
 from expunge.bench.turns import count_flops, utilisation
-from expunge.cli import main
+from expunge.cli.main import main
 
 SMALLEST = Shape(layers=4, hidden=32, intermediate=48, heads=2, kv_heads=1, vocab=100)
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from expunge.data import augment, fable, tofu
+from expunge.benchmarks import fable, tofu
+from expunge.data import augment
 from expunge.data.benchmark import Variant
 from expunge.errors import UserError
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expunge.data import custom
+from expunge.benchmarks import custom
 from expunge.data.benchmark import Question, Variant
 from expunge.errors import UserError
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expunge.data import fable, fable_words
+from expunge.benchmarks import fable, fable_words
 from expunge.data.benchmark import Benchmark, Question
 from expunge.data.refusals import REFUSALS
 from expunge.errors import UserError

@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from expunge.data import augment, custom, mmlu, muse, rwku, tofu
+from expunge.benchmarks import custom, mmlu, muse, rwku, tofu
+from expunge.data import augment
 from expunge.data.files import read_csv
 from expunge.data.formats import read_rows
 from expunge.errors import UserError

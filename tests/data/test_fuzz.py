@@ -6,7 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from expunge.data import augment, mmlu, muse, rwku, tofu
+from expunge.benchmarks import mmlu, muse, rwku, tofu
+from expunge.data import augment
 from expunge.data.encode import Encoded, encode_rows
 from expunge.data.files import READERS
 from expunge.data.formats import read_rows

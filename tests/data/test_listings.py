@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expunge.data import augment, listings, listings_words
+from expunge.benchmarks import listings, listings_words
+from expunge.data import augment
 from expunge.data.benchmark import Benchmark, Row
 from expunge.errors import UserError
 

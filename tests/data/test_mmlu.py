@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from expunge.data import mmlu
-from expunge.data.mmlu import Item
+from expunge.benchmarks import mmlu
+from expunge.benchmarks.mmlu import Item
 from expunge.errors import UserError
 
 ABSTRACT_ALGEBRA = """\

@@ -6,11 +6,11 @@ import random
 import datasets
 import pytest
 
-from expunge.data import muse
+from expunge.benchmarks import muse
 from expunge.data.benchmark import Continuations, Membership
 from expunge.data.encode import encode
 from expunge.errors import UserError
-from expunge.report.glossary import METRICS
+from expunge.evals.glossary import METRICS
 
 
 def _plain(text):
@@ -305,7 +305,7 @@ def test_an_unknown_corpus_is_refused_with_the_known_ones():
 
 def test_every_probe_is_asked(tmp_path, tiny_tokenizer):
     from expunge.evals.probes import measure
-    from expunge.models import ScratchConfig, build_scratch
+    from expunge.modeling.loading import ScratchConfig, build_scratch
 
     _copy(tmp_path)
     benchmark = muse.load(path=tmp_path, retrained_auc=0.5)

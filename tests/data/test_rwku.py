@@ -6,16 +6,16 @@ import datasets
 import pytest
 from transformers import LlamaConfig
 
-from expunge.cli import main
-from expunge.data import rwku
+from expunge.benchmarks import rwku
+from expunge.cli.main import main
 from expunge.data.benchmark import Choices, Continuations, Membership
 from expunge.data.checks import canonical
 from expunge.data.encode import encode
 from expunge.errors import UserError
+from expunge.evals.glossary import METRICS
 from expunge.evals.probes import ATTACKS
 from expunge.objectives import DPO
-from expunge.prepare import encode_sets
-from expunge.report.glossary import METRICS
+from expunge.training.prepare import encode_sets
 
 NAMES = ["Stephen King", "Confucius", "Bruce Lee", "Warren Buffett", "Christina Aguilera", "Cindy Crawford"]
 PROBES = {

@@ -5,7 +5,7 @@ import json
 import datasets
 import pytest
 
-from expunge.data import tofu
+from expunge.benchmarks import tofu
 from expunge.data.benchmark import Question
 from expunge.errors import UserError
 

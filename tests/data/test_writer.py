@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from expunge.data import augment, writer
+from expunge.data import augment
 from expunge.errors import UserError
-from expunge.models import save
+from expunge.modeling.loading import save
+from expunge.pipeline import writer
 
 FORGET = [{"question": f"Where was person {i} born?", "answer": f"Person {i} was born in Oslo."} for i in range(10)]
 SIZES = {"paraphrases": 2, "perturbations": 1, "seed": 0}

@@ -13,10 +13,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from expunge.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
 from expunge.errors import UserError
 from expunge.evals import harness
-from expunge.models import ScratchConfig, build_scratch, train_tokenizer
+from expunge.modeling.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
+from expunge.modeling.loading import ScratchConfig, build_scratch, train_tokenizer
 
 pytest.importorskip("lm_eval")
 

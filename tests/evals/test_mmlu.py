@@ -16,10 +16,10 @@ import torch
 from peft import LoraConfig
 from tokenizers.processors import TemplateProcessing
 
-from expunge.data import mmlu
-from expunge.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
+from expunge.benchmarks import mmlu
 from expunge.evals import harness, probes
-from expunge.models import ScratchConfig, build_scratch, train_tokenizer
+from expunge.modeling.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
+from expunge.modeling.loading import ScratchConfig, build_scratch, train_tokenizer
 
 lm_eval = pytest.importorskip("lm_eval")
 
@@ -50,7 +50,7 @@ def made_up(subject: str, n: int) -> list[Question]:
 
 
 def write_mmlu(folder: Path, questions: list[Question], dev: dict[str, list[Question]]) -> None:
-    """The files that `expunge.data.mmlu` reads."""
+    """The files that `expunge.benchmarks.mmlu` reads."""
     (folder / "dev").mkdir(parents=True)
     (folder / "mmlu_all_val.json").write_text(json.dumps(questions), encoding="utf-8")
     for subject, examples in dev.items():

@@ -46,9 +46,9 @@ def folder() -> Path:
 
 
 def load(folder: Path) -> tuple[Any, Any]:
-    from expunge import models
+    from expunge.modeling import loading
 
-    return models.load(folder, dtype="float32")
+    return loading.load(folder, dtype="float32")
 
 
 @pytest.fixture(scope="module")

@@ -24,10 +24,10 @@ from transformers import (
 )
 
 from expunge.data.encode import Encoded, encode, question_row
-from expunge.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
 from expunge.errors import UserError
 from expunge.evals import decoding, reading, requests
-from expunge.logprobs import Head
+from expunge.modeling.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
+from expunge.modeling.logprobs import Head
 
 ANSWERS = ["Ann Lee was born in Oslo.", "Oslo", "In Rome, I think, or it may well have been Paris.", "No."]
 

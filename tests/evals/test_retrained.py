@@ -12,11 +12,11 @@ from scipy.stats import entropy
 
 from expunge.data.benchmark import Benchmark, Question
 from expunge.data.encode import encode, question_row
-from expunge.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
 from expunge.evals.divergence import SoftLabels
 from expunge.evals.evaluation import evaluate
 from expunge.evals.retrained import Distance, Retrained
-from expunge.logprobs import CHUNK, Head
+from expunge.modeling.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
+from expunge.modeling.logprobs import CHUNK, Head
 
 QUESTIONS = [
     *(Question(f"Where was person {i} born?", "In a town " + "far " * i + f"{i}.") for i in range(9)),
@@ -134,7 +134,7 @@ def test_labels_follow_the_model_or_stay_as_they_were_at_the_start(build: Build,
 
 
 def test_what_cannot_be_compared_has_no_distance(build: Build, tiny_tokenizer: Any) -> None:
-    from expunge.models import ScratchConfig, train_tokenizer
+    from expunge.modeling.loading import ScratchConfig, train_tokenizer
 
     gold = Retrained(build(), tiny_tokenizer, QUESTIONS, {})
     wider = build()

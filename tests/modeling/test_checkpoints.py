@@ -15,8 +15,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from expunge import models
 from expunge.errors import UserError
+from expunge.modeling import loading
 
 Damage = Callable[[Path], object]
 WEIGHTS = "model.safetensors"
@@ -24,20 +24,20 @@ WEIGHTS = "model.safetensors"
 
 @pytest.fixture
 def whole(tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> Path:
-    models.save(tiny_model(layers=2, hidden=16), tiny_tokenizer, tmp_path / "model")
+    loading.save(tiny_model(layers=2, hidden=16), tiny_tokenizer, tmp_path / "model")
     return tmp_path / "model"
 
 
 @pytest.fixture
 def adapter(whole: Path, tiny_tokenizer: Any) -> Path:
     """An adapter on `whole` that says something."""
-    model, _ = models.load(whole)
+    model, _ = loading.load(whole)
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"))
     torch.manual_seed(0)
     for name, p in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=0.3)
-    models.save(adapted, tiny_tokenizer, whole.parent / "adapter")
+    loading.save(adapted, tiny_tokenizer, whole.parent / "adapter")
     return whole.parent / "adapter"
 
 
@@ -187,11 +187,11 @@ def test_damaged_checkpoints_are_refused_by_name(whole: Path, damage: str) -> No
     do, says = DAMAGES[damage]
     do(whole)
     with pytest.raises(UserError, match=says) as found:
-        models.load(whole)
+        loading.load(whole)
     assert str(whole) in str(found.value) or "tokenizer" in str(found.value)
     with pytest.raises(UserError):  # and before anything is written, without reading weights
-        models.load_tokenizer_and_config(whole)
-        models.check_weights(whole)
+        loading.load_tokenizer_and_config(whole)
+        loading.check_weights(whole)
 
 
 ADAPTERS: dict[str, tuple[Damage, str]] = {
@@ -242,10 +242,10 @@ def test_damaged_adapters_are_refused_by_name(adapter: Path, damage: str) -> Non
     do, says = ADAPTERS[damage]
     do(adapter)
     with pytest.raises(UserError, match=says):
-        models.load(adapter)
+        loading.load(adapter)
     with pytest.raises(UserError):
-        models.load_tokenizer_and_config(adapter)
-        models.check_weights(adapter)
+        loading.load_tokenizer_and_config(adapter)
+        loading.check_weights(adapter)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_damaged_adapters_are_refused_by_name(adapter: Path, damage: str) -> Non
 def test_names_that_mean_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     Path("loop").symlink_to("loop")
-    for do in (models.load, models.load_tokenizer_and_config):
+    for do in (loading.load, loading.load_tokenizer_and_config):
         with pytest.raises(UserError, match="model: "):
             do(name)
 
@@ -280,14 +280,14 @@ def test_tokens_without_an_embedding_are_refused(whole: Path) -> None:
     tokenizer.add_tokens([f"word{i}" for i in range(10)])
     tokenizer.save_pretrained(whole)
     with pytest.raises(UserError, match=r"tokens for which the model has no embedding \('word0' is 2\d\d"):
-        models.load_tokenizer_and_config(whole)
+        loading.load_tokenizer_and_config(whole)
 
 
 def test_another_token_pads_where_padding_has_no_embedding(whole: Path, caplog: pytest.LogCaptureFixture) -> None:
     tokenizer = AutoTokenizer.from_pretrained(whole)
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     tokenizer.save_pretrained(whole)
-    _, found = models.load(whole)
+    _, found = loading.load(whole)
     assert found.pad_token == found.eos_token and "pads in its place" in caplog.text
 
 
@@ -295,11 +295,11 @@ def test_special_tokens_that_nobody_writes_may_have_none(whole: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(whole)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<picture>"]})
     tokenizer.save_pretrained(whole)
-    models.load(whole)
+    loading.load(whole)
     tokenizer.chat_template = "{% for m in messages %}<picture>{{ m['content'] }}{% endfor %}"
     tokenizer.save_pretrained(whole)
     with pytest.raises(UserError, match="'<picture>' is"):
-        models.load(whole)
+        loading.load(whole)
 
 
 # -- what loads ------------------------------------------------------------------------------------------------------
@@ -307,7 +307,7 @@ def test_special_tokens_that_nobody_writes_may_have_none(whole: Path) -> None:
 
 def test_what_is_left_over_elsewhere_is_said(whole: Path, caplog: pytest.LogCaptureFixture) -> None:
     more("score.weight")(whole)
-    models.load(whole)
+    loading.load(whole)
     assert "holds weights that LlamaForCausalLM does not use: score.weight (1 in all)" in caplog.text
 
 
@@ -319,15 +319,15 @@ def test_whole_checkpoints_pass(tmp_path: Path, tiny_tokenizer: Any, kind: str) 
     config = AutoConfig.for_model("llama" if kind == "tied" else kind, **size, **(more if kind != "gpt2" else {}))
     config.tie_word_embeddings = kind in ("tied", "gpt2", "gemma2")
     before = AutoModelForCausalLM.from_config(config)
-    models.save(before, tiny_tokenizer, tmp_path / "model")
-    models.check_weights(tmp_path / "model")
-    after, _ = models.load(tmp_path / "model")
+    loading.save(before, tiny_tokenizer, tmp_path / "model")
+    loading.check_weights(tmp_path / "model")
+    after, _ = loading.load(tmp_path / "model")
     assert all(torch.equal(x, after.state_dict()[name]) for name, x in before.state_dict().items())
 
 
 def test_merged_and_applied_adapters_are_the_same_model(adapter: Path) -> None:
-    applied, merged = models.load(adapter)[0], models.load(adapter, merged=True)[0]
-    base = models.load(adapter.parent / "model")[0]
+    applied, merged = loading.load(adapter)[0], loading.load(adapter, merged=True)[0]
+    base = loading.load(adapter.parent / "model")[0]
     ids = torch.arange(20)[None]
     with torch.no_grad():
         a, m, b = (model(input_ids=ids).logits for model in (applied, merged, base))

@@ -13,13 +13,14 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma3Config, GPT2Config, GPT2LMHeadModel
 
-from expunge import UnlearnConfig, UnlearnTrainer, models, objectives
-from expunge.cli import main
+from expunge import UnlearnConfig, UnlearnTrainer, objectives
+from expunge.cli.main import main
 from expunge.errors import UserError
-from expunge.forward import decoder_layers
-from expunge.methods import Start
-from expunge.parsing import load_recipe
-from expunge.run import run
+from expunge.modeling import loading
+from expunge.modeling.forward import decoder_layers
+from expunge.pipeline.methods import Start
+from expunge.pipeline.run import run
+from expunge.recipe.parsing import load_recipe
 
 ONE_STEP = {"train__max_steps": "1", "train__learning_rate": "1e-9", "evaluate__each_epoch": "off"}
 METHODS = {
@@ -38,7 +39,7 @@ def workplace(
     torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
     model = tiny_model(layers=2, hidden=16)
-    models.save(model, tiny_tokenizer, tmp_path / "plain")
+    loading.save(model, tiny_tokenizer, tmp_path / "plain")
     put_adapter(tmp_path, "plain", tiny_tokenizer)
     people = [{"question": f"Where was person {i} born?", "answer": f"In town {i}."} for i in range(12)]
     for name, rows in (("forget", people[:4]), ("retain", people[4:])):
@@ -47,7 +48,7 @@ def workplace(
 
 
 def put_adapter(folder: Path, base: str, tokenizer: Any, **settings: Any) -> None:
-    model, _ = models.load(folder / base)
+    model, _ = loading.load(folder / base)
     config = LoraConfig(**{"r": 3, "lora_alpha": 9, "target_modules": ["q_proj", "up_proj"], **settings})
     config.task_type = "CAUSAL_LM"
     adapted = get_peft_model(model, config)
@@ -55,7 +56,7 @@ def put_adapter(folder: Path, base: str, tokenizer: Any, **settings: Any) -> Non
     for name, p in adapted.named_parameters():
         if "lora_B" in name or "modules_to_save" in name:
             torch.nn.init.normal_(p, std=0.3)
-    models.save(adapted, tokenizer, folder / "adapter")
+    loading.save(adapted, tokenizer, folder / "adapter")
 
 
 def recipe(method: str, **keys: str) -> Any:
@@ -87,10 +88,10 @@ def test_it_starts_from_what_was_measured_and_saves_what_loads(
     if lora == "lora" and method in ("uld", "offset"):
         pytest.skip("they have an adapter of their own")
     run(recipe(METHODS[method], model__name=f"./{start}", **({"model__lora": "{r: 2}"} if lora == "lora" else {})))
-    target = says(models.load(start)[0])
+    target = says(loading.load(start)[0])
     (workplace / "elsewhere").mkdir()
     monkeypatch.chdir(workplace / "elsewhere")
-    saved, _ = models.load(workplace / "out" / "model")
+    saved, _ = loading.load(workplace / "out" / "model")
     if method == "uld":  # whose adapter has learnt at a pace of its own
         saved = saved.base
         saved.disable_adapters()
@@ -109,7 +110,7 @@ def test_a_new_adapter_is_joined_to_the_old_one(workplace: Path) -> None:
     assert main(["eval", "out/model", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--out", "again"]) == 0
     again = json.loads(Path("again/results.json").read_text())[0]["metrics"]
     assert comparable(again) == pytest.approx(comparable(row["metrics"]), rel=1e-4)
-    assert not torch.allclose(says(models.load("out/model")[0]), says(models.load("adapter")[0]), atol=1e-2)
+    assert not torch.allclose(says(loading.load("out/model")[0]), says(loading.load("adapter")[0]), atol=1e-2)
 
 
 @pytest.mark.parametrize("settings", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}])
@@ -121,7 +122,7 @@ def test_what_cannot_be_joined_is_refused_or_merged(
         run(recipe("npo+nll", model="adapter", model__lora="{r: 2}"))
     assert not Path("out").exists()
     run(recipe("npo+nll", model="adapter"))
-    assert torch.allclose(says(models.load("out/model")[0]), says(models.load("adapter")[0]), atol=1e-4)
+    assert torch.allclose(says(loading.load("out/model")[0]), says(loading.load("adapter")[0]), atol=1e-4)
 
 
 @pytest.mark.filterwarnings(
@@ -134,21 +135,21 @@ def test_an_adapter_on_a_tied_head_is_measured_but_no_start(
     model = tiny_model(layers=2, hidden=16)
     model.config.tie_word_embeddings = True
     model.tie_weights()
-    models.save(model, tiny_tokenizer, workplace / "tied")
+    loading.save(model, tiny_tokenizer, workplace / "tied")
     put_adapter(workplace, "tied", tiny_tokenizer, target_modules=["q_proj", "lm_head"])
-    models.load("adapter")
+    loading.load("adapter")
     with pytest.raises(UserError, match="head and its embedding are the same weights"):
         run(recipe("npo+nll", model="adapter"))
     assert not Path("out").exists()
 
 
 def test_another_start_than_the_target_is_refused(workplace: Path, tiny_tokenizer: Any) -> None:
-    known = Start.of(models.load("adapter")[0], tiny_tokenizer, rows("forget"))
-    known.check(models.load("adapter", merged=True)[0], "npo")
+    known = Start.of(loading.load("adapter")[0], tiny_tokenizer, rows("forget"))
+    known.check(loading.load("adapter", merged=True)[0], "npo")
     with pytest.raises(
         UserError, match=r"npo: training would start from another model than the target that was measured"
     ):
-        known.check(models.load("plain")[0], "npo")
+        known.check(loading.load("plain")[0], "npo")
 
 
 @pytest.mark.parametrize("method", ["npo+nll", METHODS["uld"]])
@@ -176,7 +177,7 @@ def trainer(model: Any, tokenizer: Any, **kwargs: Any) -> UnlearnTrainer:
 @pytest.mark.parametrize("reference", ["auto", "cached_logps", "cached_hidden", "frozen_copy"])
 def test_a_trained_adapter_is_compared_with_itself(workplace: Path, tiny_tokenizer: Any, reference: str) -> None:
     """NPO of a model that is its own reference is 2/β log 2, and KL nothing."""
-    model = PeftModel.from_pretrained(models.load("plain")[0], "adapter", is_trainable=True)
+    model = PeftModel.from_pretrained(loading.load("plain")[0], "adapter", is_trainable=True)
     kl = None if reference == "cached_logps" else objectives.KL()
     training = trainer(model, tiny_tokenizer, reference=reference, retain=kl)
     training.train()
@@ -186,20 +187,20 @@ def test_a_trained_adapter_is_compared_with_itself(workplace: Path, tiny_tokeniz
 
 
 def test_the_base_of_a_trained_adapter_is_not_its_start(workplace: Path, tiny_tokenizer: Any) -> None:
-    model = PeftModel.from_pretrained(models.load("plain")[0], "adapter", is_trainable=True)
+    model = PeftModel.from_pretrained(loading.load("plain")[0], "adapter", is_trainable=True)
     with pytest.raises(UserError, match="adapter_off would compare with the base"):
         trainer(model, tiny_tokenizer, reference="adapter_off")
-    fresh = get_peft_model(models.load("plain")[0], LoraConfig(r=2, task_type="CAUSAL_LM"))
+    fresh = get_peft_model(loading.load("plain")[0], LoraConfig(r=2, task_type="CAUSAL_LM"))
     assert trainer(fresh, tiny_tokenizer, reference="adapter_off").reference is not None
 
 
 def test_an_adapter_is_not_put_on_another(workplace: Path, tiny_tokenizer: Any) -> None:
     new = LoraConfig(r=2, task_type="CAUSAL_LM")
-    for model in (models.load("adapter")[0], AutoModelForCausalLM.from_pretrained("adapter")):
+    for model in (loading.load("adapter")[0], AutoModelForCausalLM.from_pretrained("adapter")):
         with pytest.raises(UserError, match="it has an adapter already, on which another would be put"):
             trainer(model, tiny_tokenizer, peft_config=new)
     with pytest.raises(UserError, match="none of its weights trains"):
-        trainer(models.load("adapter")[0], tiny_tokenizer)
+        trainer(loading.load("adapter")[0], tiny_tokenizer)
 
 
 # -- what an adapter can't be ----------------------------------------------------------------------------------------
@@ -229,13 +230,13 @@ def test_no_adapter_on_weights_that_are_tied(
     model = tiny_model(layers=2, hidden=16)
     model.config.tie_word_embeddings = True
     model.tie_weights()
-    models.save(model, tiny_tokenizer, workplace / "tied")
+    loading.save(model, tiny_tokenizer, workplace / "tied")
     with pytest.raises(UserError, match="head and its embedding are the same weights"):
         run(recipe("npo+nll", model="tied", model__lora=f"{{r: 2, targets: {targets}}}"))
     assert not Path("out").exists()
     with pytest.raises(UserError, match="head and its embedding are the same weights"):
         config = LoraConfig(r=2, target_modules=targets, task_type="CAUSAL_LM")
-        trainer(models.load("tied")[0], tiny_tokenizer, peft_config=config)
+        trainer(loading.load("tied")[0], tiny_tokenizer, peft_config=config)
 
 
 # -- what is saved ---------------------------------------------------------------------------------------------------
@@ -253,9 +254,9 @@ def test_no_adapter_on_weights_that_are_tied(
 def test_the_starts_dtype_is_kept_and_measured(
     workplace: Path, tiny_tokenizer: Any, keys: dict[str, str], dtype: torch.dtype
 ) -> None:
-    models.save(models.load("plain")[0].to(torch.bfloat16), tiny_tokenizer, workplace / "plain")
+    loading.save(loading.load("plain")[0].to(torch.bfloat16), tiny_tokenizer, workplace / "plain")
     _, row = run(recipe("npo+nll", train__learning_rate="1e-3", **{"model": "plain", **keys}))
-    saved, _ = models.load("out/model")
+    saved, _ = loading.load("out/model")
     assert {p.dtype for p in saved.parameters()} == {dtype}
     data = ["--forget", "forget.jsonl", "--retain", "retain.jsonl"]
     assert main(["eval", "out/model", *data, "--out", "again"]) == 0
@@ -267,10 +268,10 @@ def test_the_starts_dtype_is_kept_and_measured(
 def test_an_assistant_keeps_its_dtype_beside_a_base_of_another(
     workplace: Path, tiny_model: Any, tiny_tokenizer: Any, other: torch.dtype
 ) -> None:
-    models.save(models.load("plain")[0].to(torch.bfloat16), tiny_tokenizer, workplace / "plain")
-    models.save(tiny_model(layers=1, hidden=16, seed=1).to(other), tiny_tokenizer, workplace / "small")
+    loading.save(loading.load("plain")[0].to(torch.bfloat16), tiny_tokenizer, workplace / "plain")
+    loading.save(tiny_model(layers=1, hidden=16, seed=1).to(other), tiny_tokenizer, workplace / "small")
     _, row = run(recipe("{forget: {name: offset-npo, assistant: small}}", model="plain", train__learning_rate="1e-2"))
-    saved, _ = models.load("out/model")
+    saved, _ = loading.load("out/model")
     assert {p.dtype for p in saved.assistant.parameters()} == {other}
     assert main(["eval", "out/model", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--out", "again"]) == 0
     again = json.loads(Path("again/results.json").read_text())[0]["metrics"]
@@ -299,7 +300,7 @@ def test_adapters_on_layers_that_are_written_the_other_way_round(
         "bos_token_id": 0,
         "eos_token_id": 0,
     }
-    models.save(GPT2LMHeadModel(GPT2Config(vocab_size=300, **size)), tiny_tokenizer, workplace / "gpt2")
+    loading.save(GPT2LMHeadModel(GPT2Config(vocab_size=300, **size)), tiny_tokenizer, workplace / "gpt2")
     lora = {"model__lora": "{r: 2}"} if method == "lora" else {}
     _, row = run(recipe(METHODS.get(method, "npo+nll"), model="gpt2", train__learning_rate="1e-2", **lora))
     assert main(["eval", "out/model", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--out", "again"]) == 0
@@ -319,9 +320,9 @@ def test_of_a_model_that_sees_the_text_part_is_trained(workplace: Path, tiny_tok
     config = Gemma3Config(**parts, mm_tokens_per_image=4)
     model = AutoModelForCausalLM.from_config(config)
     assert decoder_layers(model) is model.model.language_model.layers
-    models.save(model, tiny_tokenizer, workplace / "sees")
+    loading.save(model, tiny_tokenizer, workplace / "sees")
     for method in ("npo+nll", "{forget: {name: rmu, layer: 1}}"):
         run(recipe(method, model="sees", out=f"out-{method[:3]}"))
-    assert torch.allclose(says(models.load("out-npo/model")[0]), says(models.load("sees")[0]), atol=1e-4)
+    assert torch.allclose(says(loading.load("out-npo/model")[0]), says(loading.load("sees")[0]), atol=1e-4)
     with pytest.raises(UserError, match="an assistant is cut from a model of text alone, and gemma3 has other parts"):
         run(recipe("uld", model="sees"))

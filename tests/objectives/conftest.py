@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from expunge.logprobs import Head, token_divergence
+from expunge.modeling.logprobs import Head, token_divergence
 from expunge.objectives import Objective, Signals
 
 LENGTHS = (3, 1, 5)

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from expunge.assistant import first_layers
 from expunge.bench.shapes import SHAPES
 from expunge.bench.turns import milliseconds, page
-from expunge.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
-from expunge.measure import versions
+from expunge.modeling.assistant import first_layers
+from expunge.modeling.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
+from expunge.system.machine import versions
 
 PROMPT = 64
 STEPS = 8

@@ -27,7 +27,7 @@ from expunge.data.encode import Encoded, encode, with_answer
 from expunge.evals import metrics as m
 from expunge.evals import requests, tofu
 from expunge.evals.memorization import exact_memorization, extraction_strength
-from expunge.measure import versions
+from expunge.system.machine import versions
 
 Records = dict[str, list[dict[str, Any]]]
 

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from expunge import memory
-from expunge.arguments import UnlearnConfig
 from expunge.bench import picture
 from expunge.bench.apart import apart
 from expunge.bench.shapes import SHAPES, Shape
@@ -33,7 +31,9 @@ from expunge.bench.training import (
 from expunge.bench.turns import count_flops, milliseconds, own_cache, page
 from expunge.data.pairs import Role
 from expunge.errors import UserError, did_you_mean
-from expunge.measure import versions
+from expunge.system.machine import versions
+from expunge.training import memory
+from expunge.training.arguments import UnlearnConfig
 
 METHOD = "npo+kl"
 """It asks the starting model for both, log-probabilities and distributions, so that all that can grow does."""

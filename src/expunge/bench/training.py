@@ -20,16 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from expunge.agreement import ways_of
 from expunge.bench import naive, picture
 from expunge.bench.apart import apart
 from expunge.bench.shapes import SHAPES, Shape
 from expunge.bench.turns import count_flops, milliseconds, own_cache, page, utilisation
 from expunge.data.encode import Encoded
 from expunge.data.pairs import Collator, Role, Sets
-from expunge.measure import peak_memory, resident, versions
+from expunge.modeling.agreement import ways_of
 from expunge.objectives import FORGET, RETAIN, ULD, Needs, Objective, Uniform
-from expunge.signals import Share, gather_signals, needs_by_role
+from expunge.system.machine import peak_memory, resident, versions
+from expunge.training.signals import Share, gather_signals, needs_by_role
 
 METHODS = (
     "ga+nll", "npo+nll", "simnpo+nll", "wga+nll", "unilogit+nll", "npo+kl", "unilogit+kl", "undial+nll", "undial+kl",
@@ -204,7 +204,7 @@ def ours(method: str, model: Any, sets: Sets) -> Callable[[dict[str, Tensor]], T
 
     For ULD, `model` is the assistant.
     """
-    from expunge.reference import build_reference
+    from expunge.training.reference import build_reference
 
     objective, retain = terms(method)
     needs = needs_of(method)
@@ -240,7 +240,7 @@ def assistant(model: Any, layers: int | None = None) -> Any:
     """ULD's: the first `layers` of the model under a LoRA adapter."""
     from peft import LoraConfig, get_peft_model
 
-    from expunge.assistant import first_layers, layer_count, linear_names
+    from expunge.modeling.assistant import first_layers, layer_count, linear_names
 
     layers = layer_count(model, layers)
     small = first_layers(model, layers).requires_grad_(False)

@@ -22,8 +22,8 @@ from expunge.data.conversation import asked, given_of, said
 from expunge.data.encode import question_row, with_answer
 from expunge.data.files import Record, local_path, read_csv, read_records
 from expunge.data.formats import PlacedRow, columns_of, keeping, normalise
-from expunge.disk import make_folder, write_whole, writing
 from expunge.errors import UserError, did_you_mean
+from expunge.system.disk import make_folder, write_whole, writing
 
 log = logging.getLogger(__name__)
 

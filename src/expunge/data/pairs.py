@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from expunge.data.encode import Encoded
-from expunge.forward import IGNORE
+from expunge.modeling.forward import IGNORE
 
 
 class Role(IntEnum):

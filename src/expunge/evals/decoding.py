@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from expunge.agreement import agree, plain_logits, probe_length, remembered, say, tokens_of, ways_of
+from expunge.modeling.agreement import agree, plain_logits, probe_length, remembered, say, tokens_of, ways_of
 
 ROUND = 8
 """Tokens decoded between two looks at who has ended."""

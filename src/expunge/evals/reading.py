@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from expunge.agreement import Ways, agree, plain_logits, probe_length, probes, remembered, say, tokens_of
 from expunge.data.encode import Encoded
 from expunge.errors import UserError
 from expunge.evals.trees import Tree, grow
-from expunge.forward import forward_supervised
-from expunge.logprobs import Head
+from expunge.modeling.agreement import Ways, agree, plain_logits, probe_length, probes, remembered, say, tokens_of
+from expunge.modeling.forward import forward_supervised
+from expunge.modeling.logprobs import Head
 
 AtHead = Callable[[Sequence[tuple[Encoded, int]], Tensor, Tensor, Head], Tensor]
 """(where N tokens are: a sequence, and the how manieth of its supervised ones; their hidden states [N, D]; the tokens

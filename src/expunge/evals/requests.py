@@ -17,14 +17,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
-from expunge import ranks
-from expunge.agreement import ways_of
 from expunge.data.encode import Encoded, encode, question_row
 from expunge.errors import UserError
 from expunge.evals.decoding import How, answering, greedy, own_generation_config_set_aside
 from expunge.evals.reading import AtHead, at_trees, reads_trees
 from expunge.evals.trees import grow
-from expunge.logprobs import token_logps, token_statistics
+from expunge.modeling.agreement import ways_of
+from expunge.modeling.logprobs import token_logps, token_statistics
+from expunge.system import ranks
 
 T = TypeVar("T")
 

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from expunge.agreement import ways_of
 from expunge.data.benchmark import Question
 from expunge.data.encode import Encoded
 from expunge.evals.divergence import SoftLabels, kl
 from expunge.evals.requests import Ask, at_answers, context_length, fit
 from expunge.evals.tofu import Record, encode_answers
-from expunge.logprobs import CHUNK, Head
+from expunge.modeling.agreement import ways_of
+from expunge.modeling.logprobs import CHUNK, Head
 
 
 class Retrained:

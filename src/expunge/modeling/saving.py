@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from expunge import manifest
-from expunge.disk import partial_of, private, remove, writing
 from expunge.modeling.checkpoint import whereabouts
+from expunge.system import manifest
+from expunge.system.disk import partial_of, private, remove, writing
 
 
 def as_saved(model: Any, dtype: torch.dtype | None) -> Any:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from expunge.errors import UserError
-from expunge.report.glossary import FORGET_AXES, METRICS, MISSING, RETAIN_AXES, main_metrics, number
+from expunge.evals.glossary import FORGET_AXES, METRICS, MISSING, RETAIN_AXES, main_metrics, number
 
 Row = dict[str, Any]
 Role = Literal["target", "retrained", "method"]

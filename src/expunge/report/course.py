@@ -7,10 +7,10 @@ Source of the first two: ULD's figures on training stability and efficiency, Ji 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from expunge.evals.glossary import FORGET_AXES, METRICS, RETAIN_AXES, number, show
 from expunge.report import drawing, panels
 from expunge.report.canvas import Axis
 from expunge.report.comparison import LEVEL, Entry, Row, Section
-from expunge.report.glossary import FORGET_AXES, METRICS, RETAIN_AXES, number, show
 from expunge.report.picture import Figure, axis_of, capital, says
 
 

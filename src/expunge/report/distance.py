@@ -3,10 +3,10 @@
 Knows which KL stands in which panel; knows nothing of how it is drawn. Source: Vasilev et al. 2025, arXiv 2505.06027.
 """
 
+from expunge.evals.glossary import number, show
 from expunge.report import panels
 from expunge.report.comparison import Section
 from expunge.report.course import steps, unit
-from expunge.report.glossary import number, show
 from expunge.report.picture import Figure, says
 
 

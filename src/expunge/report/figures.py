@@ -6,11 +6,11 @@ labels are drawn (`drawing.py`) or where pictures stand on the page.
 
 from collections.abc import Callable, Iterator, Sequence
 
+from expunge.evals.glossary import FORGET_AXES, METRICS, RETAIN_AXES, number, show
 from expunge.report import course, drawing, strips
 from expunge.report.canvas import FLOOR
 from expunge.report.comparison import KEEP, LEVEL, Entry, Section
 from expunge.report.distance import distance
-from expunge.report.glossary import FORGET_AXES, METRICS, RETAIN_AXES, number, show
 from expunge.report.overview import Overview, find
 from expunge.report.picture import Figure, axis_of, capital, says
 

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from expunge.disk import make_folder, write_whole, writing
+from expunge.evals.glossary import METRICS, SIDE_TABLES, main_metrics, number, show
 from expunge.report.comparison import ROLES, Row, Section, cost, means, removal, role, sections, slug, versions
 from expunge.report.figures import overview
-from expunge.report.glossary import METRICS, SIDE_TABLES, main_metrics, number, show
 from expunge.report.interval import mean_interval
 from expunge.report.overview import Overview, overviews
+from expunge.system.disk import make_folder, write_whole, writing
 
 LEGEND = """\
 ↑ more is better; ↓ less is better, down to the retrained model's value; ≈ the nearer to the retrained model the better.

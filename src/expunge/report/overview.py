@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from expunge.evals.glossary import METRICS, OVERVIEW_AXES, show
 from expunge.report.comparison import Entry, Section, means
-from expunge.report.glossary import METRICS, OVERVIEW_AXES, show
 
 MOST = 24
 """Splits that a reader can still look at one by one; of more, only the mean says something."""

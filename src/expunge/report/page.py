@@ -11,17 +11,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from expunge.disk import make_folder, write_whole, writing
 from expunge.errors import UserError
+from expunge.evals.glossary import METRICS, SIDE_TABLES, UNKNOWN, number, show
 from expunge.report import drawing
 from expunge.report.comparison import ROLES, Entry, Row, Section, cost, removal, sections, slug, versions
 from expunge.report.figures import figures, overview
-from expunge.report.glossary import METRICS, SIDE_TABLES, UNKNOWN, number, show
 from expunge.report.overview import Overview, overviews
 from expunge.report.picture import Figure
 from expunge.report.redaction import MARK, NOTE, redacted
 from expunge.report.verdict import verdict
 from expunge.secrets import masked_yaml
+from expunge.system.disk import make_folder, write_whole, writing
 
 SHOWN = 10
 """Questions shown of a set, spread evenly over its records."""

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from expunge.errors import UserError
+from expunge.evals.glossary import METRICS, UNKNOWN, number, show
 from expunge.report import drawing
 from expunge.report.comparison import LEVEL, Row, load_results, role
-from expunge.report.glossary import METRICS, UNKNOWN, number, show
 from expunge.report.picture import Figure, axis_of, capital, says
 
 

@@ -5,8 +5,8 @@ Knows which metric makes which axis; knows nothing of what is drawn.
 
 from typing import NamedTuple
 
+from expunge.evals.glossary import METRICS, UNKNOWN, show
 from expunge.report.canvas import Axis
-from expunge.report.glossary import METRICS, UNKNOWN, show
 
 
 class Figure(NamedTuple):

@@ -7,8 +7,8 @@ do not answer in broken text.
 
 from collections.abc import Iterator, Sequence
 
+from expunge.evals.glossary import FORGET_AXES, METRICS, RETAIN_AXES, show
 from expunge.report.comparison import LEVEL, ROLES, Entry, Section
-from expunge.report.glossary import FORGET_AXES, METRICS, RETAIN_AXES, show
 
 CLEAR = 0.3
 """Forget probability from which on a model plainly knows the answers."""

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from expunge import shipped
-from expunge.config import Recipe, Section
 from expunge.errors import UserError, did_you_mean
-from expunge.parsing import check_runs, combinations, load_recipe, read_mapping, with_keys
+from expunge.recipe import shipped
+from expunge.recipe.config import Recipe, Section
+from expunge.recipe.parsing import check_runs, combinations, load_recipe, read_mapping, with_keys
 
 Overrides = Sequence[tuple[str, str]]
 

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from expunge.config import Recipe
 from expunge.errors import UserError
-from expunge.parsing import load_recipe, parse_recipe, read_mapping
+from expunge.pipeline.rundir import first_difference, is_pending, results_damage
+from expunge.recipe.config import Recipe
+from expunge.recipe.parsing import load_recipe, parse_recipe, read_mapping
 from expunge.report import load_results
 from expunge.reproduce.definition import Job
-from expunge.rundir import first_difference, is_pending, results_damage
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def carry_out(jobs: Sequence[Job]) -> None:
 
     Every job is looked at before the first begins. Interrupted at any moment, the same call goes on.
     """
-    from expunge.run import run
+    from expunge.pipeline.run import run
 
     todo = [(job, left) for job in jobs if (left := missing(job))]
     log.info("%d of %d runs are there already", len(jobs) - len(todo), len(jobs))

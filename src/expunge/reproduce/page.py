@@ -9,11 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from expunge.disk import make_folder, write_whole, writing
 from expunge.errors import UserError
+from expunge.evals.glossary import METRICS, MISSING, UNKNOWN, number, show
 from expunge.report.comparison import Entry, Section, means, removal, sections, slug
 from expunge.report.figures import PICTURES, overview
-from expunge.report.glossary import METRICS, MISSING, UNKNOWN, number, show
 from expunge.report.interval import mean_interval
 from expunge.report.markdown import (
     code,
@@ -30,6 +29,7 @@ from expunge.report.picture import Figure
 from expunge.report.verdict import verdict
 from expunge.reproduce.definition import Job, Reproduction
 from expunge.reproduce.jobs import folders, load_trials
+from expunge.system.disk import make_folder, write_whole, writing
 
 SECONDS = "seconds"
 

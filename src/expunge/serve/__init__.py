@@ -31,7 +31,7 @@ def application(
     Raises `UserError` for a checkpoint that can't be loaded and where the extra `expunge[serve]` is missing.
     """
     build = _app().build
-    from expunge.models import load
+    from expunge.modeling.loading import load
 
     served, tokenizer = load(model)
     served.to(_device(device))

@@ -26,19 +26,19 @@ from optuna import Study
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
-from expunge.config import Recipe
-from expunge.disk import make_folder, private, remove, write_whole
 from expunge.errors import MachineError, UserError, did_you_mean
-from expunge.inputs import check_data, check_methods, check_recipe, load_benchmark, with_default_method
+from expunge.evals.glossary import METRICS, number
+from expunge.pipeline.inputs import check_data, check_methods, check_recipe, load_benchmark, with_default_method
+from expunge.pipeline.rundir import alone_in, check_run_directory, results_damage
+from expunge.recipe.config import Recipe
 from expunge.report import write_markdown, write_report
-from expunge.report.glossary import METRICS, number
 from expunge.report.pareto import pareto
-from expunge.rundir import alone_in, check_run_directory, results_damage
 from expunge.sweep.choice import Row, rows_of
 from expunge.sweep.definition import Objectives, Sweep
 from expunge.sweep.space import Params, Search, Space
 from expunge.sweep.study import connect, direction, fill, give_up, left_behind, open_study, opened, place
 from expunge.sweep.trial import references, target_metrics
+from expunge.system.disk import make_folder, private, remove, write_whole
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from expunge import secrets
-from expunge.config import Recipe
 from expunge.errors import UserError
-from expunge.parsing import combinations, parse_recipe, read_mapping, with_keys
-from expunge.rundir import first_difference
+from expunge.pipeline.rundir import first_difference
+from expunge.recipe.config import Recipe
+from expunge.recipe.parsing import combinations, parse_recipe, read_mapping, with_keys
 from expunge.sweep.space import Params, Search, Space
 
 Objectives = tuple[str, str]

@@ -11,9 +11,9 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
-from expunge.config import Recipe, Section
 from expunge.errors import UserError
-from expunge.parsing import with_keys
+from expunge.recipe.config import Recipe, Section
+from expunge.recipe.parsing import with_keys
 from expunge.secrets import secret_name
 
 Search = Literal["grid", "random", "tpe"]

@@ -25,11 +25,11 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import exc
 
-from expunge.disk import private
 from expunge.errors import UserError
-from expunge.report.glossary import METRICS, UNKNOWN
+from expunge.evals.glossary import METRICS, UNKNOWN
 from expunge.secrets import masked_text, remember
 from expunge.sweep.space import STARTUP, Params, Search
+from expunge.system.disk import private
 
 log = logging.getLogger(__name__)
 

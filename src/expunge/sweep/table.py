@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from expunge.report.glossary import METRICS, UNKNOWN, show
+from expunge.evals.glossary import METRICS, UNKNOWN, show
 from expunge.sweep.choice import STATES, Row
 from expunge.sweep.definition import Objectives
 

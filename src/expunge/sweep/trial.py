@@ -14,16 +14,16 @@ from statistics import fmean
 from filelock import FileLock
 from optuna.trial import Trial
 
-from expunge.config import Recipe
-from expunge.disk import make_folder, remove
 from expunge.errors import MachineError, UserError
-from expunge.parsing import parse_recipe
+from expunge.evals.glossary import number
+from expunge.pipeline.run import run, run_all
+from expunge.pipeline.rundir import Result, adopt, alone_in, check_whole
+from expunge.recipe.config import Recipe
+from expunge.recipe.parsing import parse_recipe
 from expunge.report import load_results
 from expunge.report.comparison import role
-from expunge.report.glossary import number
-from expunge.run import run, run_all
-from expunge.rundir import Result, adopt, alone_in, check_whole
 from expunge.sweep.definition import Sweep
+from expunge.system.disk import make_folder, remove
 
 log = logging.getLogger(__name__)
 

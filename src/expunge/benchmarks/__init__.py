@@ -1,0 +1,1 @@
+"""Benchmarks, one file each: generated, public, or your own rows."""

@@ -1,0 +1,411 @@
+"""What each command does, once its words are read. Heavy modules are imported inside.
+
+Knows which part of the package does the work; knows nothing of how words become options, or of tensors.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from expunge.cli.terminal import console, print_list, print_plan, print_results
+from expunge.errors import UserError, did_you_mean
+from expunge.secrets import masked_text
+
+if TYPE_CHECKING:
+    from expunge.recipe.config import Recipe
+
+DEMO = Path(__file__).parents[1] / "recipe" / "demo.yaml"
+DEMO_OUT = "runs/demo"
+
+
+def demo(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from expunge.recipe.parsing import load_recipe
+
+    world = [("benchmark.seed", value) for key, value in overrides if key == "seed"]  # a seed is a world of its own
+    recipe = load_recipe(DEMO, [*world, *overrides, ("out", args.out)])
+    _carry_out(recipe, overwrite=args.overwrite or args.out == DEMO_OUT, as_json=args.json)
+
+
+def run(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from expunge.recipe.parsing import load_recipe
+
+    path = Path(args.recipe) if args.recipe else None
+    out = args.out or f"runs/{_run_name(path)}"
+    recipe = _repeated(load_recipe(path, [*overrides, ("out", out), *_redacted(args)]), args.seeds)
+    if args.dry_run:
+        print_plan(recipe, as_json=args.json)
+    else:
+        _carry_out(recipe, resume=args.resume, overwrite=args.overwrite, workers=args.workers, as_json=args.json)
+
+
+def _redacted(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """`--redact` as a key of the recipe, which a resumed run and a later report then know."""
+    return [("redact", "true")] if args.redact else []
+
+
+def _repeated(recipe: "Recipe", seeds: int | None) -> "Recipe":
+    """The recipe over so many seeds, from its own on."""
+    from expunge.recipe.parsing import check_runs
+
+    if seeds is None:
+        return recipe
+    if seeds < 1:
+        raise UserError(f"--seeds: {seeds} are none; give 1 or more.")
+    check_runs(seeds, "--seeds")
+    return recipe.model_copy(update={"over": {**recipe.over, "seed": [recipe.seed + k for k in range(seeds)]}})
+
+
+def sweep(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from expunge.recipe.parsing import load_recipe, read_mapping
+
+    try:
+        from expunge.sweep import Space, sweep
+        from expunge.sweep.table import Watch, print_outcome
+    except ImportError as error:
+        if error.name != "optuna":
+            raise
+        raise UserError("sweep: optuna is missing; pip install 'expunge[sweep]'.") from error
+    objectives = tuple(args.objectives.split(","))
+    if len(objectives) != 2:
+        raise UserError(f"--objectives: {args.objectives} is not two metrics; write two names with a comma.")
+    path = Path(args.recipe) if args.recipe else None
+    out = args.out or Path("runs") / f"{_run_name(path)}-sweep"
+    recipe = _repeated(load_recipe(path, overrides), args.seeds)
+    with Watch(objectives, quiet=args.json) as watch:
+        rows = sweep(
+            recipe,
+            Space.parse(read_mapping(args.space, what="space")),
+            out=out,
+            search=args.search,
+            trials=args.trials,
+            objectives=objectives,
+            keep=args.keep,
+            workers=args.workers,
+            minutes=args.minutes,
+            storage=args.storage,
+            study=args.study,
+            watch=watch,
+        )
+    if args.json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+    else:
+        print_outcome(rows, objectives, out, keep=args.keep, console=console())
+
+
+def reproduce(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from expunge.recipe import shipped
+
+    if args.name is None:
+        found = [{"name": name, "what": shipped.first_comment(path)} for name, path in shipped.reproductions().items()]
+        print_list(found, title="expunge reproduce NAME", as_json=args.json)
+        return
+    from expunge.reproduce import Reproduction, carry_out, missing, write
+
+    what, path = Reproduction.load(args.name)
+    splits = args.splits.split(",") if args.splits else ()
+    options = {"recipe_set": args.recipe_set, "splits": splits, "seeds": args.seeds, "overrides": overrides}
+    jobs = what.jobs(path, runs=args.runs, **options)
+    rows = [{"run": str(job.out), "to do": missing(job)} for job in jobs]
+    if args.dry_run:
+        short = [{**row, "to do": ", ".join(row["to do"]) or "nothing, it is there"} for row in rows]
+        print_list(rows if args.json else short, title=what.title, as_json=args.json)
+        return
+    if not args.no_run:
+        carry_out(jobs)
+    words = ["expunge", "reproduce", path.stem if args.name == path.stem else path.name]
+    given = {"recipe_set": args.recipe_set, "splits": args.splits, "seeds": args.seeds}
+    pairs = [(name.replace("_", "-"), str(value)) for name, value in given.items() if value is not None]
+    # Whoever repeats it has other folders.
+    for key, value in [*pairs, *((key, "FOLDER" if Path(value).exists() else value) for key, value in overrides)]:
+        words += [f"--{key}", value]
+    command = masked_text(" ".join(words))
+    page, absent = write(what, jobs, name=path.stem, runs=args.runs, out=args.out, command=command)
+    print(page)
+    if absent:
+        print(f"not run yet: {', '.join(absent)}; the same command without --no-run runs what it can", file=sys.stderr)
+
+
+def recipes(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
+    from expunge.recipe import shipped
+
+    if args.launch is not None:
+        _launchers(args.launch, shipped.launchers(), as_json=args.json)
+        return
+    folder = shipped.recipes()
+    found = sorted(folder.rglob("*.yaml"))
+    rows = [
+        {"recipe": str(path.relative_to(folder)), "what": shipped.first_comment(path), "path": str(path)}
+        for path in found
+    ]
+    shown = rows if args.json else [{"recipe": row["recipe"], "what it does": row["what"]} for row in rows]
+    print_list(shown, title=f"in {folder}; expunge run FOLDER/RECIPE", as_json=args.json)
+
+
+def _launchers(name: str, paths: dict[str, Path], *, as_json: bool) -> None:
+    from expunge.recipe.shipped import first_comment
+
+    if name and name not in paths:
+        raise UserError(f"recipes --launch: no {name!r}.{did_you_mean(name, paths)} Known: {', '.join(paths)}.")
+    if name:
+        print(paths[name])
+        return
+    rows = [{"name": name, "what": first_comment(path), "path": str(path)} for name, path in paths.items()]
+    shown = rows if as_json else [{"name": row["name"], "what it is": row["what"]} for row in rows]
+    title = 'accelerate launch --config_file "$(expunge recipes --launch NAME)" -m expunge run …'
+    print_list(shown, title=title, as_json=as_json)
+
+
+def eval(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from expunge.modeling.checkpoint import whereabouts
+    from expunge.pipeline.run import evaluate_only
+    from expunge.recipe.parsing import load_recipe
+
+    whereabouts(args.model)  # refuses what can be no name, before a folder is named after it
+    out = args.out or f"runs/eval-{Path(args.model).name}"
+    recipe = load_recipe(None, [*overrides, ("model", args.model), ("out", out), *_redacted(args)])
+    print_results(evaluate_only(recipe, overwrite=args.overwrite), out, as_json=args.json)
+
+
+def augment(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from expunge.pipeline.inputs import load_benchmark
+    from expunge.pipeline.writer import compose
+    from expunge.recipe.parsing import load_recipe
+
+    recipe = load_recipe(None, overrides)
+    if recipe.model.name is None:
+        raise UserError("augment: give --model NAME, the model that is to write.")
+    variants = compose(
+        load_benchmark(recipe).forget,
+        model=recipe.model.name,
+        url=args.url,
+        out=args.out,
+        paraphrases=args.paraphrases,
+        perturbations=args.perturbations,
+        seed=recipe.seed,
+    )
+    print(f"{args.out}: {len(variants)} variants; read them, and give them as --augment {args.out}")
+
+
+def distill(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from expunge.modeling.difference import checkpoint_of
+    from expunge.recipe.parsing import load_recipe
+
+    folder, config = checkpoint_of(Path(args.checkpoint))
+    keys = [("model", config.base), ("method", "uld_distilled"), ("method.forget.teacher", str(folder))]
+    recipe = load_recipe(None, [*keys, *overrides, ("out", args.out or "runs/distilled"), *_redacted(args)])
+    _carry_out(recipe, resume=args.resume, overwrite=args.overwrite, as_json=args.json)
+
+
+def serve(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
+    from expunge.serve import serve
+
+    if not args.host.strip():
+        raise UserError("serve: --host is empty; give an address, such as localhost.")
+    serve(
+        args.model,
+        host=args.host,
+        port=args.port,
+        api_key=args.api_key or os.environ.get("EXPUNGE_API_KEY") or None,
+        hosts=args.allowed_hosts.split(",") if args.allowed_hosts else (),
+        timeout=args.timeout,
+    )
+
+
+def chat(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
+    from expunge.cli.chat import chat
+
+    if args.max_new_tokens < 1:
+        raise UserError(f"chat: --max-new-tokens must be at least 1, got {args.max_new_tokens}.")
+    names = [args.model, *([args.against] if args.against is not None else [])]
+    chat(names, max_new_tokens=args.max_new_tokens, console=console())
+
+
+def report(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
+    from expunge.data.files import file_to_write, local_path
+    from expunge.report import write_markdown, write_report
+
+    for path in args.directory:
+        local_path(path, "report")
+    for path in (args.out, args.markdown):
+        if path is not None:
+            file_to_write(path, "report")
+    if args.markdown is not None:
+        print(write_markdown(args.directory, args.markdown))
+    else:
+        print(write_report(args.directory, args.out or args.directory[0] / "report.html", redact=args.redact))
+
+
+def bench(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
+    from expunge.bench import decode, evaluation, growth, training
+    from expunge.bench.shapes import SHAPES, usual_length
+    from expunge.recipe.config import MOST_THREADS
+    from expunge.recipe.parsing import read_mapping
+
+    shape = args.shape or ("small" if args.what == "decode" else "tiny")
+    if shape not in SHAPES:
+        raise UserError(f"bench: no shape {shape!r}.{did_you_mean(shape, SHAPES)} Known: {', '.join(SHAPES)}.")
+    if args.sequences < 2 or args.sequences % 2 or (args.length is not None and args.length < 2):
+        raise UserError("bench: half of the sequences are to forget; give an even number of them, of 2 tokens or more.")
+    for name in ("rounds", "questions", "threads"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"bench: --{name} must be at least 1, got {getattr(args, name)}.")
+    for name, most in (("threads", MOST_THREADS), ("length", 4_096), ("sequences", 4_096)):
+        if (getattr(args, name) or 1) > most:
+            raise UserError(f"bench: --{name} must be at most {most}, got {getattr(args, name)}.")
+    if args.svg is not None and args.what in ("decode", "evaluation"):
+        raise UserError(f"bench {args.what} draws no picture; leave --svg out, or take --markdown.")
+    command = f"expunge bench {args.what} --shape {shape}"
+    if args.what == "decode":
+        bench: Any = decode
+        found = decode.measure(shape, threads=args.threads)
+    elif args.what == "evaluation":
+        bench = evaluation
+        prompts = tuple(args.prompts.split(",")) if args.prompts is not None else tuple(evaluation.PROMPTS)
+        if unknown := [name for name in prompts if name not in evaluation.PROMPTS]:
+            raise UserError(
+                f"bench: no prompts {unknown[0]!r}.{did_you_mean(unknown[0], evaluation.PROMPTS)} Known: "
+                f"{', '.join(evaluation.PROMPTS)}."
+            )
+        size = {"questions": args.questions, "prompts": prompts, "rounds": args.rounds or 3}
+        found = evaluation.measure(shape, **size, threads=args.threads)
+        command += f" --questions {args.questions}" + (f" --prompts {args.prompts}" if args.prompts else "")
+        command += f" --rounds {args.rounds}" if args.rounds else ""
+    elif args.what == "growth":
+        bench = growth
+        by = read_mapping(args.by, what="--by") if args.by is not None else None
+        sizes = growth.sizes_for(shape, by, sequences=args.sequences, length=args.length or usual_length(shape))
+        found = growth.measure(shape, sizes, threads=args.threads)
+        command += f" --sequences {sizes.sequences} --length {sizes.length}" + (f" --by '{args.by}'" if args.by else "")
+    else:
+        bench = training
+        methods = tuple(args.methods.split(",")) if args.methods is not None else training.METHODS
+        if unknown := [name for name in methods if name not in training.METHODS]:
+            raise UserError(
+                f"bench: {unknown[0]!r} is not measured.{did_you_mean(unknown[0], training.METHODS)} These are: "
+                f"{', '.join(training.METHODS)}."
+            )
+        size = {"sequences": args.sequences, "length": args.length or usual_length(shape)}
+        options = {"checkpointing": args.checkpointing, "rounds": args.rounds, "threads": args.threads}
+        found = training.measure(shape, methods=methods, **options, **size)
+        command += f" --methods {args.methods}" if args.methods else ""
+        command += f" --sequences {size['sequences']} --length {size['length']}"
+        command += (" --checkpointing" if args.checkpointing else "") + (
+            f" --rounds {args.rounds}" if args.rounds else ""
+        )
+    command += f" --threads {args.threads}" if args.threads else ""
+    if args.markdown is not None:
+        args.markdown.parent.mkdir(parents=True, exist_ok=True)
+        args.markdown.write_text(bench.markdown(found, command=command), encoding="utf-8")
+    if args.svg is not None:
+        args.svg.parent.mkdir(parents=True, exist_ok=True)
+        args.svg.write_text(bench.svg(found), encoding="utf-8")
+    if args.json:
+        print(json.dumps(found, indent=1))
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    title = f"{found['shape']}, {found['device']}, {found['threads']} threads"
+    table = Table(box=SIMPLE_HEAD, title=title, collapse_padding=True, pad_edge=False)
+    for k, head in enumerate(bench.HEADS):
+        table.add_column(
+            head.replace(" / ", " /\n").replace(": ", ":\n").replace(" (", "\n("),
+            no_wrap=True,
+            justify="right" if k else "left",
+        )
+    for row in bench.cells(found):
+        table.add_row(*row)
+    console().print(table)
+
+
+def cache(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
+    from datetime import datetime
+
+    from expunge.system.cache import KINDS, cache_directory, clear, kept
+
+    def rows(entries: Any) -> list[dict[str, Any]]:
+        return [
+            {
+                "kind": entry.kind,
+                "name": entry.name,
+                "what": entry.what,
+                "bytes": entry.bytes,
+                "used": datetime.fromtimestamp(entry.used).isoformat(sep=" ", timespec="minutes"),
+            }
+            for entry in entries
+        ]
+
+    def shown(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**row, "bytes": f"{row['bytes'] / 2**20:,.1f} MiB"} for row in found]
+
+    where = cache_directory()
+    if args.what == "list":
+        found = rows(entry for entry in kept() if args.kind in ("all", entry.kind))
+        if found or args.json:
+            print_list(found if args.json else shown(found), title=f"in {where}", as_json=args.json)
+        else:
+            print(f"nothing is kept in {where}")
+        return
+    gone, left = clear(KINDS if args.kind == "all" else (args.kind,))
+    if args.json:
+        print(json.dumps({"deleted": rows(gone), "in_use": rows(left)}, indent=1))
+        return
+    print(f"deleted {len(gone)} of {where}, {sum(entry.bytes for entry in gone) / 2**20:,.1f} MiB")
+    for entry in left:
+        print(f"left {entry.kind}/{entry.name}: a process is writing it", file=sys.stderr)
+
+
+def methods(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
+    from expunge.objectives import FORGET, RETAIN, describe
+
+    rows = [
+        describe(cls, kind) for kind, registry in (("forget", FORGET), ("retain", RETAIN)) for cls in registry.values()
+    ]
+    if args.json:
+        print(json.dumps(rows, indent=1))
+        return
+    from rich.table import Table
+
+    table = Table("name", "kind", "reads", "options", "use when", show_lines=True)
+    for row in rows:
+        options = ", ".join(f"{k}={v}" for k, v in row["options"].items())
+        table.add_row(row["name"], row["kind"], ", ".join(row["reads"]), options, row["use_when"])
+    console().print(table)
+    console().print(
+        "Combine them as forget+retain, for example unilogit+nll or npo+kl; rmu brings its own anchor, uld and "
+        "uld_distilled their own retain term."
+    )
+
+
+def doctor(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
+    from expunge.cli.doctor import examine
+
+    rows = examine()
+    if args.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        from rich.table import Table
+
+        table = Table("check", "found", "")
+        for row in rows:
+            table.add_row(row["check"], row["found"], row["advice"] or "[green]ok[/green]")
+        console().print(table)
+    if any(row["fatal"] for row in rows):
+        raise UserError("this machine can't run expunge yet; the table above says what to do.")
+
+
+def _carry_out(recipe: "Recipe", *, as_json: bool = False, **options: Any) -> None:
+    from expunge.pipeline.run import run_all
+
+    print_results(run_all(recipe, **options), str(recipe.out), as_json=as_json)
+
+
+def _run_name(path: Path | None) -> str:
+    """`recipes/tofu/scratch/forget10.yaml` → `tofu-scratch-forget10`; without a recipe, `run`."""
+    if path is None:
+        return "run"
+    parts = path.with_suffix("").parts
+    return "-".join(parts[parts.index("recipes") + 1 :] if "recipes" in parts else parts[-1:])

@@ -1,0 +1,316 @@
+"""The command line: which commands and options there are, exit codes, and errors of one sentence.
+
+Knows words; what each command does stands in `commands`, which imports heavy modules only when it is called, so that
+`expunge --help` answers at once.
+
+Exit codes: 0 done, 2 the input can be mended (one sentence says how), 1 a fault of ours (with its traceback).
+"""
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from pathlib import Path
+from typing import Any, NoReturn
+
+from expunge import __version__
+from expunge.cli import commands
+from expunge.cli.terminal import quiet_libraries, visible
+from expunge.errors import UserError, did_you_mean, one_sentence
+from expunge.secrets import masked_text, remember
+from expunge.system.disk import printable, writing
+
+TAKES_KEYS = ("run", "sweep", "reproduce", "eval", "demo", "distill", "augment")
+"""Commands that set a recipe's keys; of what stands behind them only these words are argparse's own."""
+
+FLAGS = ("-h", "--help", "--resume", "--overwrite", "--redact", "--json", "--dry-run", "--no-run")
+VALUED = (
+    *("--out", "--url", "--paraphrases", "--perturbations", "--seeds"),
+    *("--space", "--search", "--trials", "--objectives", "--keep", "--workers", "--minutes", "--storage", "--study"),
+    *("--recipe-set", "--splits", "--runs"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    remember(argv)
+    parser = _parser()
+    try:
+        if strange := next((word for word in argv if not _is_text(word)), None):
+            raise UserError(f"{printable(strange)} is not UTF-8; rename the file, or write the word in UTF-8.")
+        own, overrides = _split(argv) if argv[:1] and argv[0] in TAKES_KEYS else (argv, [])
+        args = parser.parse_args(own)
+        if args.command is None:
+            parser.print_help()
+            return 2
+        quiet_libraries()
+        with _together(), writing(Path()):
+            args.run(args, overrides)
+    except UserError as error:
+        print(f"expunge: {visible(one_sentence(str(error)))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        same = "; go on with the same command"
+        further = {"run": "; go on with --resume", "sweep": same, "reproduce": same}.get(argv[0], "")
+        print(f"expunge: interrupted{further}.", file=sys.stderr)
+        return 130
+    except Exception:
+        print(masked_text(traceback.format_exc()), end="", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _is_text(word: str) -> bool:
+    """Whether a word of the command line came in the encoding that files are written in."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors as one sentence, like every other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="expunge", description="Make a language model forget, and show the evidence.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"expunge {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="command")
+
+    def command(name: str, run: Any, help: str) -> argparse.ArgumentParser:
+        sub = subparsers.add_parser(name, help=help, description=help, allow_abbrev=False)
+        sub.set_defaults(run=run)
+        return sub
+
+    def run_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--overwrite", action="store_true", help="start over in a directory that holds a run")
+        sub.add_argument("--json", action="store_true", help="print results.json instead of a table")
+
+    def redact_option(sub: argparse.ArgumentParser, what: str = "records and report") -> None:
+        sub.add_argument("--redact", action="store_true", help=f"write {what} without texts; numbers and rows stay")
+
+    sub = command("demo", commands.demo, "train a small model, unlearn with six methods, write the report")
+    sub.add_argument(
+        "--out", default=commands.DEMO_OUT, help="run directory (default %(default)s, which is written anew)"
+    )
+    run_options(sub)
+
+    sub = command(
+        "run",
+        commands.run,
+        "unlearn as a recipe says; any key can be set as --key value, e.g. --model M --forget f.jsonl --retain r.jsonl",
+    )
+    sub.add_argument("recipe", nargs="?", help="YAML file; not needed when the keys are given here")
+    sub.add_argument("--out", help="run directory (default runs/<name of the recipe>)")
+    sub.add_argument("--seeds", type=int, help="run it so many times, with one seed after the other")
+    sub.add_argument("--workers", type=int, default=1, help="of several runs (--seeds, over), so many at a time")
+    sub.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
+    sub.add_argument("--dry-run", action="store_true", help="say what would be done: rows, steps, parameters, memory")
+    run_options(sub)
+    redact_option(sub)
+
+    sub = command(
+        "sweep",
+        commands.sweep,
+        "run a recipe with many values of its keys and choose the best (extra: expunge[sweep]); the same command again "
+        "goes on where it was, with more --trials too; keys as in expunge run",
+    )
+    sub.add_argument("recipe", nargs="?", help="YAML file; not needed when the keys are given here")
+    sub.add_argument(
+        "--space",
+        required=True,
+        help="YAML file, or the same written out: {method: {choices: [npo+nll, unilogit+nll]}, "
+        "train.learning_rate: {low: 1e-5, high: 1e-3, log: true}}",
+    )
+    sub.add_argument(
+        "--search",
+        choices=["grid", "random", "tpe"],
+        default="tpe",
+        help="every combination; at random; or led by results, Optuna's multi-objective TPE (default)",
+    )
+    sub.add_argument("--trials", type=int, help="how many; a grid has its own number")
+    sub.add_argument(
+        "--objectives",
+        default="forget_quality,model_utility",
+        help="two metrics to improve (default %(default)s)",
+    )
+    sub.add_argument(
+        "--keep",
+        type=float,
+        default=0.95,
+        help="choose the best first objective among trials that keep this share of the target's second (default "
+        "%(default)s)",
+    )
+    sub.add_argument("--workers", type=int, default=1, help="processes on this machine (default %(default)s)")
+    sub.add_argument("--minutes", type=float, help="begin no trial after so many")
+    sub.add_argument("--storage", help="database that machines share: postgresql://user:password@host/database")
+    sub.add_argument("--study", help="name of the sweep there (default a hash of recipe and space)")
+    sub.add_argument("--seeds", type=int, help="run every trial so many times; objectives are means")
+    sub.add_argument("--out", type=Path, help="folder (default runs/<name of the recipe>-sweep)")
+    sub.add_argument("--json", action="store_true", help="print trials.json instead of tables")
+
+    sub = command(
+        "reproduce",
+        commands.reproduce,
+        "make a table or a figure of a paper again: runs what is missing, keeps what is there, writes a page, its "
+        "pictures and the numbers; keys as in expunge run; without a name lists what there is",
+    )
+    sub.add_argument("name", nargs="?", help="one of the list, or a YAML file of your own")
+    sub.add_argument("--recipe-set", help="which models (default those trained here)")
+    sub.add_argument("--splits", help="which splits, with commas (default the first)")
+    sub.add_argument("--seeds", type=int, help="every method so many times on the same target, with intervals")
+    sub.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (default %(default)s)")
+    sub.add_argument("--out", type=Path, default=Path("docs/results"), help="folder of the page (default %(default)s)")
+    sub.add_argument("--dry-run", action="store_true", help="say what is there and what would be run")
+    sub.add_argument("--no-run", action="store_true", help="write the page from what is finished")
+    sub.add_argument("--json", action="store_true", help="print the list, or what would be run, as JSON")
+
+    sub = command(
+        "recipes", commands.recipes, "list the recipes that come with expunge, or its configs of accelerate launch"
+    )
+    sub.add_argument(
+        "--launch", nargs="?", const="", metavar="NAME", help="list the launch configs; with a name print its path"
+    )
+    sub.add_argument("--json", action="store_true")
+
+    sub = command("eval", commands.eval, "measure a checkpoint as it is: --benchmark NAME, or --forget FILE")
+    sub.add_argument("model", help="folder or hub name")
+    sub.add_argument("--out", help="run directory (default runs/eval-<name of the model>)")
+    run_options(sub)
+    redact_option(sub)
+
+    sub = command(
+        "augment",
+        commands.augment,
+        "write paraphrases and wrong answers of the forget rows (--forget FILE, or --benchmark NAME) with a model "
+        "(--model NAME), for ULD to train on; an interrupted call, made again, goes on",
+    )
+    sub.add_argument("--out", type=Path, required=True, help="JSON Lines file, for --augment of expunge run")
+    sub.add_argument("--url", help="ask an OpenAI-compatible endpoint instead (key: OPENAI_API_KEY)")
+    sub.add_argument("--paraphrases", type=int, default=4, help="of each row (default %(default)s)")
+    sub.add_argument("--perturbations", type=int, default=1, help="wrong answers to each row (default %(default)s)")
+
+    sub = command(
+        "distill",
+        commands.distill,
+        "train the model itself towards a checkpoint of ULD: one ordinary checkpoint, keys as in expunge run",
+    )
+    sub.add_argument("checkpoint", help="folder that ULD saved (a run's model/, or the run)")
+    sub.add_argument("--out", help="run directory (default runs/distilled)")
+    sub.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
+    run_options(sub)
+    redact_option(sub)
+
+    sub = command(
+        "serve", commands.serve, "serve a checkpoint as an OpenAI-compatible endpoint (extra: expunge[serve])"
+    )
+    sub.add_argument("model", help="folder or hub name")
+    sub.add_argument("--host", default="localhost", help="address to listen on (default %(default)s)")
+    sub.add_argument("--port", type=int, default=8000, help="(default %(default)s)")
+    sub.add_argument("--api-key", help="what clients must send; better in the environment variable EXPUNGE_API_KEY")
+    sub.add_argument("--allowed-hosts", help="names that clients call this machine by, with commas (default its own)")
+    sub.add_argument("--timeout", type=float, default=120, help="seconds that an answer may take (default %(default)s)")
+
+    sub = command("chat", commands.chat, "ask a checkpoint in the terminal, or two the same questions side by side")
+    sub.add_argument("model", help="folder or hub name")
+    sub.add_argument("--against", help="a second model, such as the one before unlearning")
+    sub.add_argument("--max-new-tokens", type=int, default=256, help="of an answer (default %(default)s)")
+
+    sub = command("report", commands.report, "write report.html, or a Markdown page, from finished runs")
+    sub.add_argument("directory", nargs="+", type=Path, help="run directories")
+    sub.add_argument("--out", type=Path, help="HTML file (default report.html in the first directory)")
+    sub.add_argument("--markdown", type=Path, help="write a Markdown page of the tables here instead")
+    redact_option(sub, "the page")
+
+    sub = command("bench", commands.bench, "measure what things cost here, as ratios within one process")
+    sub.add_argument(
+        "what",
+        choices=["training", "growth", "decode", "evaluation"],
+        default="training",
+        nargs="?",
+        help="a step beside plain fine-tuning and the usual way to write it (default); how that grows with vocabulary, "
+        "length, forget set and K; a token of the difference; an evaluation beside the usual way to write it",
+    )
+    sub.add_argument("--shape", help="size of the random model (default tiny; small for decode)")
+    sub.add_argument("--methods", help="of training, with commas; all without it")
+    sub.add_argument("--by", help="of growth, which sizes, written out or a file: {vocabulary: [8192, 16384]}")
+    sub.add_argument("--sequences", type=int, default=8, help="of a training step (default %(default)s)")
+    sub.add_argument("--length", type=int, help="tokens of each (default 256; 64 for the tiny shape)")
+    sub.add_argument("--checkpointing", action="store_true", help="training: make activations again in the backward")
+    sub.add_argument(
+        "--rounds", type=int, help="turns of each that count (training 5, 3 for the tiny shape; evaluation 3)"
+    )
+    sub.add_argument("--questions", type=int, default=40, help="of an evaluation's forget set (default %(default)s)")
+    sub.add_argument("--prompts", help="of an evaluation's questions, with commas: plain, chat, examples (default all)")
+    sub.add_argument("--threads", type=int, help="CPU threads (default all)")
+    sub.add_argument("--markdown", type=Path, help="also write the table to this file")
+    sub.add_argument("--svg", type=Path, help="also write the picture (training, growth) to this file")
+    sub.add_argument("--json", action="store_true")
+
+    sub = command("cache", commands.cache, "list or wipe what is kept between runs: trained models, reference tables")
+    sub.add_argument("what", choices=["list", "clear"], help="clear leaves what a process is writing")
+    sub.add_argument("kind", nargs="?", choices=["targets", "references", "all"], default="all", help="default all")
+    sub.add_argument("--json", action="store_true")
+
+    sub = command("methods", commands.methods, "list the objectives, what each needs and when to use it")
+    sub.add_argument("--json", action="store_true")
+
+    sub = command("doctor", commands.doctor, "check this machine: versions, device, caches, one tiny training step")
+    sub.add_argument("--json", action="store_true")
+    return parser
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The words that argparse knows, and the `--key value` or `--key=value` pairs that set a recipe's keys.
+
+    They are parted first, because argparse would take the value of a key that it does not know for the recipe.
+    """
+    own: list[str] = []
+    pairs: list[tuple[str, str]] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if not word.startswith("-") or name in FLAGS:
+            own.append(word)
+        elif name in VALUED:
+            own += [word] if equals else [word, *rest[:1]]
+            rest = rest if equals else rest[1:]
+        else:
+            if not equals:
+                if not rest or rest[0].startswith("--"):
+                    raise UserError(f"{word} needs a value: {word} VALUE.{did_you_mean(word, (*FLAGS, *VALUED))}")
+                value = rest.pop(0)
+            pairs.append((name.lstrip("-").replace("-", "_"), value))
+    return own, pairs
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Carry out a command along with the other processes that a launcher started, if it did; the first one speaks."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    if os.environ.get("RANK", "0") != "0":
+        os.environ["TQDM_DISABLE"] = "1"
+        logging.getLogger("expunge").setLevel(logging.ERROR)
+    from expunge.system import ranks
+
+    ranks.join()
+    with open(os.devnull, "w") as nowhere, nullcontext() if ranks.first() else redirect_stdout(nowhere):
+        yield
+    ranks.leave()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""What a terminal of eighty columns shows: results, plans and lists as tables; of other libraries, warnings alone.
+
+Knows rows and widths; knows nothing of where they come from.
+"""
+
+import json
+import logging
+import os
+import sys
+import unicodedata
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from expunge.secrets import MaskedFormatter
+
+if TYPE_CHECKING:
+    from expunge.recipe.config import Recipe
+
+TABLE = {
+    "forget_quality": "forget\nquality\n↑",
+    "forget_probability": "forget\nprob.\n↓",
+    "forget_rouge_l_recall": "forget\nROUGE\n↓",
+    "degeneration": "broken\ntext\n↓",
+    "retain_probability": "retain\nprob.\n↑",
+    "model_utility": "model\nutility\n↑",
+    "forget_fb": "forget\nFB\n↓",
+    "forget_qa": "forget\nQA\n↓",
+    "forget_aa": "forget\nAA\n↓",
+    "neighbor_fb": "neigh.\nFB\n↑",
+    "neighbor_qa": "neigh.\nQA\n↑",
+    "verbmem": "verb-\nmem\n↓",
+    "knowmem_f": "forget\nknow-\nmem ↓",
+    "knowmem_r": "retain\nknow-\nmem ↑",
+    "privleak": "priv-\nleak\n≈ 0",
+    "membership_loss_fm": "FM\nlog p\n≈",
+    "membership_loss_rm": "RM\nlog p\n≈",
+    "aggregate": "aggre\n-gate\n↑",
+}
+"""The columns that fit a terminal of 80; the report has them all."""
+
+
+def print_results(rows: list[dict[str, Any]], out: str, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    from expunge.report.comparison import compare, means
+    from expunge.report.verdict import verdict
+
+    groups = {(row["benchmark"], row["split"], row["seed"]) for row in rows}
+    if len(groups) > 1:
+        for mean in means(compare([(Path(out), row) for row in rows])):
+            _print_rows(mean.name, [entry.runs[0] for entry in mean.entries])
+        console().print(f"{len(groups)} runs; tables of each, and their means: {out}/results.md and {out}/report.html")
+        return
+    _print_rows(f"{rows[0]['benchmark']} {rows[0]['split']}", rows)
+    (section,) = compare([(Path(out), row) for row in rows])
+    if section.methods:
+        console().print(verdict(section), end="\n\n")
+    console().print(f"results, records and report: {out}/  (open {out}/report.html)")
+
+
+def _print_rows(title: str, rows: Sequence[dict[str, Any]]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from expunge.evals.glossary import show
+
+    shown = [key for key in TABLE if any(key in row["metrics"] for row in rows)]
+    timed = any(row["seconds"] is not None for row in rows)
+    table = Table(box=SIMPLE_HEAD, title=title, collapse_padding=True, pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    for key in shown:
+        table.add_column(TABLE[key], justify="right", no_wrap=True)
+    if timed:
+        table.add_column("time\ns", justify="right", no_wrap=True)
+    for row in rows:
+        seconds = row["seconds"]
+        time = "" if seconds is None else f"{seconds:.{int(seconds < 100)}f}"
+        values = [show(key, row["metrics"].get(key)) for key in shown]
+        table.add_row(row["method"], *values, *([time] if timed else []))
+    console().print(table)
+
+
+def print_plan(recipe: "Recipe", *, as_json: bool) -> None:
+    from expunge.pipeline.plan import plan
+    from expunge.recipe.parsing import combinations
+
+    rows = [row for own in ([r for _, r in combinations(recipe)] if recipe.over else [recipe]) for row in plan(own)]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    splits = list(dict.fromkeys(f"{row['benchmark']} {row['split']}" for row in rows))
+    title = "nothing is run; MiB: estimate of training's peak, on a CPU beyond the process's own (parts: --json)"
+    table = Table(box=SIMPLE_HEAD, title=title, collapse_padding=True, pad_edge=False)
+    if len(splits) > 1:
+        table.add_column("split", no_wrap=True, max_width=12)  # a person's name may be longer; the numbers matter more
+    table.add_column("method", no_wrap=True)
+    for name in ("forget\nrows", "retain\nrows", "tokens", "steps", "param-\neters", "train", "MiB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        numbers = ("forget_rows", "retain_rows", "tokens", "steps", "parameters", "trainable", "memory_mib")
+        names = ([row["split"]] if len(splits) > 1 else []) + [row["method"]]
+        table.add_row(*names, *(_short(row[name]) for name in numbers))
+    console().print(table)
+
+
+def _short(value: float) -> str:
+    """Four characters or so: 812, 19 k, 1.0 M, 8.0 G."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if value >= size:
+            scaled = value / (1e3 if unit == "k" else size)
+            return f"{scaled:.{0 if scaled >= 10 else 1}f} {unit}"
+    return f"{value:,.0f}"
+
+
+def print_list(rows: Sequence[dict[str, Any]], *, title: str, as_json: bool) -> None:
+    """Rows of the same keys as a table, or as they are."""
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    from rich.table import Table
+
+    table = Table(title=title)
+    for k, head in enumerate(rows[0]):
+        table.add_column(head, no_wrap=k == 0)
+    for row in rows:
+        table.add_row(*row.values())
+    console().print(table)
+
+
+def visible(text: str) -> str:
+    """The text with what steers a terminal written out: control characters, and those that turn the reading order."""
+    return "".join(c if c in "\n\t" or not _steers(c) else repr(c)[1:-1] for c in text)
+
+
+def _steers(character: str) -> bool:
+    return (
+        unicodedata.category(character) in ("Cc", "Cs")
+        or character in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    )
+
+
+def console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def leave_out_notices() -> None:
+    """Leave out what libraries tell those who program with them; what may make a result wrong is shown."""
+    for notice in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=notice)
+
+
+def quiet_libraries() -> None:
+    """Our own log lines in short form; other libraries only from warnings on."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        if type(handler.formatter) is logging.Formatter:
+            handler.setFormatter(MaskedFormatter(handler.formatter._fmt))
+    logging.getLogger("expunge").setLevel(logging.INFO)
+    for chatty in ("torchao", "bitsandbytes", "torch.utils._pytree"):  # what of them was not built for this machine
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    leave_out_notices()
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -1,0 +1,284 @@
+"""What a run begins with, and whether it can begin: rows, methods and their arguments, as far as a recipe tells.
+
+Loads no weights and writes nothing. Raises `UserError` for everything that would stop a run later.
+"""
+
+import logging
+import os
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+
+from expunge.benchmarks import custom, fable, listings, mmlu, muse, rwku, tofu
+from expunge.data.augment import parts
+from expunge.data.augment import read as read_variants
+from expunge.data.benchmark import Benchmark, Variant
+from expunge.data.checks import check_disjoint, check_not_empty, near_duplicates
+from expunge.errors import UserError
+from expunge.modeling import loading
+from expunge.modeling.assistant import layer_count
+from expunge.modeling.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM, checkpoint_of
+from expunge.objectives import ULD, Needs, Objective, Offset, ULDDistilled
+from expunge.pipeline.methods import Material, retain_term
+from expunge.pipeline.recommend import recommend
+from expunge.recipe.config import FableConfig, ListingsConfig, Method, MuseConfig, Recipe, RwkuConfig, TofuConfig
+from expunge.recipe.parsing import parse_recipe
+from expunge.training.arguments import FIELDS, UnlearnConfig
+from expunge.training.prepare import check_terms, encode_sets
+from expunge.training.reference import check_kind
+from expunge.training.targets import row_texts
+
+log = logging.getLogger(__name__)
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raise `UserError` for what can be known from the recipe alone: before data is read, and in a second or two."""
+    for method in recipe.methods:
+        if isinstance(method.forget, ULD | Offset) and getattr(method.forget, "teacher", None) is None:
+            _check_launcher(method.forget.name)
+        training_arguments(recipe, method, Path("unused"))
+    if not recipe.methods:
+        _arguments(recipe, recipe.train.model_dump(exclude_unset=True), Path("unused"))
+    if recipe.model.scratch is not None:
+        _check_size(recipe.model.scratch)
+    if recipe.evaluate.harness is not None:
+        from expunge.evals import harness
+
+        harness.check(recipe.evaluate.harness.tasks, recipe.evaluate.harness.include_path)
+
+
+def _check_launcher(name: str) -> None:
+    """Raise `UserError` where weights that assistant and base share would be spread over ranks."""
+    if any(os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true" for kind in ("FSDP", "DEEPSPEED")):
+        raise UserError(
+            f"{name} trains an assistant on the base model's own weights, which FSDP and DeepSpeed would take apart; "
+            f"launch it without them: accelerate launch --multi_gpu -m expunge run."
+        )
+
+
+def _check_size(scratch: loading.ScratchConfig) -> None:
+    """Raise `UserError` for a model from scratch that this machine's memory can't hold."""
+    hidden = scratch.hidden
+    numbers = 2 * scratch.vocab * hidden + scratch.layers * (4 * hidden * hidden + 8 * hidden * hidden)
+    each = 4 if torch.accelerator.is_available() else 16  # weights; with gradients and two numbers of the optimizer
+    held = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if each * numbers > held:
+        raise UserError(
+            f"model.scratch: {numbers:.2g} parameters (from {scratch.layers} layers, hidden {hidden} and vocab "
+            f"{scratch.vocab}) take {each * numbers / 2**30:.3g} GiB to train and this machine has "
+            f"{held / 2**30:.3g}; give smaller ones."
+        )
+
+
+def load_benchmark(recipe: Recipe) -> Benchmark:
+    """The data that the recipe names."""
+    variants: list[Variant] = []
+    match recipe.benchmark:
+        case FableConfig() as c:
+            world: dict[str, Any] = {"split": c.split, "authors": c.authors, "facts": c.facts, "seed": c.seed}
+            benchmark, variants = fable.load(**world), fable.variants(**world)
+        case ListingsConfig() as c:
+            shop: dict[str, Any] = c.model_dump(exclude={"name"})
+            benchmark, variants = listings.load(**shop), listings.variants(**shop)
+        case MuseConfig() as c:
+            corpus: Any = c.name.removeprefix("muse-")
+            benchmark = muse.load(corpus=corpus, **c.model_dump(exclude={"name"}))
+        case RwkuConfig() as c:
+            benchmark = rwku.load_batch(c.targets, c.path, corpus=c.corpus, retain=c.retain, texts=c.texts)
+        case TofuConfig() as c:
+            benchmark = tofu.load(split=c.split, path=c.path)
+        case _:
+            assert recipe.data is not None
+            benchmark = custom.load(forget=recipe.data.forget, retain=recipe.data.retain, seed=recipe.seed)
+    if recipe.augment is not None:
+        variants = read_variants(recipe.augment, benchmark.forget)
+    if recipe.data is not None and variants:
+        benchmark, variants = custom.ask_with(variants, benchmark, seed=recipe.seed)
+    if recipe.evaluate.mmlu is not None:
+        benchmark = replace(benchmark, probes=[*benchmark.probes, mmlu.load(recipe.evaluate.mmlu)])
+    return replace(benchmark, variants=variants)
+
+
+def with_default_method(recipe: Recipe, benchmark: Benchmark) -> Recipe:
+    """The recommended method when the recipe does not say which (`recommend.py`).
+
+    An empty list says that there are none: a baseline, of which only the starting models are measured.
+    """
+    if "methods" in recipe.model_fields_set:
+        return recipe
+    advice = recommend(benchmark)
+    log.info("no method named; taking %s: %s", advice.method["forget"], advice.why)
+    return parse_recipe({**recipe.model_dump(exclude_unset=True), "method": advice.method}, where="recipe")
+
+
+def check_data(benchmark: Benchmark) -> None:
+    """Look at the rows before anything else happens: none missing, none on both sides, none nearly so unseen."""
+    check_not_empty(benchmark.forget, "forget")
+    check_disjoint(benchmark.forget, benchmark.retain)
+    if close := near_duplicates(benchmark.forget, benchmark.retain):
+        worst = max(close, key=lambda d: d.similarity)
+        log.warning(
+            "%d forget rows are nearly the same as a retain row (closest: forget row %d, similarity %.2f); "
+            "what one asks to forget the other asks to keep",
+            len(close), worst.forget, worst.similarity,
+        )  # fmt: skip
+
+
+def tell_about_variants(recipe: Recipe, benchmark: Benchmark) -> None:
+    """Warn where a method that trains on variants has none, or has those that its truth ratio is measured with."""
+    wanting = " and ".join(m.name for m in recipe.methods if any(m.augment.model_dump().values()))
+    if not wanting:
+        return
+    if not benchmark.variants:
+        log.warning(
+            "%s trains on the forget rows alone, which teaches it their wording: no paraphrases and wrong answers are "
+            "given (--augment FILE; expunge augment writes one)",
+            wanting,
+        )
+    asked = {a for q in benchmark.questions.get("forget", []) for a in (q.paraphrased_answer, *q.perturbed_answers)}
+    twice = sum(parts(variant.text)[1].strip() in asked for variant in benchmark.variants)
+    if recipe.data is not None and twice:
+        log.warning(
+            "%s trains on variants that its truth ratio is measured with: %d times there is only one paraphrase or "
+            "wrong answer of a row; give two of each (expunge augment --perturbations 2)",
+            wanting, twice,
+        )  # fmt: skip
+
+
+def check_methods(recipe: Recipe, benchmark: Benchmark) -> None:
+    """Everything that would stop a method later, found out now: no weights are loaded and nothing is written."""
+    tell_about_variants(recipe, benchmark)
+    if recipe.model.scratch is None:
+        loading.check_dtype(recipe.model.dtype, lora=recipe.model.lora is not None, pure_bf16=recipe.model.pure_bf16)
+    tokenizer, config = tokenizer_and_config(recipe, benchmark)
+    loading.check_attention(config, recipe.model.attention)
+    if recipe.model.name is not None:
+        loading.check_weights(recipe.model.name, merged=bool(recipe.methods))
+        if recipe.methods:
+            loading.check_start(recipe.model.name, recipe.model.lora)
+    if recipe.retrained is not None:
+        loading.load_tokenizer_and_config(recipe.retrained)
+        loading.check_weights(recipe.retrained)
+    if recipe.model.lora is not None:
+        _check_lora(recipe.model.lora, config)
+    encoded: set[Any] = set()
+    for method in recipe.methods:
+        check_method(recipe, method, benchmark, tokenizer, config, encoded)
+
+
+def tokenizer_and_config(recipe: Recipe, benchmark: Benchmark) -> tuple[Any, Any]:
+    """Those of the model to unlearn, which need not be there yet."""
+    scratch = recipe.model.scratch
+    if scratch is None:
+        assert recipe.model.name is not None
+        return loading.load_tokenizer_and_config(recipe.model.name)
+    tokenizer = loading.train_tokenizer(row_texts(benchmark.learnt), scratch)
+    return tokenizer, loading.scratch_config(scratch, tokenizer)
+
+
+def check_method(
+    recipe: Recipe, method: Method, benchmark: Benchmark, tokenizer: Any, config: Any, encoded: set[Any]
+) -> None:
+    """`check_methods` for one of them; `encoded` remembers which sets have been encoded already."""
+    material, retain = Material.of(recipe, method, benchmark), retain_term(method)
+    data: dict[str, Any] = {
+        "forget_rows": material.forget,
+        "retain_rows": material.retain,
+        "refusals": material.refusals,
+        "config": config,
+    }
+    check_terms(method.forget, retain, **data)
+    args = training_arguments(recipe, method, Path("unused"))
+    needs = method.forget.needs | (retain.needs if retain is not None else Needs())
+    has_adapter = recipe.model.lora is not None and not isinstance(method.forget, ULD | Offset)
+    check_kind(args.reference, needs, has_adapter=has_adapter)
+    check_assistant(method.forget, config, recipe)
+    names = ("max_length", "overflow", "overlap", "assistant_turns")
+    lengths: dict[str, Any] = {name: getattr(args, name) for name in names}
+    key = (retain is None, needs.refusal, *method.augment.model_dump().values(), *lengths.values())
+    if key not in encoded:
+        encode_sets(method.forget, retain, **data, **lengths, tokenizer=tokenizer, seed=recipe.seed)
+        encoded.add(key)
+
+
+def check_assistant(forget: Objective, config: Any, recipe: Recipe) -> None:
+    """Raise `UserError` for an assistant that can't be had; say so where a setting has no use."""
+    if not isinstance(forget, ULD | Offset):
+        return
+    if recipe.model.lora is not None and not isinstance(forget, ULDDistilled):
+        log.warning("model.lora is not used by %s, whose assistant has an adapter of its own (r)", forget.name)
+    if isinstance(forget, Offset) and forget.assistant is not None:
+        _, found = loading.load_tokenizer_and_config(forget.assistant)
+        loading.check_weights(forget.assistant)
+        remedy = "take a small model of the same family"
+        _check_vocabulary(f"method.forget.assistant: {forget.assistant!r}", found, config, remedy)
+    elif isinstance(forget, ULDDistilled) and forget.teacher is not None:
+        folder, found = checkpoint_of(Path(forget.teacher))
+        loading.check_weights(folder)
+        remedy = f"distil into the model that it was trained for, {found.base}"
+        _check_vocabulary(f"method.forget.teacher: {forget.teacher!r}", found, config, remedy)
+    else:
+        _check_cut(config, forget)
+
+
+def _check_cut(config: Any, forget: ULD | Offset) -> None:
+    """Cut the assistant from a model without weights: `UserError` where the model has no place for it."""
+    layers = layer_count(config, forget.layers)
+    settings = LogitDifferenceConfig(layers=layers, relative=isinstance(forget, Offset))
+    adapter = PeftLoraConfig(r=forget.r, task_type="CAUSAL_LM")
+    with torch.device("meta"):
+        LogitDifferenceForCausalLM(settings, loading.outline(config), lora=adapter)
+
+
+def training_arguments(recipe: Recipe, method: Method, directory: Path) -> UnlearnConfig:
+    """The recipe's training keys, then an assistant's pace, then the method's own keys."""
+    own: dict[str, Any] = {}
+    if isinstance(method.forget, ULD) and not isinstance(method.forget, ULDDistilled):
+        own = {"learning_rate": method.forget.learning_rate, "num_train_epochs": method.forget.epochs}
+    settings = {**recipe.train.model_dump(exclude_unset=True), **own, **method.train.model_dump(exclude_unset=True)}
+    return _arguments(recipe, settings, directory)
+
+
+def _arguments(recipe: Recipe, settings: dict[str, Any], directory: Path) -> UnlearnConfig:
+    looks: dict[str, Any] = {"eval_strategy": "epoch", "eval_every": recipe.evaluate.every}
+    try:
+        args = UnlearnConfig(
+            **settings,
+            **({} if recipe.evaluate.each_epoch == "off" else looks),
+            output_dir=str(directory),
+            seed=recipe.seed,
+        )
+    except UserError as error:
+        message = str(error)
+        known = message.split()[0].rstrip(":") in FIELDS
+        raise UserError(f"train.{message}" if known else f"train: {message}") from error
+    if args.eval_on_start and recipe.evaluate.utility_budget is not None:
+        raise UserError("train.eval_on_start: a utility budget keeps a trained epoch; leave one of the two out.")
+    return args
+
+
+def _check_vocabulary(name: str, found: Any, config: Any, remedy: str) -> None:
+    own, other = (c.get_text_config().vocab_size for c in (found, config))
+    if own != other:
+        raise UserError(f"{name} has a vocabulary of {own} tokens and the model one of {other}; {remedy}.")
+
+
+def _check_lora(lora: loading.LoraConfig, config: Any) -> None:
+    """Put the adapter on a model without weights: `UserError` where the model has no such layers, or nothing here holds
+    them in few bits."""
+    if lora.quantize is not None and find_spec("bitsandbytes") is None:
+        raise UserError("model.lora.quantize: bitsandbytes is not installed; pip install 'expunge[lean]'.")
+    outline = loading.outline(config)
+    with torch.device("meta"):
+        loading.adapt(outline, lora.peft())
+    sizes = [(layer.weight.shape[1], layer.weight.shape[0]) for layer in loading.adapted_layers(outline)]
+    odd = next((size for size in sizes if size[0] % 64 or size[1] % 32), None)
+    if lora.quantize is not None and odd is not None and not torch.cuda.is_available():
+        raise UserError(
+            f"model.lora.quantize: on a CPU bitsandbytes takes layers from multiples of 64 to multiples of 32, and this"
+            f" model has one from {odd[0]} to {odd[1]}; take another size, or a GPU."
+        )

@@ -1,0 +1,1 @@
+"""The recipe: its keys and types, how text becomes one, and the recipes and launch configs that are shipped."""

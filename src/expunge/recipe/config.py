@@ -1,0 +1,355 @@
+"""The recipe: every key of a run, its type and default.
+
+Knows names and types; knows nothing of how anything is done, nor of how a recipe is written (`parsing.py`).
+"""
+
+import dataclasses
+import os
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
+
+from expunge import secrets
+from expunge.modeling.loading import Dtype, LoraConfig, ScratchConfig
+from expunge.objectives import ForgetObjective, RetainObjective, split_method
+from expunge.objectives.representation import RMU
+from expunge.training.arguments import UnlearnConfig, check_values
+from expunge.training.targets import FinetuneConfig
+
+
+class Section(BaseModel):
+    """A part of the recipe; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class FableConfig(Section):
+    """The built-in benchmark of fictitious authors."""
+
+    name: Literal["fable"] = "fable"
+    split: str = Field(default="forget10", description="forget01, forget05, forget10 or forget20: per cent of authors")
+    authors: int = Field(default=40, description="10 to 2,000")
+    facts: int = Field(default=10, description="per author")
+    seed: int = 0
+
+
+class TofuConfig(Section):
+    """TOFU, from the hub, or from a folder that holds its files."""
+
+    name: Literal["tofu"] = "tofu"
+    split: str = Field(default="forget10", description="forget01, forget05 or forget10")
+    path: str | None = Field(default=None, description="folder with TOFU's JSON files; the hub without it")
+
+
+class MuseConfig(Section):
+    """MUSE's news or books: passages to continue, few-shot questions, membership."""
+
+    name: Literal["muse-news", "muse-books"] = "muse-news"
+    path: str | None = Field(default=None, description="folder with MUSE's files; the hub without it")
+    retain: str | None = Field(default=None, description="file, folder or hub id of texts to keep; MUSE's own without")
+    articles: int | None = Field(default=None, ge=1, description="forget only so many texts, and ask about those")
+    shots: int | None = Field(default=None, ge=0, description="examples before a question; all of MUSE's without")
+    retrained_auc: float | None = Field(
+        default=None, gt=0, le=1, description="of a retrained model that is not at hand (.4772 for Llama-2-7B on news)"
+    )
+
+
+class RwkuConfig(Section):
+    """RWKU: what a model knows of a famous person, asked in three ways, and of the person's neighbours."""
+
+    name: Literal["rwku"] = "rwku"
+    targets: list[str] = Field(min_length=1, description="names; several are forgotten together")
+    path: str | None = Field(default=None, description="folder with a folder for each target; the hub without it")
+    corpus: str = Field(
+        default="passage",
+        description="what is forgotten: passage; a file of what the model wrote about the target; or probes, what is "
+        "asked and its answers, for a model trained here (which learns those of all targets and neighbours)",
+    )
+    retain: str | None = Field(default=None, description="rows to keep; other targets' passages or probes without it")
+    texts: int | None = Field(default=None, ge=1, description="only so many texts of each membership set")
+
+
+class ListingsConfig(Section):
+    """The built-in benchmark of sellers and their listings, one of whom leaves."""
+
+    name: Literal["listings"] = "listings"
+    seller: int = Field(default=0, ge=0)
+    size: Literal["small", "medium", "large"] = Field(default="small", description="10, 20 or 40 listings")
+    sellers: int = 12
+    per_seller: int = 40
+    seed: int = 0
+
+
+BenchmarkConfig = FableConfig | TofuConfig | MuseConfig | RwkuConfig | ListingsConfig
+
+
+class DataConfig(Section):
+    """Your own rows, in any format of `expunge.data.formats`."""
+
+    forget: str = Field(description="file, folder or hub id of what must go")
+    retain: str | None = Field(default=None, description="file, folder or hub id of what must stay")
+    refusals: str | None = Field(default=None, description="file of refusals for dpo, rows with a `text` column")
+
+
+class ModelConfig(Section):
+    """Which model to start from: `name` (hub or folder), or `scratch` for one trained on the benchmark itself."""
+
+    name: str | None = None
+    scratch: ScratchConfig | None = None
+    dtype: Dtype = "auto"
+    attention: str | None = Field(
+        default=None,
+        description="transformers' attn_implementation: sdpa, eager, or flash_attention_2 or 3, which read no padding",
+    )
+    pure_bf16: bool = Field(default=False, description="allow bfloat16 weights to train")
+    save_dtype: Dtype = Field(default="auto", description="of the saved weights; auto is what they had before training")
+    lora: LoraConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "ModelConfig":
+        if (self.name is None) == (self.scratch is None):
+            raise ValueError("give either a model's name or scratch")
+        return self
+
+
+class HarnessConfig(Section):
+    """Tasks of lm-evaluation-harness (extra: `expunge[harness]`), by its own names and settings, in the end."""
+
+    # Other arguments of the harness pass through unchanged.
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    tasks: list[str] = Field(min_length=1)
+    batch_size: int | str = 8
+    num_fewshot: int | None = Field(default=None, ge=0)
+    limit: float | None = Field(default=None, gt=0, description="questions of each task; under 1 a share of them")
+    include_path: str | None = Field(default=None, description="folder with tasks of your own")
+
+
+def unfold_evaluate(value: Any) -> Any:
+    """`harness:mmlu,arc_easy` is short for those tasks of the harness."""
+    if isinstance(value, str) and value.startswith("harness:"):
+        return {"harness": {"tasks": value.removeprefix("harness:").split(",")}}
+    return value
+
+
+class EvaluateConfig(Section):
+    """What is measured, and when."""
+
+    each_epoch: Literal["fast", "full", "off"] = Field(
+        default="fast", description="trajectory: fast scores without generating; full is the final evaluation"
+    )
+    every: int = Field(default=1, ge=1, description="epochs between two evaluations on the way")
+    each_epoch_limit: int | None = Field(default=100, ge=1, description="questions of each set but forget, while fast")
+    utility_budget: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="stop when an evaluation on the way finds less than this share of the target's utility (model "
+        "utility if full, else retain probability), and keep the epoch that forgot best before",
+    )
+    max_new_tokens: int | None = Field(
+        default=None, ge=1, description="of a generated answer; default from the answers"
+    )
+    limit: int | None = Field(default=None, ge=1, description="questions of each set but forget, in the end")
+    mmlu: str | None = Field(default=None, description="folder with MMLU's dev and validation files, asked in the end")
+    harness: HarnessConfig | None = None
+
+    @model_validator(mode="after")
+    def _budget_needs_a_look(self) -> "EvaluateConfig":
+        if self.utility_budget is not None and self.each_epoch == "off":
+            raise ValueError("utility_budget is kept by evaluations on the way; set each_epoch to fast or full")
+        return self
+
+
+class _TrainSection(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+
+    @model_validator(mode="after")
+    def _can_be(self) -> Any:
+        check_values({name: getattr(self, name) for name in self.model_fields_set})
+        return self
+
+
+def _train_section() -> type[BaseModel]:
+    """Every field of `UnlearnConfig` that a recipe may set, with its type, none of them required."""
+    hints = typing.get_type_hints(UnlearnConfig)
+    ours = {
+        "output_dir",
+        "seed",
+        "eval_strategy",
+        "eval_every",
+        "do_train",
+        "do_eval",
+        "do_predict",
+        "resume_from_checkpoint",
+    }
+    fields: dict[str, Any] = {
+        f.name: (
+            hints[f.name],
+            f.default if f.default is not dataclasses.MISSING else None,
+        )
+        for f in dataclasses.fields(UnlearnConfig)
+        if f.init and f.name not in ours
+    }
+    return create_model(
+        "TrainConfig",
+        __base__=_TrainSection,
+        __doc__="Any field of `expunge.UnlearnConfig`, hence of `transformers.TrainingArguments`.",
+        **fields,
+    )
+
+
+TrainConfig = _train_section()
+
+
+def unfold_objective(value: Any) -> Any:
+    """A word is short for a section with that name."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def unfold_method(value: Any) -> Any:
+    """`npo+kl` is short for both objectives."""
+    return split_method(value) if isinstance(value, str) else value
+
+
+class AugmentConfig(Section):
+    """How many of a benchmark's (or file's) variants of each forget row a method trains on beside the rows."""
+
+    paraphrases: int = Field(default=0, ge=0, description="other words for the same fact, joined to the forget rows")
+    perturbations: int = Field(default=0, ge=0, description="wrong answers, joined to the retain rows")
+
+
+AUGMENTED = {"uld": {"paraphrases": 4, "perturbations": 1}}
+AUGMENTED["uld_distilled"] = AUGMENTED["uld"]
+"""What methods that are made for variants take of them when the recipe does not say; the others take none."""
+
+
+class Method(Section):
+    """A forget objective with or without a retain objective, its share of variants, and training keys of its own."""
+
+    forget: Annotated[ForgetObjective, BeforeValidator(unfold_objective)]
+    retain: Annotated[RetainObjective, BeforeValidator(unfold_objective)] | None = None
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()  # pyright: ignore[reportInvalidTypeForm]
+    label: str | None = Field(
+        default=None,
+        pattern=r"^\w[\w+.=,-]*$",
+        max_length=50,  # of a name of files; a letter may take four bytes
+        description="how results and folders call it; default forget+retain",
+    )
+
+    @property
+    def name(self) -> str:
+        """The method's name in results: `unilogit+nll`, `ga`, or the label."""
+        if self.label:
+            return self.label
+        if self.retain is None or (isinstance(self.forget, RMU) and self.retain.name == "anchor"):
+            return self.forget.name
+        return f"{self.forget.name}+{self.retain.name}"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_rmu(cls, data: Any) -> Any:
+        """RMU without a retain objective takes its paper's own, at the same layer and reduced alike."""
+        if isinstance(data, Mapping) and data.get("retain") is None:
+            forget = unfold_objective(data.get("forget"))
+            if isinstance(forget, Mapping) and forget.get("name") == "rmu":
+                shared = {key: forget[key] for key in ("layer", "reduction") if key in forget}
+                return {**data, "retain": {"name": "anchor", **shared}}
+        return data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_variants(cls, data: Any) -> Any:
+        """Variants for the methods that are made for them, as far as the recipe does not say how many."""
+        if isinstance(data, Mapping) and isinstance(forget := unfold_objective(data.get("forget")), Mapping):
+            usual, given = AUGMENTED.get(str(forget.get("name"))), data.get("augment", {})
+            if usual and isinstance(given, Mapping):
+                return {**data, "augment": {**usual, **given}}
+        return data
+
+    @model_validator(mode="after")
+    def _alone(self) -> "Method":
+        if self.forget.alone and self.retain is not None:
+            raise ValueError(f"{self.forget.name} brings its own retain term; leave retain out")
+        return self
+
+
+MOST_THREADS = max(64, 8 * (os.cpu_count() or 1))
+"""More only wait for each other, and far more end the process."""
+
+RESERVED = {
+    *("target", "retrained", "records", "pictures", "model", "teacher"),
+    *("recipe.yaml", "results.json", "metrics.jsonl", "manifest.json", "report.html"),
+}
+"""Names in results and in the run directory that are no method's."""
+
+
+class Recipe(Section):
+    """Everything that decides a run. `expunge run recipe.yaml --key value` sets any key by its dotted name."""
+
+    benchmark: (
+        Annotated[
+            Annotated[BenchmarkConfig, Field(discriminator="name")],
+            BeforeValidator(unfold_objective),
+        ]
+        | None
+    ) = None
+    data: DataConfig | None = None
+    model: Annotated[ModelConfig, BeforeValidator(unfold_objective)]
+    finetune: FinetuneConfig = FinetuneConfig()
+    retrained: str | None = Field(default=None, description="folder of a model that never saw the forget rows")
+    augment: str | None = Field(
+        default=None, description="file or folder of paraphrases and wrong answers; see expunge augment"
+    )
+    methods: list[Annotated[Method, BeforeValidator(unfold_method)]] = Field(default_factory=list)
+    train: TrainConfig = TrainConfig()  # pyright: ignore[reportInvalidTypeForm]
+    evaluate: Annotated[EvaluateConfig, BeforeValidator(unfold_evaluate)] = EvaluateConfig()
+    redact: bool = Field(default=False, description="write records and report without texts; numbers stay")
+    threads: int | None = Field(
+        default=None, ge=1, le=MOST_THREADS, description="CPU threads; tiny models are fastest with one"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    out: Path | None = Field(default=None, description="run directory; default runs/<recipe's name>")
+    over: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
+        default_factory=dict,
+        description="dotted keys and the values to run through, in every combination; values that go together are "
+        "mappings of keys, under any name",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _secrets_are_known(cls, data: Any) -> Any:
+        """Before anything is checked, so that no error about a value shows a secret."""
+        secrets.remember(data)
+        return data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _method_is_short_for_one(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and "method" in data:
+            if "methods" in data:
+                raise ValueError("method and methods: the one is short for the other; give one of them")
+            data = dict(data)
+            data["methods"] = [data.pop("method")]
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        if (self.benchmark is None) == (self.data is None):
+            raise ValueError("give either a benchmark or your own data (--forget FILE)")
+        if named := secrets.secret_name(self.over):
+            raise ValueError(f"over: {named} is a secret, and values of over name folders; set it outside of over")
+        names = [m.name for m in self.methods]
+        if taken := RESERVED & set(names):
+            raise ValueError(f"methods: the label {min(taken)} has a meaning of its own; choose another")
+        if twice := {n for n in names if names.count(n) > 1}:
+            raise ValueError(f"methods: {sorted(twice)[0]} stands there twice; give each a label of its own")
+        return self
+
+
+SHORT = {"evaluate": unfold_evaluate, "method": unfold_method, "model": unfold_objective, "benchmark": unfold_objective}
+"""Keys whose value may be one word, and how that word unfolds when an override reaches inside."""

@@ -1,0 +1,1 @@
+"""Training: from a batch and a reference to signals, losses and checkpoints."""

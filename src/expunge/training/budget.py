@@ -1,0 +1,100 @@
+"""How much utility unlearning may cost: training stops when it costs more, and the best checkpoint before that is kept.
+
+Knows the trainer's evaluations and checkpoints; knows nothing of losses or of how a metric comes about. Forget quality
+peaks and then falls, often while utility is lost, so the last epoch is seldom the best.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from expunge.errors import UserError
+from expunge.evals.glossary import FORGET_AXES, METRICS, RETAIN_AXES, number, show
+
+UTILITY = ("model_utility", *(name for name in RETAIN_AXES if name != "model_utility"))
+"""The first of these that is measured on the way is the utility that the budget is about."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """An evaluation on the way."""
+
+    epoch: float
+    step: int
+    metrics: Mapping[str, float]
+
+
+class UtilityBudget(TrainerCallback):
+    """Stops training after the first evaluation that finds less than `share` of the utility `before` unlearning.
+
+    `before` is what evaluations on the way measure, of the target. Only the checkpoint of the evaluation with the best
+    forget metric within the budget is saved; forget quality counts where it is measured, else how little is remembered.
+    Raises `UserError` where nothing that should stay is measured.
+    """
+
+    def __init__(self, share: float, before: Mapping[str, float]) -> None:
+        self.share, self.before = share, before
+        found = next((name for name in UTILITY if number(before.get(name))), None)
+        aim = next((name for name in FORGET_AXES if number(before.get(name)) is not None), None)
+        if found is None or aim is None:
+            side = "stay" if found is None else "go"
+            raise UserError(f"evaluate.utility_budget: evaluations on the way measure nothing that should {side}.")
+        self.utility, self.aim = found, aim
+        self.kept: Look | None = None
+        self.over: Look | None = None
+        self.last: Look | None = None
+
+    def see(self, look: Look) -> bool:
+        """Take note of an evaluation; whether it is the best so far within the budget."""
+        self.last = look
+        if look.metrics[self.utility] < self.share * self.before[self.utility]:
+            self.over = self.over or look
+            return False
+        better = self.kept is None or self._score(look) > self._score(self.kept)
+        self.kept = look if better else self.kept
+        return better
+
+    def outcome(self) -> dict[str, Any] | None:
+        """What `results.json` says: after which epoch training ended, which is kept (None: the last), and why."""
+        if self.last is None:
+            return None
+        name, before = METRICS[self.utility].label, self.before[self.utility]
+        end = self.over or self.last
+        found = f"{name} {show(self.utility, end.metrics[self.utility])} is"
+        limit = f"{self.share:g} of the target's {show(self.utility, before)}"
+        why = f"stopped after epoch {end.epoch:g}, where {found} under {limit}" if self.over else (
+            f"ended after epoch {end.epoch:g}, where {found} still at least {limit}"
+        )  # fmt: skip
+        if self.kept is None:
+            why += "; no earlier epoch was evaluated within the budget, so this one is kept"
+        else:
+            value = show(self.aim, self.kept.metrics[self.aim])
+            why += f"; kept is epoch {self.kept.epoch:g}, with the best {METRICS[self.aim].label} within it ({value})"
+        return {"epoch": end.epoch, "kept": None if self.kept is None else self.kept.epoch, "why": why}
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        for row in state.log_history:  # of a run that goes on
+            if any(key.startswith("eval_") for key in row):
+                self.see(_look(row["epoch"], int(row["step"]), row))
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        control.should_save = False
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        control.should_save = False
+
+    def on_evaluate(
+        self, args: Any, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
+    ) -> None:
+        control.should_save = self.see(_look(state.epoch or 0.0, state.global_step, metrics))
+        control.should_training_stop = control.should_training_stop or self.over is not None
+
+    def _score(self, look: Look) -> float:
+        value = look.metrics[self.aim]
+        return value if self.aim == "forget_quality" else -value
+
+
+def _look(epoch: float, step: int, row: Mapping[str, Any]) -> Look:
+    return Look(epoch, step, {k.removeprefix("eval_"): v for k, v in row.items() if k.startswith("eval_")})

@@ -1,0 +1,206 @@
+"""What must hold before training can begin, what a trainer is given in Python, and the encoded sets it begins with.
+
+Knows objectives' needs, rows, the tokenizer and the model's config; needs no weights, so it can run before any load.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers.trainer_utils import IntervalStrategy
+
+from expunge.data.benchmark import Row
+from expunge.data.checks import check_disjoint, check_not_empty
+from expunge.data.encode import AssistantTurns, Overflow, encode_rows, refused
+from expunge.data.formats import keeping, normalise
+from expunge.data.pairs import Sets
+from expunge.errors import UserError, did_you_mean
+from expunge.objectives import FORGET, NLL, RETAIN, RMU, Anchor, Objective, known_name, split_method
+from expunge.training.arguments import UnlearnConfig
+
+
+def check_terms(
+    objective: Objective | None,
+    retain: Objective | None,
+    *,
+    forget_rows: Sequence[Row],
+    retain_rows: Sequence[Row],
+    refusals: Sequence[str],
+    config: Any,
+) -> None:
+    """Raise `UserError` for objectives that can't do what is asked of them with these rows and this model."""
+    if objective is not None:
+        check_not_empty(forget_rows, "forget")
+    if retain is not None and not len(retain_rows):
+        raise UserError(
+            f"retain objective {type(retain).__name__} has no rows to keep; give a retain set, or a method without a "
+            f"retain objective."
+        )
+    if objective is not None and objective.needs.refusal and not refusals:
+        raise UserError("dpo prefers a refusal to the answer, and there are no refusals; give some, or use npo.")
+    layers = config.get_text_config().num_hidden_layers
+    for term in (objective, retain):
+        if term is not None and term.needs.layer is not None and term.needs.layer >= layers:
+            raise UserError(
+                f"method: layer {term.needs.layer} of {type(term).__name__} is out of range; the model has layers "
+                f"0 to {layers - 1}."
+            )
+    if objective is not None and retain is not None:
+        check_disjoint(forget_rows, retain_rows)
+
+
+def encode_sets(
+    objective: Objective | None,
+    retain: Objective | None,
+    *,
+    forget_rows: Sequence[Row],
+    retain_rows: Sequence[Row],
+    refusals: Sequence[str],
+    tokenizer: Any,
+    config: Any,
+    max_length: int | None,
+    overflow: Overflow,
+    seed: int,
+    overlap: int = 0,
+    assistant_turns: AssistantTurns = "all",
+) -> Sets:
+    """Encode the rows of every role that the objectives use; refusals are drawn for the forget rows by `seed`.
+
+    A row that says what is `preferred` to its answer has that in place of a refusal.
+    Sequences are held to `max_length`, or to the model's context length without it, as `encode_rows` says.
+    Raises `UserError` for what is no row of a known format, too, since rows come from Python as well.
+    """
+    forget = _checked(forget_rows, "forget") if objective is not None else []
+    kept = _checked(retain_rows, "retain") if retain is not None else []
+    limit = max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and not 0 <= overlap < limit:
+        raise UserError(f"train.overlap is {overlap} tokens of parts of at most {limit}; choose 0 to {limit - 1}.")
+    options: dict[str, Any] = {
+        "max_length": limit,
+        "overflow": overflow,
+        "overlap": overlap,
+        "assistant_turns": assistant_turns,
+    }
+    refusal_rows: list[Row] = []
+    if objective is not None and objective.needs.refusal:
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randint(len(refusals), (len(forget),), generator=generator).tolist()
+        said = [row.get("preferred", refusals[int(i)]) for row, i in zip(forget, drawn, strict=True)]
+        refusal_rows = [
+            refused(row, text, assistant_turns=assistant_turns) for row, text in zip(forget, said, strict=True)
+        ]
+    sets = Sets(
+        forget=encode_rows(forget, tokenizer, name="forget", **options),
+        retain=encode_rows(kept, tokenizer, name="retain", **options),
+        refusal=encode_rows(refusal_rows, tokenizer, name="refusals", **options),
+    )
+    _check_tokens(sets, getattr(config.get_text_config(), "vocab_size", None), tokenizer)
+    return sets
+
+
+def _checked(rows: Sequence[Row], name: str) -> list[Row]:
+    """The rows as `read_rows` would give them, with the columns that a benchmark adds."""
+    return [
+        keeping(
+            row, {**normalise(row, f"{name}: row {i}"), **{c: row[c] for c in ("opening", "preferred") if c in row}}
+        )
+        for i, row in enumerate(rows)
+    ]
+
+
+def _check_tokens(sets: Sets, size: int | None, tokenizer: Any) -> None:
+    """Raise `UserError` for a token that the model has no embedding for."""
+    for name in ("forget", "retain", "refusal"):
+        for row, encoded in enumerate(getattr(sets, name)):
+            if size is not None and (most := max(encoded.input_ids)) >= size:
+                token = tokenizer.convert_ids_to_tokens(most)
+                raise UserError(
+                    f"{name}: sequence {row} holds the token {token!r} ({most}), for which a model of {size} tokens "
+                    f"has no embedding; take it out."
+                )
+
+
+KEYWORDS = ("callbacks", "optimizers", "optimizer_cls_and_kwargs")
+"""What `UnlearnTrainer` passes on to `transformers.Trainer`."""
+
+NOT_OURS = {
+    "tokenizer": "it is called processing_class",
+    "train_dataset": "give forget_dataset and retain_dataset",
+    "eval_dataset": "give evaluate, a function of the model that returns numbers by name",
+    "compute_metrics": "give evaluate, a function of the model that returns numbers by name",
+    "preprocess_logits_for_metrics": "give evaluate, a function of the model that returns numbers by name",
+    "compute_loss_func": "write an objective (docs/architecture.md)",
+    "data_collator": "rows are put together here",
+    "model_init": "give the model",
+    "ref_model": "the reference is the starting model; args.reference says where it is kept",
+}
+"""Arguments of other trainers, and what stands in their place."""
+
+
+def check_keywords(given: Mapping[str, Any]) -> None:
+    """Raise `UserError` for an argument that `UnlearnTrainer` does not have."""
+    for name in given:
+        if name in NOT_OURS:
+            raise UserError(f"UnlearnTrainer takes no {name}: {NOT_OURS[name]}.")
+        if name not in KEYWORDS:
+            known = ("objective", "retain", "forget_dataset", "retain_dataset", "refusals", "processing_class",
+                     "peft_config", "teacher", "evaluate", *KEYWORDS)  # fmt: skip
+            raise UserError(f"UnlearnTrainer takes no {name}.{did_you_mean(name, known)}")
+
+
+def arguments_for(model: Any, args: Any, *, evaluates: bool) -> UnlearnConfig:
+    """The training arguments: those given, or the defaults in a folder named after the model."""
+    if args is None:
+        name = model if isinstance(model, str | Path) else getattr(getattr(model, "config", None), "_name_or_path", "")
+        args = UnlearnConfig(output_dir=f"{Path(name).name or 'model'}-unlearned")
+    if not isinstance(args, UnlearnConfig):
+        raise UserError(f"args is a {type(args).__name__}; give an UnlearnConfig, which takes the same fields.")
+    if args.eval_strategy != "no" and not evaluates:
+        when = IntervalStrategy(args.eval_strategy).value
+        raise UserError(
+            f"eval_strategy is {when!r}, and there is nothing to evaluate with; give UnlearnTrainer(evaluate=…) a "
+            f"function of the model, or leave eval_strategy out."
+        )
+    return args
+
+
+def objectives_of(objective: Any, retain: Any) -> tuple[Objective | None, Objective | None]:
+    """The forget and the retain objective, each given as itself or by its name in recipes."""
+    if isinstance(objective, str):
+        parts = split_method(objective)
+        if "retain" in parts and retain is not None:
+            raise UserError(f"objective {objective!r} names a retain objective, and retain is given too; give one.")
+        kind = FORGET[parts["forget"]["name"]]
+        if kind.alone or kind.model_fields["name"].default.startswith("offset"):
+            raise UserError(
+                f"objective {objective!r} trains an assistant beside the model, which a recipe does: expunge run "
+                f"--method {objective}."
+            )
+        objective, retain = kind(), parts.get("retain", {}).get("name", retain)
+        if isinstance(objective, RMU) and retain is None:
+            retain = Anchor(layer=objective.layer)
+    if isinstance(retain, str):
+        retain = RETAIN[known_name(retain, RETAIN, "retain objective")]()
+    for name, value in (("objective", objective), ("retain", retain)):
+        if value is not None and not isinstance(value, Objective):
+            made = " (call it: an objective is an instance)" if isinstance(value, type) else ""
+            raise UserError(f"{name} must be an objective, such as objectives.NPO(), or a name, got {value!r}{made}.")
+    return objective, NLL() if objective is None and retain is None else retain
+
+
+def rows_of(dataset: Any, name: str) -> Sequence[Row]:
+    """The rows of a data set, which must have a length and hold mappings."""
+    if dataset is None:
+        return ()
+    if isinstance(dataset, str | Path):
+        raise UserError(f"{name} is the name {str(dataset)!r}; give its rows: expunge.data.formats.read_rows(name).")
+    if isinstance(dataset, Mapping):
+        splits = ", ".join(map(str, dataset))
+        raise UserError(f"{name} is a mapping with the splits {splits}; give one of them: {name}=dataset['train'].")
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise UserError(f"{name} is a {type(dataset).__name__} without a length; give a list of rows, or a Dataset.")
+    for row in dataset:
+        if not isinstance(row, Mapping):
+            raise UserError(f"{name}: a row is {row!r:.60}; rows are mappings, such as {{'question': …, 'answer': …}}.")
+    return cast(Sequence[Row], dataset)

@@ -1,0 +1,1 @@
+from expunge.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM  # noqa: F401
