@@ -12,7 +12,7 @@ from multiprocessing import forkserver, get_context
 from typing import Any, TypeVar
 
 from expunge.bench.turns import environment
-from expunge.cli.terminal import quiet_libraries
+from expunge.system.logs import quiet_libraries
 
 R = TypeVar("R")
 

@@ -1,19 +1,13 @@
-"""What a terminal of eighty columns shows: results, plans and lists as tables; of other libraries, warnings alone.
+"""What a terminal of eighty columns shows: results, plans and lists as tables.
 
 Knows rows and widths; knows nothing of where they come from.
 """
 
 import json
-import logging
-import os
-import sys
 import unicodedata
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from expunge.secrets import MaskedFormatter
 
 if TYPE_CHECKING:
     from expunge.recipe.config import Recipe
@@ -149,22 +143,3 @@ def console() -> Any:
     from rich.console import Console
 
     return Console()
-
-
-def leave_out_notices() -> None:
-    """Leave out what libraries tell those who program with them; what may make a result wrong is shown."""
-    for notice in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
-        warnings.filterwarnings("ignore", category=notice)
-
-
-def quiet_libraries() -> None:
-    """Our own log lines in short form; other libraries only from warnings on."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    for handler in logging.getLogger().handlers:
-        if type(handler.formatter) is logging.Formatter:
-            handler.setFormatter(MaskedFormatter(handler.formatter._fmt))
-    logging.getLogger("expunge").setLevel(logging.INFO)
-    for chatty in ("torchao", "bitsandbytes", "torch.utils._pytree"):  # what of them was not built for this machine
-        logging.getLogger(chatty).setLevel(logging.ERROR)
-    leave_out_notices()
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -18,7 +18,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from expunge.data.encode import Encoded
-from expunge.modeling.forward import IGNORE
+
+IGNORE = -100
+"""The label of a token that is not supervised, as in PyTorch and transformers."""
 
 
 class Role(IntEnum):

@@ -16,12 +16,12 @@ from pathlib import Path
 import optuna
 from filelock import FileLock
 
-from expunge.cli.terminal import quiet_libraries
 from expunge.recipe.parsing import parse_recipe
 from expunge.secrets import remember
 from expunge.sweep.definition import Sweep
 from expunge.sweep.study import connect, open_study, place, work
 from expunge.sweep.trial import run_trial
+from expunge.system.logs import quiet_libraries
 
 
 def main() -> None:
