@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -50,6 +51,41 @@ def folder(tmp_path: Path) -> Path:
 def test_a_sealed_folder_is_whole(folder: Path) -> None:
     assert manifest.damage(folder) is None and manifest.is_sealed(folder) and not manifest.is_begun(folder)
     assert set(manifest.read(folder) or {}) == {"a.bin", "deep/er/b.bin", "deep/empty"}
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_stop_inside_begin_or_discard_leaves_a_folder_that_was_begun(
+    folder: Path, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before each change of a file in turn: the folder is whole, begun or gone, never something else."""
+    if not again:
+        shutil.rmtree(folder)
+
+    def change(stop: int) -> None:
+        left = iter(range(stop))
+
+        def stopping(call: Callable[..., None]) -> Callable[..., None]:
+            def wrapped(*args: object, **kwargs: object) -> None:
+                if next(left, None) is None:
+                    raise KeyboardInterrupt
+                return call(*args, **kwargs)
+
+            return wrapped
+
+        with monkeypatch.context() as patch:
+            for name in ("mkdir", "unlink", "rmdir", "open"):
+                patch.setattr(os, name, stopping(getattr(os, name)))
+            manifest.begin(folder)
+            manifest.discard(folder)
+
+    for stop in range(200):
+        try:
+            change(stop)
+        except KeyboardInterrupt:
+            assert not folder.exists() or manifest.is_begun(folder) or manifest.damage(folder) is None, stop
+        else:
+            break
+    assert stop > 3 and not folder.exists()
 
 
 @pytest.mark.parametrize("name", ["a.bin", "deep/er/b.bin"])

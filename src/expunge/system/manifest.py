@@ -25,8 +25,8 @@ def begin(folder: Path) -> None:
     """Make a folder that is to be sealed, and mark it as not whole yet."""
     with private(), writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        partial_of(folder / NAME).touch()  # first, so that no kill leaves files with neither mark nor manifest
         (folder / NAME).unlink(missing_ok=True)
-        partial_of(folder / NAME).touch()
 
 
 def seal(folder: Path) -> None:
@@ -45,8 +45,16 @@ def is_sealed(folder: Path) -> bool:
 
 
 def is_begun(folder: Path) -> bool:
-    """Whether the folder's writing was begun and not ended."""
-    return not is_sealed(folder) and partial_of(folder / NAME).exists()
+    """Whether the folder's writing was begun and not ended. A kill inside `begin` leaves an empty folder."""
+    return not is_sealed(folder) and (partial_of(folder / NAME).exists() or not any(folder.iterdir()))
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder whose writing was begun. A kill at any moment leaves a folder that `is_begun`, or none."""
+    for path in folder.iterdir():
+        if path.name != NAME + PARTIAL:
+            remove(path)
+    remove(folder)
 
 
 def damage(folder: Path, *, extra: bool = True) -> str | None:

@@ -15,7 +15,7 @@ from transformers.trainer_callback import ExportableState
 
 from expunge.errors import UserError
 from expunge.system import manifest, ranks
-from expunge.system.disk import private, remove, write_whole, writing
+from expunge.system.disk import private, write_whole, writing
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ def _last_checkpoint(directory: Path) -> tuple[Path | None, str | None]:
     for path in checkpoints(directory):
         if manifest.is_begun(path):
             log.info("%s was not written to its end, so training goes on from before it", path)
-            remove(path)
+            manifest.discard(path)
         else:
             return path, checkpoint_damage(path)
     return None, None
