@@ -329,7 +329,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no whole number": ({"gradient_accumulation_steps": 1.5}, "must be a whole number"),
     "no steps": ({"max_steps": 0}, "max_steps must be at least 1, or -1"),
     "a word for a bool": ({"bf16": "maybe"}, "bf16 must be true or false"),
-    "optimizer": ({"optim": "adamw_trch"}, "adamw_trch is not a valid OptimizerNames"),
+    "optimizer": ({"optim": "adamw_trch"}, "optim: 'adamw_trch' is not known. Did you mean 'adamw_torch'?"),
     "an optimizer that takes the model apart": ({"optim": "galore_adamw"}, "optim can't be 'galore_adamw'"),
     "an optimizer without such a number": (
         {"optim": "sgd", "adam_beta1": 0.5},
@@ -337,7 +337,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "arguments of no optimizer": ({"optim_args": "momentum=0.9"}, "optim_args does nothing with optim adamw_torch"),
     "broken arguments": ({"optim": "sgd", "optim_args": "momentum"}, "optim sgd with optim_args 'momentum'"),
-    "schedule": ({"lr_scheduler_type": "cosin"}, "cosin is not a valid SchedulerType"),
+    "schedule": ({"lr_scheduler_type": "cosin"}, "lr_scheduler_type: 'cosin' is not known. Did you mean 'cosine'?"),
     "a schedule that follows a loss": (
         {"lr_scheduler_type": "greedy", "eval_strategy": "epoch"},
         "lr_scheduler_type can't be",

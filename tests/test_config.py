@@ -357,7 +357,7 @@ def test_a_value_out_of_bounds_names_its_limit(keys: list[tuple[str, str]], says
         ([("model", "{scratch: {layers: 1000000000000}}")], "GiB to train and this machine has"),
         ([("train.max_steps", "0")], "train.max_steps must be at least 1, or -1"),
         ([("train.warmup_steps", "3")], "train.warmup_steps does nothing without another lr_scheduler_type"),
-        ([("method", "{forget: npo, train: {optim: sgdd}}")], "train: arguments: sgdd is not a valid OptimizerNames"),
+        ([("method", "{forget: npo, train: {optim: sgdd}}")], "train.optim: 'sgdd' is not known. Did you mean 'sgd'?"),
         ([("train.report_to", "wandbb")], "train.report_to: wandbb is not supported"),
         ([("train.eval_steps", "3")], "train.eval_steps does nothing without eval_strategy: steps"),
         (

@@ -16,6 +16,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.debug_utils import DebugOption
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames, trainer_log_levels
 
 from expunge.data.encode import AssistantTurns, Overflow
@@ -55,12 +56,17 @@ CHOICES: dict[str, typing.Collection[str]] = {
     "reference": typing.get_args(ReferenceKind),
     "overflow": typing.get_args(Overflow),
     "assistant_turns": typing.get_args(AssistantTurns),
+    "optim": tuple(kind.value for kind in OptimizerNames),
+    "lr_scheduler_type": tuple(kind.value for kind in SchedulerType),
+    "eval_strategy": tuple(kind.value for kind in IntervalStrategy),
+    "save_strategy": tuple(kind.value for kind in SaveStrategy),
+    "logging_strategy": tuple(kind.value for kind in IntervalStrategy),
     "log_level": tuple(trainer_log_levels),
     "log_level_replica": tuple(trainer_log_levels),
     "include_num_input_tokens_seen": ("all", "non_padding", "no"),
     "ddp_backend": ("nccl", "gloo", "mpi", "xccl", "hccl", "cncl", "mccl", "ucc"),
 }
-"""Names that `TrainingArguments` takes without a look."""
+"""Names that `TrainingArguments` takes without a look, or refuses without naming the field."""
 
 _NO_LOGITS = "evaluations are made by `evaluate`, which has no batches of labels"
 _UPLOAD = "nothing is uploaded while training; upload the finished model with `hf upload`"
@@ -268,8 +274,8 @@ def _check_value(name: str, value: Any) -> None:
     kinds = KINDS[name]
     known = CHOICES.get(name)
     if known and value is not None and value not in known and not (bool in kinds and isinstance(value, bool)):
-        hint = did_you_mean(str(value), known)
-        raise UserError(f"{name}: {_shown(value)} is not known.{hint} Known: {', '.join(known)}.")
+        hint = did_you_mean(str(value), known) or f" Known: {', '.join(known)}."
+        raise UserError(f"{name}: {_shown(value)} is not known.{hint}")
     if value is None or str in kinds or not kinds & {int, float, bool} or kinds & {dict, list}:
         return
     if bool in kinds:
