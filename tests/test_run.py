@@ -15,7 +15,7 @@ from expunge.evals.aggregate import aggregate
 from expunge.evals.tofu import Evaluation
 from expunge.modeling.loading import save
 from expunge.objectives import GA
-from expunge.pipeline import methods
+from expunge.pipeline import measure, methods
 from expunge.pipeline import run as main_path
 from expunge.pipeline.inputs import load_benchmark, tell_about_variants
 from expunge.pipeline.run import run
@@ -238,8 +238,9 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, str]], str]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_nothing_is_written_and_nothing_is_computed(workplace: Path, monkeypatch: Monkeypatch, case: str) -> None:
-    monkeypatch.setattr(main_path, "evaluate", None)
-    monkeypatch.setattr(main_path.models, "load", None)
+    for module in (main_path, measure):
+        monkeypatch.setattr(module, "evaluate", None)
+    monkeypatch.setattr(main_path.loading, "load", None)
     write("forget_long.jsonl", {"question": "q", "answer": "word " * 80})
     write("chat.jsonl", {"messages": [{"role": "assistant", "content": "Ann."}]})
     keys, says = REFUSED[case]

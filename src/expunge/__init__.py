@@ -8,11 +8,21 @@ from typing import TYPE_CHECKING
 
 from expunge.errors import UserError
 
-__all__ = ["UnlearnConfig", "UnlearnTrainer", "UserError", "__version__", "load", "objectives"]
+__all__ = [
+    "UnlearnConfig",
+    "UnlearnTrainer",
+    "UserError",
+    "__version__",
+    "evaluate",
+    "load",
+    "objectives",
+    "run",
+]
 
 if TYPE_CHECKING:
     from expunge import objectives
     from expunge.modeling.loading import load
+    from expunge.pipeline.api import evaluate, run
     from expunge.training.arguments import UnlearnConfig
     from expunge.training.trainer import UnlearnTrainer
 
@@ -27,6 +37,8 @@ else:  # hidden from type checkers, for whom a module `__getattr__` would make e
                 value = import_module("expunge.training.arguments").UnlearnConfig
             case "UnlearnTrainer":
                 value = import_module("expunge.training.trainer").UnlearnTrainer
+            case "evaluate" | "run":
+                value = getattr(import_module("expunge.pipeline.api"), name)
             case "load":
                 value = import_module("expunge.modeling.loading").load
             case "objectives":

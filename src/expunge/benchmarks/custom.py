@@ -26,25 +26,28 @@ _SPACE = re.compile(r"\s")
 
 
 def load(*, forget: str, retain: str | None, seed: int) -> Benchmark:
-    """Read both sources; hold a tenth of retain out for evaluation when there are at least ten rows.
+    """`of_rows` of what both sources hold, which `read_rows` reads."""
+    return of_rows(read_rows(forget), read_rows(retain) if retain else [], split=forget, seed=seed)
+
+
+def of_rows(forget: list[Row], retain: list[Row], *, split: str, seed: int) -> Benchmark:
+    """Hold a tenth of `retain` out for evaluation when there are at least ten rows.
 
     The questions of `forget` are the forget rows, those of `retain` are retain rows that training sees, and those of
     `held_out` are retain rows that it does not; membership inference tells `forget` from `held_out`.
-    Raises `UserError` for rows that stand in both sources.
+    Raises `UserError` for rows that stand on both sides.
     """
-    forget_rows = read_rows(forget)
-    retain_rows = read_rows(retain) if retain else []
-    check_disjoint(forget_rows, retain_rows)
-    order = list(range(len(retain_rows)))
+    check_disjoint(forget, retain)
+    order = list(range(len(retain)))
     random.Random(seed).shuffle(order)
-    held_out = [retain_rows[i] for i in sorted(order[: int(len(order) * HELD_OUT)])]
-    kept = [retain_rows[i] for i in sorted(order[int(len(order) * HELD_OUT) :])]
-    sets = {"forget": forget_rows, "retain": kept, "held_out": held_out}
-    probes: list[Probe] = [Membership("membership", forget_rows, held_out)] if held_out else []
+    held_out = [retain[i] for i in sorted(order[: int(len(order) * HELD_OUT)])]
+    kept = [retain[i] for i in sorted(order[int(len(order) * HELD_OUT) :])]
+    sets = {"forget": forget, "retain": kept, "held_out": held_out}
+    probes: list[Probe] = [Membership("membership", forget, held_out)] if held_out else []
     return Benchmark(
         name="custom",
-        split=forget,
-        forget=forget_rows,
+        split=split,
+        forget=forget,
         retain=kept,
         questions={name: _questions(rows, seed) for name, rows in sets.items() if rows},
         choice_sets=frozenset(),

@@ -30,10 +30,10 @@ def demo(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
 
 
 def run(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
-    from expunge.recipe.parsing import load_recipe
+    from expunge.recipe.parsing import load_recipe, run_name
 
     path = Path(args.recipe) if args.recipe else None
-    out = args.out or f"runs/{_run_name(path)}"
+    out = args.out or f"runs/{run_name(path)}"
     recipe = _repeated(load_recipe(path, [*overrides, ("out", out), *_redacted(args)]), args.seeds)
     if args.dry_run:
         print_plan(recipe, as_json=args.json)
@@ -59,7 +59,7 @@ def _repeated(recipe: "Recipe", seeds: int | None) -> "Recipe":
 
 
 def sweep(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
-    from expunge.recipe.parsing import load_recipe, read_mapping
+    from expunge.recipe.parsing import load_recipe, read_mapping, run_name
 
     try:
         from expunge.sweep import Space, sweep
@@ -72,7 +72,7 @@ def sweep(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     if len(objectives) != 2:
         raise UserError(f"--objectives: {args.objectives} is not two metrics; write two names with a comma.")
     path = Path(args.recipe) if args.recipe else None
-    out = args.out or Path("runs") / f"{_run_name(path)}-sweep"
+    out = args.out or Path("runs") / f"{run_name(path)}-sweep"
     recipe = _repeated(load_recipe(path, overrides), args.seeds)
     with Watch(objectives, quiet=args.json) as watch:
         rows = sweep(
@@ -401,11 +401,3 @@ def _carry_out(recipe: "Recipe", *, as_json: bool = False, **options: Any) -> No
     from expunge.pipeline.run import run_all
 
     print_results(run_all(recipe, **options), str(recipe.out), as_json=as_json)
-
-
-def _run_name(path: Path | None) -> str:
-    """`recipes/tofu/scratch/forget10.yaml` → `tofu-scratch-forget10`; without a recipe, `run`."""
-    if path is None:
-        return "run"
-    parts = path.with_suffix("").parts
-    return "-".join(parts[parts.index("recipes") + 1 :] if "recipes" in parts else parts[-1:])

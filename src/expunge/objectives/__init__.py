@@ -44,6 +44,7 @@ __all__ = [
     "describe",
     "known_name",
     "split_method",
+    "written",
 ]
 
 ForgetObjective = Annotated[
@@ -97,6 +98,11 @@ def known_name(name: str, registry: dict[str, type[Objective]], what: str) -> st
     if known not in registry:
         raise UserError(f"{name!r} is not a {what}.{did_you_mean(name, registry)} Known: {', '.join(registry)}")
     return known
+
+
+def written(objective: Objective) -> dict[str, Any]:
+    """The objective as a recipe has it: its name and the options that were given."""
+    return {"name": type(objective).model_fields["name"].default, **objective.model_dump(exclude_unset=True)}
 
 
 def describe(cls: type[Objective], kind: str) -> dict[str, Any]:

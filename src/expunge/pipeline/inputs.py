@@ -5,6 +5,7 @@ Loads no weights and writes nothing. Raises `UserError` for everything that woul
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -94,13 +95,18 @@ def load_benchmark(recipe: Recipe) -> Benchmark:
         case _:
             assert recipe.data is not None
             benchmark = custom.load(forget=recipe.data.forget, retain=recipe.data.retain, seed=recipe.seed)
+    return with_additions(recipe, benchmark, variants)
+
+
+def with_additions(recipe: Recipe, benchmark: Benchmark, variants: Sequence[Variant] = ()) -> Benchmark:
+    """The benchmark with its own variants, or those of the recipe's `augment`, and the probes of its `evaluate`."""
     if recipe.augment is not None:
         variants = read_variants(recipe.augment, benchmark.forget)
     if recipe.data is not None and variants:
         benchmark, variants = custom.ask_with(variants, benchmark, seed=recipe.seed)
     if recipe.evaluate.mmlu is not None:
         benchmark = replace(benchmark, probes=[*benchmark.probes, mmlu.load(recipe.evaluate.mmlu)])
-    return replace(benchmark, variants=variants)
+    return replace(benchmark, variants=list(variants))
 
 
 def with_default_method(recipe: Recipe, benchmark: Benchmark) -> Recipe:

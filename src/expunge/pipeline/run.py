@@ -18,8 +18,6 @@ from expunge.evals.aggregate import aggregate
 from expunge.evals.degeneration import Usual
 from expunge.evals.divergence import SoftLabels
 from expunge.evals.evaluation import evaluate, usual_answers
-from expunge.evals.metrics import forget_quality
-from expunge.evals.probes import of_retrained
 from expunge.evals.retrained import Distance, Retrained
 from expunge.evals.tofu import Evaluation
 from expunge.modeling import loading
@@ -31,6 +29,7 @@ from expunge.pipeline.inputs import (
     training_arguments,
     with_default_method,
 )
+from expunge.pipeline.measure import load, measure, measure_retrained, measure_target
 from expunge.pipeline.methods import Start, prepare, refusals
 from expunge.pipeline.parallel import side_by_side
 from expunge.pipeline.rundir import (
@@ -179,16 +178,10 @@ def evaluate_retrained(
 ) -> Retrained:
     """What is kept of the retrained model, which every other is measured against; its row, if it is not there yet."""
     model, tokenizer = _load(path, recipe)
-    asked = benchmark.questions.get("forget", [])
     if results.has("retrained"):
-        return Retrained(model, tokenizer, asked, results.records("retrained"))
+        return Retrained(model, tokenizer, benchmark.questions.get("forget", []), results.records("retrained"))
     log.info("evaluating the retrained model")
-    evaluation = _evaluate(recipe, benchmark, model, tokenizer, usual=usual)
-    gold = Retrained(model, tokenizer, asked, evaluation.records)
-    evaluation.metrics.update(gold.distance(model, tokenizer) | of_retrained(benchmark.probes, evaluation.records))
-    if "forget_truth_ratio" in evaluation.metrics:
-        ratios = [ratio for r in evaluation.records["forget"] if (ratio := r["truth_ratio"]) is not None]
-        evaluation.metrics["forget_quality"] = forget_quality(ratios, ratios)
+    gold, evaluation = measure_retrained(model, tokenizer, benchmark, recipe.evaluate, usual=usual)
     results.add({"method": "retrained", "removal": "weights", "metrics": evaluation.metrics}, evaluation)
     return gold
 
@@ -207,11 +200,7 @@ def evaluate_target(
     if results.has("target"):
         return start
     log.info("evaluating the target model")
-    evaluation = _evaluate(recipe, benchmark, model, tokenizer, gold, usual=usual)
-    if "kl_unlearned" in evaluation.metrics:
-        evaluation.metrics["kl_start"] = evaluation.metrics["kl_unlearned"]
-    elif gold is not None and benchmark.questions.get("forget"):
-        log.warning("the retrained model sees other tokens in the forget answers, so no distance to it is measured")
+    evaluation = measure_target(model, tokenizer, benchmark, recipe.evaluate, gold=gold, usual=usual)
     results.add({"method": "target", "removal": "weights", "metrics": evaluation.metrics}, evaluation)
     return start
 
@@ -304,7 +293,7 @@ def unlearn(
             if budget.kept is not None:
                 trainer.restore(budget.kept.step)
     unlearned = loading.as_saved(training.unlearned(), training.dtype)
-    evaluation = _evaluate(recipe, benchmark, unlearned, tokenizer, gold, distance, usual)
+    evaluation = measure(unlearned, tokenizer, benchmark, recipe.evaluate, gold=gold, distance=distance, usual=usual)
     if ranks.first():
         loading.save(unlearned, tokenizer, directory / "model")
     history = trainer.state.log_history
@@ -334,10 +323,7 @@ def _report(directories: list[Path], path: Path, *, redact: bool) -> None:
 
 
 def _load(path: Path | str, recipe: Recipe) -> tuple[Any, Any]:
-    model, tokenizer = loading.load(path)
-    if torch.accelerator.is_available() and not recipe.train.use_cpu:
-        model.to(torch.accelerator.current_accelerator())
-    return model, tokenizer
+    return load(path, use_cpu=bool(recipe.train.use_cpu))
 
 
 def _on_the_way(
@@ -362,31 +348,3 @@ def _on_the_way(
         max_new_tokens=options.max_new_tokens,
         usual=usual,
     ).metrics
-
-
-def _evaluate(
-    recipe: Recipe,
-    benchmark: Benchmark,
-    model: Any,
-    tokenizer: Any,
-    gold: Retrained | None = None,
-    distance: Distance | None = None,
-    usual: Usual | None = None,
-) -> Evaluation:
-    """Everything that the recipe asks of a model in the end, against the retrained one where there is one."""
-    options = recipe.evaluate
-    evaluation = evaluate(
-        model,
-        tokenizer,
-        benchmark,
-        retrained_records=gold.records if gold is not None else None,
-        distance=distance or (Distance(gold) if gold is not None else None),
-        limit=options.limit,
-        max_new_tokens=options.max_new_tokens,
-        usual=usual,
-    )
-    if options.harness is not None:
-        from expunge.evals import harness
-
-        evaluation.metrics.update(harness.run(model, tokenizer, **options.harness.model_dump(), log_samples=False)[0])
-    return evaluation

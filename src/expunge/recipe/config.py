@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from expunge import secrets
 from expunge.modeling.loading import Dtype, LoraConfig, ScratchConfig
-from expunge.objectives import ForgetObjective, RetainObjective, split_method
+from expunge.objectives import ForgetObjective, Objective, RetainObjective, split_method, written
 from expunge.objectives.representation import RMU
 from expunge.training.arguments import UnlearnConfig, check_values
 from expunge.training.targets import FinetuneConfig
@@ -206,12 +206,16 @@ TrainConfig = _train_section()
 
 
 def unfold_objective(value: Any) -> Any:
-    """A word is short for a section with that name."""
+    """A word is short for a section with that name; an objective made in Python is written out as one."""
+    if isinstance(value, Objective):
+        return written(value)
     return {"name": value} if isinstance(value, str) else value
 
 
 def unfold_method(value: Any) -> Any:
-    """`npo+kl` is short for both objectives."""
+    """`npo+kl` is short for both objectives, an objective alone for a method without a retain term."""
+    if isinstance(value, Objective):
+        return {"forget": value}
     return split_method(value) if isinstance(value, str) else value
 
 

@@ -62,8 +62,37 @@ def load_recipe(path: Path | None, overrides: Iterable[tuple[str, str]] = ()) ->
     return parse_recipe(tree, where=str(path) if path else COMMAND_LINE, overrides=[key for key, _ in pairs])
 
 
-def parse_recipe(tree: Mapping[str, Any], *, where: str, overrides: Iterable[str] = ()) -> Recipe:
-    """Validate a tree of plain values that stands in `where`, but for the keys in `overrides`.
+def recipe_of(source: str | Path | Mapping[str, Any] | Recipe, keys: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe in a YAML file, in a mapping or as it is, with other values of some dotted `keys`.
+
+    Without `out` a file's run is written to `runs/NAME`. Raises `UserError` as `load_recipe` does.
+    """
+    if isinstance(source, Recipe):
+        return with_keys(source, keys, where="keys") if keys else source
+    if isinstance(source, Mapping):
+        tree, where = dict(source), "recipe"
+    elif isinstance(source, str | Path):
+        tree, where = {"out": f"runs/{run_name(Path(source))}", **_read_yaml(Path(source))}, str(source)
+    else:
+        raise UserError(f"recipe must be a file, a mapping or a Recipe, got {type(source).__name__}.")
+    pairs = [(ALIASES.get(key, key), value) for key, value in (keys or {}).items()]
+    for key, value in sorted(pairs, key=lambda pair: pair[0].count(".")):
+        _set(tree, key, copy.deepcopy(value))
+    return parse_recipe(tree, where=where, overrides=[key for key, _ in pairs], overridden="keys")
+
+
+def run_name(path: Path | None) -> str:
+    """`recipes/tofu/scratch/forget10.yaml` → `tofu-scratch-forget10`; without a recipe, `run`."""
+    if path is None:
+        return "run"
+    parts = path.with_suffix("").parts
+    return "-".join(parts[parts.index("recipes") + 1 :] if "recipes" in parts else parts[-1:])
+
+
+def parse_recipe(
+    tree: Mapping[str, Any], *, where: str, overrides: Iterable[str] = (), overridden: str = COMMAND_LINE
+) -> Recipe:
+    """Validate a tree of plain values that stands in `where`, but for the keys in `overrides`, from `overridden`.
 
     Secrets that a run masked in its `recipe.yaml` are left out: whoever repeats it gives them again.
     Raises `UserError` for the first mistake, with its place and the nearest right name.
@@ -73,7 +102,7 @@ def parse_recipe(tree: Mapping[str, Any], *, where: str, overrides: Iterable[str
     except ValidationError as error:
         path, sentence = _sentence(error, single="methods" not in tree)
         if any(f"{path}.".startswith(f"{key}.") or f"{key}.".startswith(f"{path}.") for key in overrides):
-            where = COMMAND_LINE
+            where = overridden
         raise UserError(f"{where}: {sentence}") from error
 
 
