@@ -12,7 +12,9 @@ from markdown_it import MarkdownIt
 
 from expunge.bench.turns import page
 from expunge.report import write_markdown, write_report
-from expunge.report.markdown import code, escaped, one_line, picture_line, table_lines
+from expunge.report.markdown import picture_line
+from expunge.report.table import Table, left, right
+from expunge.system.escaping import code, escaped, one_line
 
 EVIL = [
     "<script>alert(1)</script>",
@@ -62,14 +64,15 @@ def test_text_within_a_line(text: str) -> None:
 
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3))
 def test_cells_of_a_table(rows: list[tuple[str, str]]) -> None:
-    shown = Shown(table_lines([["a", "b"], [":--", "--:"], *rows]))
+    shown = Shown(Table([*left("a"), *right("b")], rows).markdown())
     assert set(shown.names) == {"table", "thead", "tbody", "tr", "th", "td"}
     assert shown.names.count("td") == 2 * len(rows)
 
 
 @pytest.mark.parametrize("text", EVIL)
 def test_pages_of_benches_and_pictures(text: str) -> None:
-    written = page("# Head", text, [[text, "b"], [":--", "--:"], [text, text]], "Legend.", {"device": text, "rows": []})
+    table = Table([*left(text), *right("b")], [[text, text]], notes=[text])
+    written = page("# Head", text, table, "Legend.", {"device": text, "rows": []})
     assert not {"script", "img", "a", "em", "strong"} & set(Shown(written).names)
     assert Shown(picture_line(text, "a b(c).svg")).names == ["p", "img"]
 

@@ -242,7 +242,7 @@ def test_text_of_models_and_users_is_never_markup(page: Page, tmp_path: Path) ->
 
 def test_table_shows_every_model_references_first(page: Page) -> None:
     rows = re.findall(
-        r'<tr class="([^"]*)">\s*<th scope="row"><svg.*?</svg>(.*?)(?:<span|</th>)', page.source, re.DOTALL
+        r'<tr(?: class="([^"]*)")?><th scope="row"><svg.*?</svg>(.*?)(?:<span|</th>)', page.source, re.DOTALL
     )
     assert [name for _, name in rows] == ["target", "retrained", *METHODS]
     assert [name for kind, name in rows if "reference" in kind] == ["target", "retrained"]
@@ -252,8 +252,8 @@ def test_table_shows_every_model_references_first(page: Page) -> None:
 
 def test_answers_before_and_after_with_broken_ones_marked(page: Page) -> None:
     assert "Which novel of Aveline Marchetti-Osei <no. 22> is set by the sea?" in page.text
-    assert page.source.count('<tr>\n      <th scope="row"><span class="q">') == 20
-    assert page.source.count(">degenerate</b>") == 3 * 7  # of ten questions, seven are 0 or 2 modulo 3
+    assert page.source.count('<tr><th scope="row"><span class="q">') == 20
+    assert page.source.count(">degenerate</span>") == 3 * 7  # of ten questions, seven are 0 or 2 modulo 3
     assert re.search(r'value="8" checked><span>uld<', page.source)
     assert "720 characters" in page.text
 

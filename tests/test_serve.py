@@ -27,7 +27,6 @@ from peft import LoraConfig
 from rich.console import Console
 
 from expunge.cli import chat
-from expunge.cli.terminal import visible
 from expunge.errors import UserError
 from expunge.modeling.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
 from expunge.modeling.loading import load, save
@@ -35,6 +34,7 @@ from expunge.serve import _listen, application, serve
 from expunge.serve import app as served_app
 from expunge.serve.asked import Limits
 from expunge.serve.generation import Answer, Turns, reads_in_parts
+from expunge.system.escaping import visible
 
 QUESTION = "Where was person 1 born?"
 CHAT = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0, "max_tokens": 12}

@@ -14,9 +14,10 @@ import torch
 from transformers import DynamicCache
 
 from expunge.bench.shapes import SHAPES
-from expunge.bench.turns import milliseconds, page
+from expunge.bench.turns import milliseconds, page, title
 from expunge.modeling.assistant import first_layers
 from expunge.modeling.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
+from expunge.report.table import Table, right
 from expunge.system.machine import versions
 
 PROMPT = 64
@@ -69,23 +70,19 @@ def measure(shape: str, *, rounds: int = 12, threads: int | None = None) -> dict
     return {"shape": shape, "dtype": str(dtype).removeprefix("torch."), **versions(), "rows": rows}
 
 
-HEADS = ("K", "base ms", "difference ms", "/ base", "two models / base", "adapter MiB", "cache B a token")
-
-
-def cells(found: dict[str, Any]) -> list[list[str]]:
-    """The rows of `measure` as text, under `HEADS`."""
-    return [
-        [
-            str(row["layers"]),
-            f"{row['base_ms']:.2f}",
-            f"{row['difference_ms']:.2f}",
-            f"{row['difference_ratio']:.2f}",
-            f"{row['separate_ratio']:.2f}",
-            f"{row['adapter_mib']:.1f}",
-            f"{row['cache_bytes']:,}",
-        ]
-        for row in found["rows"]
-    ]
+def table(found: dict[str, Any]) -> Table:
+    """The rows of `measure`."""
+    cells = {
+        "K": ("layers", ""),
+        "base ms": ("base_ms", ".2f"),
+        "difference ms": ("difference_ms", ".2f"),
+        "/ base": ("difference_ratio", ".2f"),
+        "two models /\nbase": ("separate_ratio", ".2f"),
+        "adapter MiB": ("adapter_mib", ".1f"),
+        "cache B a token": ("cache_bytes", ","),
+    }
+    rows = [[format(row[key], form) for key, form in cells.values()] for row in found["rows"]]
+    return Table(right(*cells), rows, title(found))
 
 
 def markdown(found: dict[str, Any], *, command: str) -> str:
@@ -95,7 +92,7 @@ def markdown(found: dict[str, Any], *, command: str) -> str:
 
 Batch 1, {PROMPT} tokens of prompt, medians in one process:""",
         command,
-        [HEADS, ["--:"] * len(HEADS), *cells(found)],
+        table(found),
         "K: layers of the assistant. Two models: base and assistant apart, each with its own weights and cache. "
         "Adapter and\ncache are all that the difference adds to the base, on disk and in memory.",
         found,

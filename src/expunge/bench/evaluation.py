@@ -21,12 +21,13 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from expunge.bench.shapes import SHAPES, Shape
 from expunge.bench.training import race
-from expunge.bench.turns import page
+from expunge.bench.turns import page, title
 from expunge.data.benchmark import Benchmark, Question
 from expunge.data.encode import Encoded, encode, with_answer
 from expunge.evals import metrics as m
 from expunge.evals import requests, tofu
 from expunge.evals.memorization import exact_memorization, extraction_strength
+from expunge.report.table import Table, left, right
 from expunge.system.machine import versions
 
 Records = dict[str, list[dict[str, Any]]]
@@ -86,15 +87,13 @@ def measure(
     return {"shape": shape, "questions": questions, **versions(), "rows": rows}
 
 
-HEADS = ("prompts", "what", "naive s", "ours s", "naive / ours")
-
-
-def cells(found: dict[str, Any]) -> list[list[str]]:
-    """The rows of `measure` as text, under `HEADS`."""
-    return [
+def table(found: dict[str, Any]) -> Table:
+    """The rows of `measure`."""
+    rows = [
         [row["prompts"], row["what"], f"{row['naive_s']:.1f}", f"{row['ours_s']:.1f}", f"{row['ratio']:.2f}"]
         for row in found["rows"]
     ]
+    return Table([*left("prompts", "what"), *right("naive s", "ours s", "naive /\nours")], rows, title(found))
 
 
 def markdown(found: dict[str, Any], *, command: str) -> str:
@@ -106,7 +105,7 @@ TOFU's protocol on a random model: {found["questions"]} questions to forget, as 
 utility, with a paraphrase and five wrong answers (or three wrong choices), and one greedy answer to each; medians of
 turns in one process:""",
         command,
-        [HEADS, [":--", ":--", *["--:"] * 3], *cells(found)],
+        table(found),
         f"Naive: one set, kind of answer and metric after another in file order, {BATCH} at a time, padded, dense "
         "float32 logits\nand the model's own loss. Chat: questions stand in Llama 3's chat template with a system "
         f"prompt, {sum(PROMPTS['chat'])} tokens.\nExamples: {PROMPTS['examples'][0]} tokens, the same for all, stand "

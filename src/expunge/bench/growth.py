@@ -28,9 +28,10 @@ from expunge.bench.training import (
     race,
     random_sets,
 )  # fmt: skip
-from expunge.bench.turns import count_flops, milliseconds, own_cache, page
+from expunge.bench.turns import count_flops, milliseconds, own_cache, page, title
 from expunge.data.pairs import Role
 from expunge.errors import UserError, did_you_mean
+from expunge.report.table import Table, left, right
 from expunge.system.machine import versions
 from expunge.training import memory
 from expunge.training.arguments import UnlearnConfig
@@ -113,19 +114,17 @@ def exponent(sizes: Sequence[int], costs: Sequence[float | None]) -> float | Non
     return float(np.polyfit(np.log(sizes), np.log(known), 1)[0]) if len(known) == len(sizes) else None
 
 
-HEADS = ("by", "kind", "sizes", "ms", "exponent (expected)", "MiB", "exponent (expected)")
-
-
-def cells(found: dict[str, Any]) -> list[list[str]]:
-    """The rows of `measure` as text, under `HEADS`."""
-    table = []
+def table(found: dict[str, Any]) -> Table:
+    """The rows of `measure`."""
+    rows = []
     for row in found["rows"]:
         line = [row["by"], row["kind"], " → ".join(picture.short(row["sizes"][i]) for i in (0, -1))]
         for what in (TIME, MEMORY):
             fitted, expected = row["exponent"][what], row["expected"][what]
             line += [_span(row[what]), "–" if fitted is None else f"{fitted:.2f} ({expected:.2f})"]
-        table.append(line)
-    return table
+        rows.append(line)
+    fit = "exponent\n(expected)"
+    return Table([*left("by", "kind"), *right("sizes", "ms", fit, "MiB", fit)], rows, title(found))
 
 
 def markdown(found: dict[str, Any], *, command: str) -> str:
@@ -137,7 +136,7 @@ Forward and backward of {found["sequences"]} sequences of {found["length"]} toke
 layers), where nothing else is said; medians in one process, the peak of memory beyond weights and optimizer in a
 process for each:""",
         command,
-        [HEADS, [":--", ":--", *["--:"] * (len(HEADS) - 2)], *cells(found)],
+        table(found),
         "From the smallest size to the largest. Exponent: slope of log cost by log size. Expected: the same slope of "
         "the\noperations counted, and of the memory estimated. Rows: of the forget set; references and an epoch.",
         found,

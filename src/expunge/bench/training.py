@@ -23,11 +23,12 @@ from torch import Tensor
 from expunge.bench import naive, picture
 from expunge.bench.apart import apart
 from expunge.bench.shapes import SHAPES, Shape
-from expunge.bench.turns import count_flops, milliseconds, own_cache, page, utilisation
+from expunge.bench.turns import count_flops, milliseconds, own_cache, page, title, utilisation
 from expunge.data.encode import Encoded
 from expunge.data.pairs import Collator, Role, Sets
 from expunge.modeling.agreement import ways_of
 from expunge.objectives import FORGET, RETAIN, ULD, Needs, Objective, Uniform
+from expunge.report.table import Table, left, right
 from expunge.system.machine import peak_memory, resident, versions
 from expunge.training.signals import Share, gather_signals, needs_by_role
 
@@ -139,15 +140,11 @@ def step_of(
     return whole
 
 
-HEADS = (
-    *("method", "ms: floor", "naive", "ours", "ours / floor", "naive / ours"),
-    *("MiB: floor", "naive", "ours", "naive / ours", "tokens/s"),
-)
-
-
-def cells(found: dict[str, Any]) -> list[list[str]]:
-    """The rows of `measure` as text, under `HEADS`."""
-    table = []
+def table(found: dict[str, Any]) -> Table:
+    """The rows of `measure`; tokens a second are ours."""
+    heads = ("ms:\nfloor", "naive", "ours", "ours /\nfloor", "naive /\nours")
+    more = ("MiB:\nfloor", "naive", "ours", "naive /\nours", "tokens/s")
+    rows = []
     for row in found["rows"]:
         ms, mib = row["step_ms"], row.get("peak_mib") or dict.fromkeys(KINDS)
         line = [row["objective"], *(f"{ms[kind]:.0f}" for kind in KINDS)]
@@ -155,8 +152,8 @@ def cells(found: dict[str, Any]) -> list[list[str]]:
         line += ["–" if mib[kind] is None else f"{mib[kind]:,.0f}" for kind in KINDS]
         naive, own = mib["naive"], mib["ours"]
         line.append(f"{naive / own:.2f}" if naive and own else "–")
-        table.append([*line, f"{row['tokens_per_s']['ours']:,.0f}"])
-    return table
+        rows.append([*line, f"{row['tokens_per_s']['ours']:,.0f}"])
+    return Table([*left("method"), *right(*heads, *more)], rows, title(found))
 
 
 def markdown(found: dict[str, Any], *, command: str) -> str:
@@ -169,7 +166,7 @@ Forward and backward of {found["sequences"]} sequences of {found["length"]} toke
 supervised{again}; medians in one process, and the peak of memory beyond weights and optimizer in a process
 for each:""",
         command,
-        [HEADS, [":--", *["--:"] * (len(HEADS) - 1)], *cells(found)],
+        table(found),
         "Floor: plain fine-tuning on the same tokens. Naive: as OpenUnlearning's trainers do it, a forward for each "
         "role and model,\nthe model's own loss computed each time, dense float32 logits, a copied reference model, "
         "KL's retain rows twice. For\n`uld`, naive is a dense step of the whole model. Tokens/s are ours.",

@@ -3,11 +3,14 @@
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+from expunge.report.table import Table
+from expunge.system.escaping import escaped, one_line
 
 DENSE_BF16 = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Operations a second without sparsity, as the maker's data sheets say, by a part of the device's name."""
@@ -70,12 +73,15 @@ def own_cache() -> Iterator[None]:
         yield
 
 
-def page(head: str, command: str, lines: Sequence[Sequence[str]], legend: str, found: Mapping[str, Any]) -> str:
-    """Markdown: what was measured, the command that repeats it, the table, how to read it, and what it ran on."""
-    from expunge.report.markdown import escaped, one_line, table_lines  # with pictures, which nothing measured needs
+def title(found: Mapping[str, Any]) -> str:
+    """What a terminal shows above the table: the model's size and the machine."""
+    return f"{found['shape']}, {found['device']}, {found['threads']} threads"
 
+
+def page(head: str, command: str, table: Table, legend: str, found: Mapping[str, Any]) -> str:
+    """Markdown: what was measured, the command that repeats it, the table, how to read it, and what it ran on."""
     machine = "".join(f"- {name}: {escaped(str(found[name]))}\n" for name in found if name != "rows")
-    return f"{head}\n\n    {one_line(command)}\n\n{table_lines(lines)}\n{legend}\n\n{machine}"
+    return f"{head}\n\n    {one_line(command)}\n\n{table.markdown()}\n{legend}\n\n{machine}"
 
 
 def _synchronize() -> None:

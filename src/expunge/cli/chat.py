@@ -5,10 +5,10 @@ Knows how to ask and how to show; each question stands alone, so that both model
 
 from typing import Any
 
-from expunge.cli.terminal import visible
 from expunge.data.encode import encode, question_row
 from expunge.evals.requests import context_length, generate
 from expunge.modeling.loading import load
+from expunge.system.escaping import visible
 
 LEAVE = {"/exit", "/quit"}
 

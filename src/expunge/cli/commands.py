@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expunge.cli.terminal import console, print_list, print_plan, print_results
+from expunge.cli.terminal import console, print_plan, print_results, print_table
 from expunge.errors import UserError, did_you_mean
 from expunge.secrets import masked_text
 
@@ -97,10 +97,12 @@ def sweep(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
 
 def reproduce(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     from expunge.recipe import shipped
+    from expunge.report.table import Table
 
     if args.name is None:
         found = [{"name": name, "what": shipped.first_comment(path)} for name, path in shipped.reproductions().items()]
-        print_list(found, title="expunge reproduce NAME", as_json=args.json)
+        table = Table.of(found, {"name": "name", "what": "what"}, title="expunge reproduce NAME")
+        print_table(table, as_json=args.json, frame="cells")
         return
     from expunge.reproduce import Reproduction, carry_out, missing, write
 
@@ -110,8 +112,8 @@ def reproduce(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> Non
     jobs = what.jobs(path, runs=args.runs, **options)
     rows = [{"run": str(job.out), "to do": missing(job)} for job in jobs]
     if args.dry_run:
-        short = [{**row, "to do": ", ".join(row["to do"]) or "nothing, it is there"} for row in rows]
-        print_list(rows if args.json else short, title=what.title, as_json=args.json)
+        cells = {"run": "run", "to do": lambda row: ", ".join(row["to do"]) or "nothing, it is there"}
+        print_table(Table.of(rows, cells, title=what.title), as_json=args.json, frame="cells")
         return
     if not args.no_run:
         carry_out(jobs)
@@ -130,6 +132,7 @@ def reproduce(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> Non
 
 def recipes(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     from expunge.recipe import shipped
+    from expunge.report.table import Table
 
     if args.launch is not None:
         _launchers(args.launch, shipped.launchers(), as_json=args.json)
@@ -140,12 +143,14 @@ def recipes(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None
         {"recipe": str(path.relative_to(folder)), "what": shipped.first_comment(path), "path": str(path)}
         for path in found
     ]
-    shown = rows if args.json else [{"recipe": row["recipe"], "what it does": row["what"]} for row in rows]
-    print_list(shown, title=f"in {folder}; expunge run FOLDER/RECIPE", as_json=args.json)
+    cells = {"recipe": "recipe", "what it does": "what"}
+    table = Table.of(rows, cells, title=f"in {folder}; expunge run FOLDER/RECIPE")
+    print_table(table, as_json=args.json, frame="cells")
 
 
 def _launchers(name: str, paths: dict[str, Path], *, as_json: bool) -> None:
     from expunge.recipe.shipped import first_comment
+    from expunge.report.table import Table
 
     if name and name not in paths:
         raise UserError(f"recipes --launch: no {name!r}.{did_you_mean(name, paths)} Known: {', '.join(paths)}.")
@@ -153,9 +158,8 @@ def _launchers(name: str, paths: dict[str, Path], *, as_json: bool) -> None:
         print(paths[name])
         return
     rows = [{"name": name, "what": first_comment(path), "path": str(path)} for name, path in paths.items()]
-    shown = rows if as_json else [{"name": row["name"], "what it is": row["what"]} for row in rows]
     title = 'accelerate launch --config_file "$(expunge recipes --launch NAME)" -m expunge run …'
-    print_list(shown, title=title, as_json=as_json)
+    print_table(Table.of(rows, {"name": "name", "what it is": "what"}, title=title), as_json=as_json, frame="cells")
 
 
 def eval(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
@@ -305,25 +309,13 @@ def bench(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     if args.json:
         print(json.dumps(found, indent=1))
         return
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    title = f"{found['shape']}, {found['device']}, {found['threads']} threads"
-    table = Table(box=SIMPLE_HEAD, title=title, collapse_padding=True, pad_edge=False)
-    for k, head in enumerate(bench.HEADS):
-        table.add_column(
-            head.replace(" / ", " /\n").replace(": ", ":\n").replace(" (", "\n("),
-            no_wrap=True,
-            justify="right" if k else "left",
-        )
-    for row in bench.cells(found):
-        table.add_row(*row)
-    console().print(table)
+    print_table(bench.table(found))
 
 
 def cache(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     from datetime import datetime
 
+    from expunge.report.table import Table
     from expunge.system.cache import KINDS, cache_directory, clear, kept
 
     def rows(entries: Any) -> list[dict[str, Any]]:
@@ -338,14 +330,13 @@ def cache(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
             for entry in entries
         ]
 
-    def shown(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [{**row, "bytes": f"{row['bytes'] / 2**20:,.1f} MiB"} for row in found]
-
     where = cache_directory()
     if args.what == "list":
         found = rows(entry for entry in kept() if args.kind in ("all", entry.kind))
         if found or args.json:
-            print_list(found if args.json else shown(found), title=f"in {where}", as_json=args.json)
+            size = {"bytes": lambda row: f"{row['bytes'] / 2**20:,.1f} MiB"}
+            cells = {"kind": "kind", "name": "name", "what": "what", **size, "used": "used"}
+            print_table(Table.of(found, cells, title=f"in {where}"), as_json=args.json, frame="cells")
         else:
             print(f"nothing is kept in {where}")
         return
@@ -360,39 +351,32 @@ def cache(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
 
 def methods(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     from expunge.objectives import FORGET, RETAIN, describe
+    from expunge.report.table import Table
 
     rows = [
         describe(cls, kind) for kind, registry in (("forget", FORGET), ("retain", RETAIN)) for cls in registry.values()
     ]
-    if args.json:
-        print(json.dumps(rows, indent=1))
-        return
-    from rich.table import Table
-
-    table = Table("name", "kind", "reads", "options", "use when", show_lines=True)
-    for row in rows:
-        options = ", ".join(f"{k}={v}" for k, v in row["options"].items())
-        table.add_row(row["name"], row["kind"], ", ".join(row["reads"]), options, row["use_when"])
-    console().print(table)
-    console().print(
+    cells = {
+        "name": "name",
+        "kind": "kind",
+        "reads": lambda row: ", ".join(row["reads"]),
+        "options": lambda row: ", ".join(f"{k}={v}" for k, v in row["options"].items()),
+        "use when": "use_when",
+    }
+    note = (
         "Combine them as forget+retain, for example unilogit+nll or npo+kl; rmu brings its own anchor, uld and "
         "uld_distilled their own retain term."
     )
+    print_table(Table.of(rows, cells, notes=[note]), as_json=args.json, frame="rows")
 
 
 def doctor(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     from expunge.cli.doctor import examine
+    from expunge.report.table import Part, Table
 
     rows = examine()
-    if args.json:
-        print(json.dumps(rows, indent=1))
-    else:
-        from rich.table import Table
-
-        table = Table("check", "found", "")
-        for row in rows:
-            table.add_row(row["check"], row["found"], row["advice"] or "[green]ok[/green]")
-        console().print(table)
+    cells = {"check": "check", "found": "found", "": lambda row: row["advice"] or Part("ok", "good")}
+    print_table(Table.of(rows, cells), as_json=args.json, frame="cells")
     if any(row["fatal"] for row in rows):
         raise UserError("this machine can't run expunge yet; the table above says what to do.")
 

@@ -18,10 +18,10 @@ from typing import Any, NoReturn
 
 from expunge import __version__
 from expunge.cli import commands
-from expunge.cli.terminal import visible
 from expunge.errors import UserError, did_you_mean, one_sentence
 from expunge.secrets import masked_text, remember
 from expunge.system.disk import printable, writing
+from expunge.system.escaping import visible
 from expunge.system.logs import quiet_libraries
 
 TAKES_KEYS = ("run", "sweep", "reproduce", "eval", "demo", "distill", "augment")

@@ -4,13 +4,13 @@ Knows rows and widths; knows nothing of where they come from.
 """
 
 import json
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from expunge.recipe.config import Recipe
+    from expunge.report.table import Frame, Table
 
 TABLE = {
     "forget_quality": "forget\nquality\n↑",
@@ -56,51 +56,37 @@ def print_results(rows: list[dict[str, Any]], out: str, *, as_json: bool) -> Non
 
 
 def _print_rows(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     from expunge.evals.glossary import show
+    from expunge.report.table import Table, left, right
 
     shown = [key for key in TABLE if any(key in row["metrics"] for row in rows)]
     timed = any(row["seconds"] is not None for row in rows)
-    table = Table(box=SIMPLE_HEAD, title=title, collapse_padding=True, pad_edge=False)
-    table.add_column("method", no_wrap=True)
-    for key in shown:
-        table.add_column(TABLE[key], justify="right", no_wrap=True)
-    if timed:
-        table.add_column("time\ns", justify="right", no_wrap=True)
+    lines = []
     for row in rows:
         seconds = row["seconds"]
         time = "" if seconds is None else f"{seconds:.{int(seconds < 100)}f}"
         values = [show(key, row["metrics"].get(key)) for key in shown]
-        table.add_row(row["method"], *values, *([time] if timed else []))
-    console().print(table)
+        lines.append([row["method"], *values, *([time] if timed else [])])
+    heads = [TABLE[key] for key in shown] + (["time\ns"] if timed else [])
+    print_table(Table([*left("method"), *right(*heads)], lines, title))
 
 
 def print_plan(recipe: "Recipe", *, as_json: bool) -> None:
     from expunge.pipeline.plan import plan
     from expunge.recipe.parsing import combinations
+    from expunge.report.table import Table, left, right
 
     rows = [row for own in ([r for _, r in combinations(recipe)] if recipe.over else [recipe]) for row in plan(own)]
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    splits = list(dict.fromkeys(f"{row['benchmark']} {row['split']}" for row in rows))
+    several = len({(row["benchmark"], row["split"]) for row in rows}) > 1
+    names = ("forget_rows", "retain_rows", "tokens", "steps", "parameters", "trainable", "memory_mib")
+    heads = ("forget\nrows", "retain\nrows", "tokens", "steps", "param-\neters", "train", "MiB")
+    # A person's name may be longer; the numbers matter more.
+    columns = [*(left("split", most=12) if several else []), *left("method"), *right(*heads)]
+    lines = [
+        [*([row["split"]] if several else []), row["method"], *(_short(row[name]) for name in names)] for row in rows
+    ]
     title = "nothing is run; MiB: estimate of training's peak, on a CPU beyond the process's own (parts: --json)"
-    table = Table(box=SIMPLE_HEAD, title=title, collapse_padding=True, pad_edge=False)
-    if len(splits) > 1:
-        table.add_column("split", no_wrap=True, max_width=12)  # a person's name may be longer; the numbers matter more
-    table.add_column("method", no_wrap=True)
-    for name in ("forget\nrows", "retain\nrows", "tokens", "steps", "param-\neters", "train", "MiB"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        numbers = ("forget_rows", "retain_rows", "tokens", "steps", "parameters", "trainable", "memory_mib")
-        names = ([row["split"]] if len(splits) > 1 else []) + [row["method"]]
-        table.add_row(*names, *(_short(row[name]) for name in numbers))
-    console().print(table)
+    print_table(Table(columns, lines, title, records=rows), as_json=as_json)
 
 
 def _short(value: float) -> str:
@@ -112,31 +98,12 @@ def _short(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def print_list(rows: Sequence[dict[str, Any]], *, title: str, as_json: bool) -> None:
-    """Rows of the same keys as a table, or as they are."""
+def print_table(table: "Table", *, as_json: bool = False, frame: "Frame" = "none") -> None:
+    """The table as it suits a terminal, or what it was made of as JSON."""
     if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    from rich.table import Table
-
-    table = Table(title=title)
-    for k, head in enumerate(rows[0]):
-        table.add_column(head, no_wrap=k == 0)
-    for row in rows:
-        table.add_row(*row.values())
-    console().print(table)
-
-
-def visible(text: str) -> str:
-    """The text with what steers a terminal written out: control characters, and those that turn the reading order."""
-    return "".join(c if c in "\n\t" or not _steers(c) else repr(c)[1:-1] for c in text)
-
-
-def _steers(character: str) -> bool:
-    return (
-        unicodedata.category(character) in ("Cc", "Cs")
-        or character in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-    )
+        print(table.json())
+    else:
+        console().print(table.rich(frame))
 
 
 def console() -> Any:

@@ -167,6 +167,11 @@ OVERVIEW_AXES = (
 """Of which several splits show the first each: what is forgotten, what is near it and stays, what the model can do."""
 
 
+def metric(name: str) -> Metric:
+    """How a metric is read; one that is not known goes by its name."""
+    return METRICS.get(name) or UNKNOWN._replace(label=name)
+
+
 def number(value: float | None) -> float | None:
     """The value, or None where there is nothing to show: null, NaN, infinity."""
     return value if value is not None and math.isfinite(value) else None

@@ -6,19 +6,20 @@ Knows a run directory's `records/` and `recipe.yaml`. Knows nothing of how the p
 import json
 import re
 import statistics
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from expunge.errors import UserError
-from expunge.evals.glossary import METRICS, SIDE_TABLES, UNKNOWN, number, show
+from expunge.evals.glossary import SIDE_TABLES, metric, number, show
 from expunge.report import drawing
 from expunge.report.comparison import ROLES, Entry, Row, Section, cost, removal, sections, slug, versions
 from expunge.report.figures import figures, overview
 from expunge.report.overview import Overview, overviews
 from expunge.report.picture import Figure
 from expunge.report.redaction import MARK, NOTE, redacted
+from expunge.report.table import Cell, Column, Line, Part, Table, Tag, left, metrics, right
 from expunge.report.verdict import verdict
 from expunge.secrets import masked_yaml
 from expunge.system.disk import make_folder, write_whole, writing
@@ -38,6 +39,16 @@ SETS = {
 }
 
 
+BEFORE = {"target": "before unlearning", "retrained": "never saw the forget set"}
+LEGEND = (
+    "↑ more is better; ↓ less is better, down to the retrained model’s value; ≈ the nearer to the retrained model the "
+    "better.",
+    "Best: forgets best among the methods that keep 80\u00a0% of the target and answer in unbroken text. Collapsed: "
+    "keeps less than half.",
+)
+MEDIANS = "Medians over seeds, smallest and largest value below."
+
+
 def write_report(directories: Sequence[Path], out: Path, *, first: Sequence[Figure] = (), redact: bool = False) -> Path:
     """Write the page to `out` and its pictures to `pictures/` beside it; returns `out`.
 
@@ -53,8 +64,8 @@ def write_report(directories: Sequence[Path], out: Path, *, first: Sequence[Figu
     for several in overviews(found):
         name, figure = slug(several.title), overview(several)
         drawn[f"{name}.svg"] = figure.svg
-        table = _overview_table(several)
-        above.append({"id": name, "overview": several, "table": table, "figure": figure, "svg": _inline(figure, name)})
+        inline, table = _inline(figure, name), _overview_table(several)
+        above.append({"id": name, "overview": several, "table": table, "figure": figure, "svg": inline})
     for section in found:
         name, pictures = slug(section.name), figures(section)
         drawn |= {f"{name}-{figure.name}.svg": figure.svg for figure in pictures}
@@ -92,8 +103,7 @@ def write_report(directories: Sequence[Path], out: Path, *, first: Sequence[Figu
         recipes=[
             (d.name, masked_yaml(p.read_text(encoding="utf-8"))) for d in splits if (p := d / "recipe.yaml").is_file()
         ],
-        glossary=[(n, METRICS.get(n, UNKNOWN)) for n in dict.fromkeys(n for s in found for n in s.metrics())],
-        shown=SHOWN,
+        glossary=_glossary(found),
     )
     with writing(out.parent):
         make_folder(out.parent / "pictures")
@@ -103,81 +113,86 @@ def write_report(directories: Sequence[Path], out: Path, *, first: Sequence[Figu
     return out
 
 
-def _table(section: Section) -> dict[str, Any]:
+def _table(section: Section) -> Table:
     """The main table: a line per model, medians and spreads where there are several seeds."""
     titles = {"Forget set": "forget", "What should stay": "retain", "In all": "both"}
-    groups = [(words, section.metrics(group)) for words, group in titles.items()]
-    groups = [g for g in groups if g[1]] or [("Metrics", section.metrics())]
-    names = [n for _, group in groups for n in group]
-    starts = {group[0] for _, group in groups}
+    groups = {words: section.metrics(group) for words, group in titles.items()}
+    if not any(groups.values()):
+        groups = {"Metrics": section.metrics()}
+    columns = left("Model")
+    for words, names in groups.items():
+        columns += [replace(c, head=_short(c.head)) for c in metrics(*names, group=words, kind="value")]
+    columns += right("removal", "time", "peak MiB", group="Removal and cost")
     best = next(iter(section.keepers()), None)
     methods = [e.label for e in section.methods]
     rows = []
     for entry in section.entries:
-        cells = []
-        for name in names:
-            values = entry.values(name)
-            spread = "–".join(dict.fromkeys(show(name, v) for v in (min(values), max(values)))) if values else ""
-            cells.append((show(name, entry.value(name)), spread if "–" in spread else "", name in starts))
-        typical = entry.runs[0] | {key: _median(entry.runs, key) for key in ("seconds", "peak_memory_mib")}
         collapsed = entry.role == "method" and section.collapsed(entry)
-        rows.append(
-            {
-                "label": entry.label,
-                "role": entry.role,
-                "tag": "collapsed" if collapsed else "best" if entry is best and len(methods) > 1 else "",
-                "mark": drawing.swatch(entry.label, entry.role, entry.inference, methods),
-                "cells": cells,
-                "removal": removal(typical),
-                "cost": cost(typical),
-                "seeds": len(entry.runs),
-            }
-        )
-    columns = []
-    for name in names:
-        metric = METRICS.get(name, UNKNOWN)
-        head = re.sub("^(forget|retain) ", "", metric.label) or name
-        columns.append((head.replace("-", "\u2011"), metric.hint, name in starts))
-    return {"groups": [(words, len(group)) for words, group in groups], "columns": columns, "rows": rows}
+        tag = "collapsed" if collapsed else "best" if entry is best and len(methods) > 1 else ""
+        typical = entry.runs[0] | {key: _median(entry.runs, key) for key in ("seconds", "peak_memory_mib")}
+        values = [_over_seeds(name, entry) for names in groups.values() for name in names]
+        rows.append(_row(entry, methods, [*values, removal(typical), *cost(typical)], tag))
+    notes = [LEGEND[0], MEDIANS, LEGEND[1]] if len(section.seeds) > 1 else LEGEND
+    return Table(columns, rows, "Results table", [" ".join(notes), *section.stopped])
 
 
-def _overview_table(found: Overview) -> dict[str, Any]:
+def _row(entry: Entry, methods: Sequence[str], cells: Sequence[Cell], tag: Tag = "") -> Line:
+    mark = drawing.swatch(entry.label, entry.role, entry.inference, methods)
+    return Line([entry.label, *cells], mark, entry.role != "method", tag)
+
+
+def _short(label: str) -> str:
+    """A metric's name below the name of its set, in one piece."""
+    return re.sub("^(forget|retain) ", "", label).replace("-", "\u2011")
+
+
+def _over_seeds(name: str, entry: Entry) -> Cell:
+    """The median and, where seeds differ, the smallest and the largest value."""
+    values, median = entry.values(name), show(name, entry.value(name))
+    ends = dict.fromkeys(show(name, v) for v in (min(values), max(values))) if values else {}
+    return (median, Part("–".join(ends), "spread")) if len(ends) > 1 else median
+
+
+def _overview_table(found: Overview) -> Table:
     """A line per model, a column per split and one for their mean, headed by groups where the splits have such."""
     methods = [e.label for e in found.entries if e.role == "method"]
-    rows = [
-        {
-            "label": e.label,
-            "role": e.role,
-            "mark": drawing.swatch(e.label, e.role, e.inference, methods),
-            "cells": [found.cell(split, e.label) for split in (*found.splits, found.mean)],
-        }
-        for e in found.entries
-    ]
-    groups = [(group, len(list(same))) for group, same in groupby(found.heads, key=lambda head: head[0])]
-    firsts = [k == 0 or group != found.heads[k - 1][0] for k, (group, _) in enumerate(found.heads)]
-    return {
-        "groups": groups if groups[0][0] else [("Split", len(found.splits))],
-        "columns": [(name, first) for (_, name), first in zip(found.heads, firsts, strict=True)],
-        "rows": rows,
-    }
+    columns = [Column(head=name, group=group or "Split", kind="value") for group, name in found.heads]
+    rows = []
+    for entry in found.entries:
+        cells = [found.cell(split, entry.label) for split in (*found.splits, found.mean)]
+        rows.append(
+            _row(entry, methods, [(" / ".join(c[:2]), *(Part(text, "spread") for text in c[2:])) for c in cells])
+        )
+    return Table([*left("Model"), *columns, *right("mean", kind="value")], rows, "Results of every split")
 
 
-def _side_tables(section: Section) -> list[tuple[str, list[tuple[str, str]], list[tuple[str, str, list[str]]]]]:
-    """(title, heads with their hints, lines of name, role and cells) of each group with a table of its own."""
-    tables = []
+def _side_tables(section: Section) -> Iterator[Table]:
+    """A table for each group of metrics that has one of its own."""
     for group, title in SIDE_TABLES.items():
         if names := section.metrics(group):
-            heads = [(METRICS[n].label.removeprefix("AA, "), METRICS[n].hint) for n in names]
-            lines = [(e.label, e.role, [show(n, e.value(n)) for n in names]) for e in section.entries]
-            tables.append((title, heads, lines))
-    return tables
+            columns = [replace(c, head=c.head.removeprefix("AA, ")) for c in metrics(*names, kind="value")]
+            rows = [
+                Line([e.label, *(show(n, e.value(n)) for n in names)], reference=e.role != "method")
+                for e in section.entries
+            ]
+            yield Table([*left("Model"), *columns], rows, title)
 
 
-def _runs(section: Section) -> dict[str, Any]:
+def _runs(section: Section) -> Table:
     """The full table: a line per metric, a column per model and seed."""
     runs = [(e.label, run) for e in section.entries for run in e.runs]
-    lines = [(n, [show(n, number(run["metrics"].get(n))) for _, run in runs]) for n in section.metrics()]
-    return {"heads": [(label, run["seed"]) for label, run in runs], "lines": lines}
+    several = len(section.seeds) > 1
+    columns = [Column(head=label, hint=f"seed {run['seed']}" if several else "") for label, run in runs]
+    rows = [[n, *(show(n, number(run["metrics"].get(n))) for _, run in runs)] for n in section.metrics()]
+    return Table([*left("Metric"), *columns], rows)
+
+
+def _glossary(found: Sequence[Section]) -> Table:
+    """What the metrics that occur mean."""
+    columns = [*left("Metric"), Column(head="in results.json", kind="code"), *left("Range", "Good", "What it is")]
+    names = dict.fromkeys(n for section in found for n in section.metrics())
+    known = [(n, metric(n)) for n in names]
+    return Table(columns, [[(f"{m.label} ", Part(m.hint, "hint")), n, m.range, m.good, m.what] for n, m in known])
 
 
 def _answers(entries: Sequence[Entry], first: Sequence[Entry] = (), *, redact: bool = False) -> dict[str, Any] | None:
@@ -193,24 +208,46 @@ def _answers(entries: Sequence[Entry], first: Sequence[Entry] = (), *, redact: b
         silent = silent or any(MARK in row for row in known.values())
         indices = sorted(i for i, row in known.items() if row.get("generated") is not None) or sorted(known)
         chosen = [indices[k * len(indices) // SHOWN] for k in range(SHOWN)] if len(indices) > SHOWN else indices
-        questions = []
-        for index in chosen:
-            told = {e.label: _answer(records[e.label].get(index)) for e in entries}
-            asked = f"row {index}" if MARK in known[index] else known[index].get("question")
-            questions.append((asked, known[index].get("answer", ""), told))
-        if questions:
-            blocks.append((title, len(known), questions))
+        if chosen:
+            blocks.append((title, known, chosen, records))
     if not blocks:
         return None
     heard.sort(key=lambda e: ROLES.index(e.role))
     methods = [e.label for e in heard if e.role == "method"]
     return {
-        "blocks": blocks,
-        "references": [(e.label, e.role) for e in heard if e.role != "method"],
+        "blocks": [
+            (
+                title,
+                f"{len(chosen)} of {len(known)}",
+                len(chosen) < len(known),
+                _answer_table(known, chosen, records, heard),
+            )
+            for title, known, chosen, records in blocks
+        ],
         "methods": methods,
         "redacted": silent,
         "checked": next((methods.index(e.label) for e in first if e.label in methods), 0),
     }
+
+
+def _answer_table(
+    known: Mapping[int, Row], chosen: Sequence[int], records: Mapping[str, Mapping[int, Row]], heard: Sequence[Entry]
+) -> Table:
+    """A line per question: what was asked, what the references say, and below each other what the methods say."""
+    references = [e for e in heard if e.role != "method"]
+    methods = [e.label for e in heard if e.role == "method"]
+    columns = left("Question and reference answer")
+    columns += [Column(head=e.label.capitalize(), hint=BEFORE[e.role], align="left") for e in references]
+    columns += left("After unlearning", kind="after") if methods else []
+    rows: list[list[Cell]] = []
+    for index in chosen:
+        row = known[index]
+        asked = f"row {index}" if MARK in row else str(row.get("question"))
+        told = {label: _answer(own.get(index)) for label, own in records.items()}
+        after = (Part((Part(label, "who"), *told[label]), f"m m{k}") for k, label in enumerate(methods))
+        cells = [told[e.label] for e in references] + ([tuple(after)] if methods else [])
+        rows.append([(Part(asked, "q"), Part(str(row.get("answer", "")), "ref")), *cells])
+    return Table(columns, rows)
 
 
 def _records(path: Path, redact: bool) -> dict[int, Row]:
@@ -230,21 +267,19 @@ def _records(path: Path, redact: bool) -> dict[int, Row]:
     return found
 
 
-def _answer(record: Row | None) -> dict[str, Any] | None:
+def _answer(record: Row | None) -> tuple[Part, ...]:
     if record is None:
-        return None
+        return (Part("no record", "none"),)
     generated = record.get("generated")
     text = "(not generated)" if generated is None else str(generated) or "(empty)"
     text = "(left out)" if "generated" in record.get(MARK, ()) else text
     broken = bool(record.get("degenerate"))
     longest = LONGEST // 3 if broken else LONGEST
+    more = ("… ", Part(f"{len(text):,} characters", "more")) if len(text) > longest else ()
     numbers = [("P", "probability"), ("ROUGE-L", "rouge_l_recall"), ("truth ratio", "truth_ratio")]
-    return {
-        "text": text[:longest],
-        "more": f"{len(text):,} characters" if len(text) > longest else "",
-        "broken": broken,
-        "numbers": [f"{words} {show(key, record[key])}" for words, key in numbers if record.get(key) is not None],
-    }
+    told = " · ".join(f"{words} {show(key, record[key])}" for words, key in numbers if record.get(key) is not None)
+    bad = (Part("degenerate", "tag bad"), " ") if broken else ()
+    return Part((text[:longest], *more), "said broken" if broken else "said"), Part((*bad, told), "nums")
 
 
 def _inline(figure: Figure, slug: str) -> str:

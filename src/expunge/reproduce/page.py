@@ -10,26 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from expunge.errors import UserError
-from expunge.evals.glossary import METRICS, MISSING, UNKNOWN, number, show
+from expunge.evals.glossary import MISSING, UNKNOWN, metric, number, show
 from expunge.report.comparison import Entry, Section, means, removal, sections, slug
 from expunge.report.figures import PICTURES, overview
 from expunge.report.interval import mean_interval
-from expunge.report.markdown import (
-    code,
-    escaped,
-    interval_cell,
-    one_line,
-    picture_line,
-    table_lines,
-    version_lines,
-)
+from expunge.report.markdown import interval_cell, picture_line, version_lines
 from expunge.report.overview import overviews
 from expunge.report.pareto import pareto
 from expunge.report.picture import Figure
+from expunge.report.table import Column, Table, left, metrics, right
 from expunge.report.verdict import verdict
 from expunge.reproduce.definition import Job, Reproduction
 from expunge.reproduce.jobs import folders, load_trials
 from expunge.system.disk import make_folder, write_whole, writing
+from expunge.system.escaping import code, escaped, one_line
 
 SECONDS = "seconds"
 
@@ -60,8 +54,7 @@ def write(
     text = [f"# {what.title}", "", what.about.strip(), "", "Every number below was written by this command:", ""]
     text += [f"    {one_line(command)}", ""]
     for section, rows, lacking in told:
-        text += [f"## {escaped(section.name)}", "", _table(rows, what.columns)]
-        text += [f"Not run here: {escaped(', '.join(lacking))}.", ""] if lacking else []
+        text += [f"## {escaped(section.name)}", "", _table(rows, what.columns, lacking)]
         if len(told) <= FEW:
             text += [f"By their names in `results.json`: {escaped(verdict(section))}", ""]
     for mean in means(parts) if told else []:
@@ -100,13 +93,14 @@ def _rows(what: Reproduction, section: Section) -> tuple[list[tuple[str, Entry]]
     return there, [words for method, words in what.rows.items() if method not in found]
 
 
-def _table(rows: Sequence[tuple[str, Entry]], columns: Sequence[str]) -> str:
-    heads = [f"{_metric(name).label or name} {_metric(name).hint}".strip() for name in columns]
-    cells = [["method", "removal", *heads], [":--", ":--", *["--:"] * len(heads)]]
-    for words, entry in rows:
-        values = [_cell(name, _values(entry, name)) for name in columns]
-        cells.append([words, removal(entry.runs[0]), *values])
-    return table_lines(cells)
+def _table(rows: Sequence[tuple[str, Entry]], columns: Sequence[str], lacking: Sequence[str] = ()) -> str:
+    lines = [
+        [words, removal(entry.runs[0]), *(_cell(name, _values(entry, name)) for name in columns)]
+        for words, entry in rows
+    ]
+    heads = [Column(head=_metric(name).label, hint=_metric(name).hint) for name in columns]
+    notes = [f"Not run here: {', '.join(lacking)}."] if lacking else []
+    return Table([*left("method", "removal"), *heads], lines, notes=notes).markdown()
 
 
 def _cell(name: str, values: Sequence[float]) -> str:
@@ -127,13 +121,14 @@ def _front(job: Job) -> list[str]:
         return []
     trials = load_trials(job.out / "trials.json")
     front = sorted((t for t in trials if t["front"]), key=lambda t: t["metrics"][job.objectives[1]], reverse=True)
-    heads = [f"{_metric(name).label or name} {_metric(name).hint}".strip() for name in job.objectives]
-    cells = [["trial", "keys", *heads, ""], ["--:", ":--", "--:", "--:", ":--"]]
+    lines = []
     for trial in front:
         keys = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in trial["keys"].items())
         values = [show(name, trial["metrics"][name]) for name in job.objectives]
-        cells.append([str(trial["trial"]), keys, *values, "chosen" if trial["best"] else ""])
-    return [f"## Pareto front of {escaped(job.out.name)}: {len(front)} of {len(trials)} trials", "", table_lines(cells)]
+        lines.append([str(trial["trial"]), keys, *values, "chosen" if trial["best"] else ""])
+    table = Table([*right("trial"), *left("keys"), *metrics(*job.objectives), *left("")], lines)
+    title = f"## Pareto front of {escaped(job.out.name)}: {len(front)} of {len(trials)} trials"
+    return [title, "", table.markdown()]
 
 
 def _record(words: str, entry: Entry, columns: Sequence[str], runs: Path) -> dict[str, Any]:
@@ -156,8 +151,8 @@ def _how_to_read(what: Reproduction, parts: Sequence[Section]) -> list[str]:
     """A line for each column, in the words of the report."""
     lines = ["How to read it:", ""]
     for name in what.columns:
-        metric = _metric(name)
-        told = escaped(f"{metric.label} {metric.hint} ({metric.range}; good is {metric.good}): {metric.what}")
+        found = _metric(name)
+        told = escaped(f"{found.label} {found.hint} ({found.range}; good is {found.good}): {found.what}")
         lines.append(f"- {READING.get(name, told)}.")
     lines.append(f"- {READING['removal']}.")
     if any(len(section.seeds) > 1 for section in parts):
@@ -185,4 +180,4 @@ def _names(name: str, drawn: Sequence[tuple[str, Figure]]) -> list[str]:
 
 
 def _metric(name: str) -> Any:
-    return UNKNOWN._replace(label="seconds", hint="↓") if name == SECONDS else METRICS.get(name, UNKNOWN)
+    return UNKNOWN._replace(label="seconds", hint="↓") if name == SECONDS else metric(name)

@@ -6,16 +6,16 @@ Knows rows of `choice.py`; knows nothing of the queue or of processes.
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.table import Table
 
-from expunge.evals.glossary import METRICS, UNKNOWN, show
+from expunge.evals.glossary import metric, show
+from expunge.report.table import Table, left, metrics, right
 from expunge.sweep.choice import STATES, Row
 from expunge.sweep.definition import Objectives
 
@@ -52,13 +52,13 @@ class Watch:
             log.info("%d of %d: trial %d, %s", len(done), len(rows), number, _words(done[number], self.objectives))
         self.told = set(done)
 
-    def table(self, rows: Sequence[Row]) -> Table:
+    def table(self, rows: Sequence[Row]) -> RenderableType:
         """Those of the rows that matter most now, under a count of them all."""
         counts = Counter(row["state"] for row in rows)
         told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
         order = sorted(rows, key=lambda r: (r["state"] != "running", not r["front"], r["state"] != "finished"))
         title = f"{told}; {(monotonic() - self.began) / 60:.1f} min"
-        return _table(order[:SHOWN], self.objectives, title=title)
+        return _table(order[:SHOWN], self.objectives, title=title).rich()
 
 
 def print_outcome(rows: Sequence[Row], objectives: Objectives, out: Path, *, keep: float, console: Any) -> None:
@@ -67,7 +67,7 @@ def print_outcome(rows: Sequence[Row], objectives: Objectives, out: Path, *, kee
     front = sorted((row for row in finished if row["front"]), key=lambda r: r["metrics"][objectives[0]], reverse=True)
     if front:
         title = f"Pareto front: {len(front)} of {len(finished)} trials"
-        console.print(_table(front, objectives, title=title))
+        console.print(_table(front, objectives, title=title).rich())
     for row in rows:
         if row["state"] == "failed":
             console.print(f"trial {row['trial']} failed: {row['error']}", markup=False, highlight=False)
@@ -75,7 +75,7 @@ def print_outcome(rows: Sequence[Row], objectives: Objectives, out: Path, *, kee
         console.print(f"{len(left)} of {len(rows)} trials are not finished; the same command goes on with them.")
     if not finished:
         return
-    name = _label(objectives[1])
+    name = metric(objectives[1]).label
     if (best := next((row for row in rows if row["best"]), None)) is None and all(r["kept"] is None for r in finished):
         console.print(f"The target's own {name} is 0, so no trial can keep a share of it; choose with --keep 0.")
     elif best is None:
@@ -83,7 +83,7 @@ def print_outcome(rows: Sequence[Row], objectives: Objectives, out: Path, *, kee
     else:
         here = (out / "best").is_symlink()
         where = f"{out}/best/" if here else f"on {best['place'].partition(':')[0]}: {best['folder']}"
-        rule = f"best {_label(objectives[0])} of those that keep {keep:.0%} of the target's {name}"
+        rule = f"best {metric(objectives[0]).label} of those that keep {keep:.0%} of the target's {name}"
         console.print(f"chosen: trial {best['trial']}, {rule}: {where}", soft_wrap=True)
     if (out / "report.html").exists():
         console.print(f"all trials: {out}/report.html, {out}/results.md, {out}/trials.json", soft_wrap=True)
@@ -91,35 +91,27 @@ def print_outcome(rows: Sequence[Row], objectives: Objectives, out: Path, *, kee
 
 def _table(rows: Sequence[Row], objectives: Objectives, *, title: str) -> Table:
     keys = list(dict.fromkeys(key for row in rows for key in row["keys"]))
-    table = Table(box=SIMPLE_HEAD, title=title, pad_edge=False, collapse_padding=True)
-    table.add_column("trial", justify="right", no_wrap=True)
+    columns = right("trial")
     for key in keys:
         widest = max(len(_value(row["keys"].get(key))) for row in rows)
-        table.add_column(key.rpartition(".")[2].replace("_", "\n"), overflow="fold", min_width=min(14, widest))
-    for name in objectives:
-        table.add_column(f"{_label(name)} {METRICS.get(name, UNKNOWN).hint}".replace(" ", "\n"), justify="right")
-    table.add_column("kept\n%", justify="right")
-    table.add_column("time\ns", justify="right")
-    table.add_column("", no_wrap=True)
+        columns += left(key.rpartition(".")[2].replace("_", "\n"), wrap="fold", least=min(14, widest))
+    columns += [replace(c, head=c.head.replace(" ", "\n")) for c in metrics(*objectives)]
+    lines = []
     for row in rows:
         values = [show(name, row["metrics"].get(name)) for name in objectives]
         kept = "" if row["kept"] is None else f"{row['kept']:.0%}".rstrip("%")
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
         mark = "best" if row["best"] else "front" if row["front"] else ""
         mark = mark if row["state"] == "finished" else row["state"]
-        table.add_row(str(row["trial"]), *(_value(row["keys"].get(key)) for key in keys), *values, kept, seconds, mark)
-    return table
+        lines.append([str(row["trial"]), *(_value(row["keys"].get(key)) for key in keys), *values, kept, seconds, mark])
+    return Table([*columns, *right("kept\n%", "time\ns"), *left("")], lines, title)
 
 
 def _words(row: Row, objectives: Objectives) -> str:
     if row["error"]:
         return row["error"]
     keys = ", ".join(f"{key.rpartition('.')[2]} {_value(value)}" for key, value in row["keys"].items())
-    return f"{keys}: " + ", ".join(f"{_label(name)} {show(name, row['metrics'][name])}" for name in objectives)
-
-
-def _label(metric: str) -> str:
-    return METRICS.get(metric, UNKNOWN).label or metric
+    return f"{keys}: " + ", ".join(f"{metric(name).label} {show(name, row['metrics'][name])}" for name in objectives)
 
 
 def _value(value: Any) -> str:
