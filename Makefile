@@ -1,6 +1,7 @@
 # Everything from a bare machine: Python 3.11 and make are enough.
 #   make demo    the whole story on a small model     make test   the test suite (ARGS="-m 'not slow' -x")
 #   make tofu    the tables of docs/results           make lint   style and types
+#   make docs    the documentation site, in build/site
 #   make fuzz    hostile input for ten minutes        (MINUTES=1)
 #   make clean   back to a bare checkout, runs/ kept
 
@@ -14,7 +15,7 @@ TOFU ?=
 AUGMENTED ?=
 SPLITS := forget01 forget05 forget10
 
-.PHONY: install demo test fuzz tofu lint clean
+.PHONY: install demo test fuzz tofu lint docs clean
 
 install: $(STAMP)
 
@@ -56,6 +57,15 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-cache --no-logo
+
+DOCS := .venv/.installed-docs
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[docs]'
+	@touch $@
+
+# Strict: a broken link, a page that no menu names and a name that the code does not have end it with an error.
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis

@@ -134,6 +134,11 @@ def recipes(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None
     from expunge.recipe import shipped
     from expunge.report.table import Table
 
+    if args.schema:
+        from expunge.recipe.schema import recipe_schema
+
+        print(json.dumps(recipe_schema(), indent=2, ensure_ascii=False))
+        return
     if args.launch is not None:
         _launchers(args.launch, shipped.launchers(), as_json=args.json)
         return

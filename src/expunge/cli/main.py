@@ -179,9 +179,11 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "recipes", commands.recipes, "list the recipes that come with expunge, or its configs of accelerate launch"
     )
-    sub.add_argument(
+    printed = sub.add_mutually_exclusive_group()
+    printed.add_argument(
         "--launch", nargs="?", const="", metavar="NAME", help="list the launch configs; with a name print its path"
     )
+    printed.add_argument("--schema", action="store_true", help="print the JSON schema of a recipe, for editors")
     sub.add_argument("--json", action="store_true")
 
     sub = command("eval", commands.eval, "measure a checkpoint as it is: --benchmark NAME, or --forget FILE")

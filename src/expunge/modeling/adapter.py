@@ -26,10 +26,14 @@ class LoraConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    r: int = Field(default=16, ge=1)
-    alpha: int = Field(default=32, ge=1)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: str | list[str] = "all-linear"
+    r: int = Field(default=16, ge=1, description="rank")
+    alpha: int = Field(default=32, ge=1, description="the adapter's output is scaled by alpha/r")
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="share of the adapter's inputs that are dropped in training"
+    )
+    targets: str | list[str] = Field(
+        default="all-linear", description="names of the layers that get an adapter, or a regular expression"
+    )
     quantize: Literal["nf4"] | None = Field(default=None, description="extra: expunge[lean]")
 
     def peft(self) -> Any:

@@ -19,9 +19,9 @@ class ScratchConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    layers: int = Field(default=4, ge=1)
+    layers: int = Field(default=4, ge=1, description="decoder layers")
     hidden: int = Field(default=128, ge=8, description="width; must be divisible by heads")
-    heads: int = Field(default=4, ge=1)
+    heads: int = Field(default=4, ge=1, description="attention heads")
     vocab: int = Field(default=1024, ge=260, description="tokens of the BPE, 256 bytes and the specials included")
     context: int = Field(default=256, ge=16, le=1_000_000, description="longest sequence, tokens")
 

@@ -48,13 +48,20 @@ class ULD(Objective):
     alone: ClassVar[bool] = True
 
     name: Literal["uld"] = "uld"
-    alpha: float = Field(default=0.8, gt=0)
-    tau: float = Field(default=1e-2, ge=0, lt=1)
-    beta: float = Field(default=5.0, ge=0)
-    layers: int | None = Field(default=None, ge=1)
-    r: int = Field(default=16, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
-    epochs: float = Field(default=10, gt=0)
+    alpha: float = Field(default=0.8, gt=0, description="how much of the assistant's logits is subtracted")
+    tau: float = Field(
+        default=1e-2,
+        ge=0,
+        lt=1,
+        description="plausibility threshold; tokens under it gain nothing from the subtraction",
+    )
+    beta: float = Field(default=5.0, ge=0, description="weight of the uniform cross-entropy in the assistant's loss")
+    layers: int | None = Field(
+        default=None, ge=1, description="the assistant's layers; default a quarter of the model's"
+    )
+    r: int = Field(default=16, ge=1, description="rank of the assistant's LoRA adapter")
+    learning_rate: float = Field(default=1e-3, gt=0, description="of the assistant")
+    epochs: float = Field(default=10, gt=0, description="of the assistant")
 
     @property
     def needs(self) -> Needs:
@@ -84,10 +91,16 @@ class ULDDistilled(ULD):
     removal: ClassVar[Removal] = "weights"
 
     name: Literal["uld_distilled"] = "uld_distilled"
-    match: Literal["logp", "forward", "reverse"] = "logp"
-    keep: float = Field(default=3.0, ge=0)
-    temperature: float = Field(default=1.0, gt=0)
-    teacher: str | None = None
+    match: Literal["logp", "forward", "reverse"] = Field(
+        default="logp", description="what of the difference the model is trained towards, see above"
+    )
+    keep: float = Field(default=3.0, ge=0, description="weight of KL to the starting model on retain rows")
+    temperature: float = Field(
+        default=1.0, gt=0, description="of the difference's distribution, for `forward` and `reverse`"
+    )
+    teacher: str | None = Field(
+        default=None, description="folder of a checkpoint that ULD saved; no assistant is trained then"
+    )
 
     @property
     def needs(self) -> Needs:
@@ -111,10 +124,15 @@ class Offset(Objective):
     removal: ClassVar[Removal] = "inference"
 
     name: str
-    scale: float = Field(default=1.0, gt=0)
-    assistant: str | None = None
-    layers: int | None = Field(default=None, ge=1)
-    r: int = Field(default=16, ge=1)
+    scale: float = Field(default=1.0, gt=0, description="w, the weight of the assistant's change")
+    assistant: str | None = Field(
+        default=None,
+        description="folder or hub name of a small model with the same vocabulary; default the model's first layers",
+    )
+    layers: int | None = Field(
+        default=None, ge=1, description="the assistant's layers; default a quarter of the model's"
+    )
+    r: int = Field(default=16, ge=1, description="rank of the assistant's LoRA adapter")
 
 
 class OffsetGA(GA, Offset):

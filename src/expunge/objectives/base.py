@@ -126,7 +126,7 @@ class Objective(BaseModel, ABC):
     alone: ClassVar[bool] = False
     """Whether it brings its own retain term, so that no other can be joined to it."""
 
-    weight: float = Field(default=1.0, ge=0)
+    weight: float = Field(default=1.0, ge=0, description="factor of this term in the loss")
 
     @property
     def skips(self) -> int:

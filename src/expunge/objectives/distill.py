@@ -28,8 +28,12 @@ class Unilogit(Objective):
     """
 
     name: Literal["unilogit"] = "unilogit"
-    direction: Literal["reverse", "forward"] = "reverse"
-    min_surprisal: float = Field(default=0.0, ge=0)
+    direction: Literal["reverse", "forward"] = Field(
+        default="reverse", description="`reverse` is KL(p ‖ p̃), `forward` is KL(p̃ ‖ p)"
+    )
+    min_surprisal: float = Field(
+        default=0.0, ge=0, description="nats; tokens that are commoner in the training data are left alone"
+    )
 
     @property
     def needs(self) -> Needs:
@@ -56,7 +60,7 @@ class UnDIAL(Objective):
     """
 
     name: Literal["undial"] = "undial"
-    beta: float = Field(default=10.0, ge=0)
+    beta: float = Field(default=10.0, ge=0, description="by how much the target token's logit is lowered")
 
     @property
     def needs(self) -> Needs:
@@ -74,7 +78,9 @@ class KL(Objective):
     """
 
     name: Literal["kl"] = "kl"
-    direction: Literal["forward", "reverse"] = "forward"
+    direction: Literal["forward", "reverse"] = Field(
+        default="forward", description="`forward` is KL(p⁰ ‖ p), `reverse` is KL(p ‖ p⁰)"
+    )
 
     @property
     def needs(self) -> Needs:

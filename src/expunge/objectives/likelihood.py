@@ -36,7 +36,7 @@ class WGA(Objective):
     """
 
     name: Literal["wga"] = "wga"
-    beta: float = Field(default=1.0, ge=0)
+    beta: float = Field(default=1.0, ge=0, description="power of p that weighs a token; 0 is `ga`")
 
     @property
     def needs(self) -> Needs:
@@ -55,8 +55,8 @@ class SatImp(Objective):
     """
 
     name: Literal["satimp"] = "satimp"
-    beta1: float = Field(default=5.0, ge=0)
-    beta2: float = Field(default=1.0, ge=0)
+    beta1: float = Field(default=5.0, ge=0, description="power of p: how much tokens count that are known well")
+    beta2: float = Field(default=1.0, ge=0, description="power of 1 − p: how much tokens count that are not known yet")
 
     @property
     def needs(self) -> Needs:
@@ -78,7 +78,11 @@ class CEU(Objective):
     """
 
     name: Literal["ceu"] = "ceu"
-    skip_first: int = Field(default=0, ge=0)
+    skip_first: int = Field(
+        default=0,
+        ge=0,
+        description="tokens at the start of each answer that the loss leaves out; the published code has 1",
+    )
 
     @property
     def needs(self) -> Needs:

@@ -21,7 +21,7 @@ class NPO(Objective):
 
     name: Literal["npo"] = "npo"
     per: ClassVar[Literal["token", "sequence"]] = "sequence"
-    beta: float = Field(default=0.1, gt=0)
+    beta: float = Field(default=0.1, gt=0, description="inverse temperature; the push fades sooner when it is larger")
 
     @property
     def needs(self) -> Needs:
@@ -41,7 +41,7 @@ class DPO(Objective):
 
     name: Literal["dpo"] = "dpo"
     per: ClassVar[Literal["token", "sequence"]] = "sequence"
-    beta: float = Field(default=0.1, gt=0)
+    beta: float = Field(default=0.1, gt=0, description="inverse temperature; the push fades sooner when it is larger")
 
     @property
     def needs(self) -> Needs:
@@ -61,8 +61,8 @@ class SimNPO(Objective):
 
     name: Literal["simnpo"] = "simnpo"
     per: ClassVar[Literal["token", "sequence"]] = "sequence"
-    beta: float = Field(default=4.5, gt=0)
-    gamma: float = Field(default=0.0, ge=0)
+    beta: float = Field(default=4.5, gt=0, description="inverse temperature of the mean log-probability of an answer")
+    gamma: float = Field(default=0.0, ge=0, description="margin; β times that of the published code")
 
     @property
     def needs(self) -> Needs:

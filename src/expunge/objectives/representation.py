@@ -23,11 +23,15 @@ class RMU(Objective):
     """
 
     name: Literal["rmu"] = "rmu"
-    layer: int = Field(default=7, ge=0)
-    coefficient: float = Field(default=6.5, gt=0)
-    vector_seed: int = 0
-    reduction: Literal["sum", "mean"] = "sum"
-    modules: tuple[str, ...] = ()
+    layer: int = Field(default=7, ge=0, description="decoder layer whose hidden states are misdirected, from 0")
+    coefficient: float = Field(default=6.5, gt=0, description="c, the length of the goal")
+    vector_seed: int = Field(default=0, description="seed of the random direction u")
+    reduction: Literal["sum", "mean"] = Field(
+        default="sum", description="over the hidden size: the paper has the sum, the published code the mean"
+    )
+    modules: tuple[str, ...] = Field(
+        default=(), description="names of the weights that train in layers l−2 to l; all of them without it"
+    )
 
     @property
     def needs(self) -> Needs:
@@ -56,9 +60,9 @@ class Anchor(Objective):
     """
 
     name: Literal["anchor"] = "anchor"
-    weight: float = Field(default=1200.0, ge=0)
-    layer: int = Field(default=7, ge=0)
-    reduction: Literal["sum", "mean"] = "sum"
+    weight: float = Field(default=1200.0, ge=0, description="α of the paper")
+    layer: int = Field(default=7, ge=0, description="decoder layer whose hidden states stay, from 0; that of `rmu`")
+    reduction: Literal["sum", "mean"] = Field(default="sum", description="over the hidden size; that of `rmu`")
     belongs_to: ClassVar[str] = "rmu"
 
     @property

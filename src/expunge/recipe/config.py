@@ -33,7 +33,7 @@ class FableConfig(Section):
     split: str = Field(default="forget10", description="forget01, forget05, forget10 or forget20: per cent of authors")
     authors: int = Field(default=40, description="10 to 2,000")
     facts: int = Field(default=10, description="per author")
-    seed: int = 0
+    seed: int = Field(default=0, description="of the authors that are generated")
 
 
 class TofuConfig(Section):
@@ -76,11 +76,11 @@ class ListingsConfig(Section):
     """The built-in benchmark of sellers and their listings, one of whom leaves."""
 
     name: Literal["listings"] = "listings"
-    seller: int = Field(default=0, ge=0)
+    seller: int = Field(default=0, ge=0, description="number of the seller who leaves, from 0")
     size: Literal["small", "medium", "large"] = Field(default="small", description="10, 20 or 40 listings")
-    sellers: int = 12
-    per_seller: int = 40
-    seed: int = 0
+    sellers: int = Field(default=12, description="how many sellers there are")
+    per_seller: int = Field(default=40, description="listings of each")
+    seed: int = Field(default=0, description="of the listings that are generated")
 
 
 BenchmarkConfig = FableConfig | TofuConfig | MuseConfig | RwkuConfig | ListingsConfig
@@ -97,9 +97,13 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """Which model to start from: `name` (hub or folder), or `scratch` for one trained on the benchmark itself."""
 
-    name: str | None = None
+    name: str | None = Field(
+        default=None, description="folder or hub name of a causal language model, or of a LoRA adapter"
+    )
     scratch: ScratchConfig | None = None
-    dtype: Dtype = "auto"
+    dtype: Dtype = Field(
+        default="auto", description="of the weights; auto is float32 where all of them train, else the checkpoint's"
+    )
     attention: str | None = Field(
         default=None,
         description="transformers' attn_implementation: sdpa, eager, or flash_attention_2 or 3, which read no padding",
@@ -121,9 +125,11 @@ class HarnessConfig(Section):
     # Other arguments of the harness pass through unchanged.
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
-    tasks: list[str] = Field(min_length=1)
-    batch_size: int | str = 8
-    num_fewshot: int | None = Field(default=None, ge=0)
+    tasks: list[str] = Field(min_length=1, description="names of the harness")
+    batch_size: int | str = Field(default=8, description="sequences at a time, or auto")
+    num_fewshot: int | None = Field(
+        default=None, ge=0, description="examples before a question; the task's own without it"
+    )
     limit: float | None = Field(default=None, gt=0, description="questions of each task; under 1 a share of them")
     include_path: str | None = Field(default=None, description="folder with tasks of your own")
 
@@ -234,8 +240,12 @@ AUGMENTED["uld_distilled"] = AUGMENTED["uld"]
 class Method(Section):
     """A forget objective with or without a retain objective, its share of variants, and training keys of its own."""
 
-    forget: Annotated[ForgetObjective, BeforeValidator(unfold_objective)]
-    retain: Annotated[RetainObjective, BeforeValidator(unfold_objective)] | None = None
+    forget: Annotated[ForgetObjective, BeforeValidator(unfold_objective)] = Field(
+        description="objective on the rows to forget"
+    )
+    retain: Annotated[RetainObjective, BeforeValidator(unfold_objective)] | None = Field(
+        default=None, description="objective on the rows to keep"
+    )
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()  # pyright: ignore[reportInvalidTypeForm]
     label: str | None = Field(
@@ -301,7 +311,7 @@ class Recipe(Section):
             BeforeValidator(unfold_objective),
         ]
         | None
-    ) = None
+    ) = Field(default=None, description="which benchmark; your own rows go into `data` instead")
     data: DataConfig | None = None
     model: Annotated[ModelConfig, BeforeValidator(unfold_objective)]
     finetune: FinetuneConfig = FinetuneConfig()
@@ -316,7 +326,7 @@ class Recipe(Section):
     threads: int | None = Field(
         default=None, ge=1, le=MOST_THREADS, description="CPU threads; tiny models are fastest with one"
     )
-    seed: int = Field(default=0, ge=0, lt=2**32)
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of initial weights, order of rows and drawn refusals")
     out: Path | None = Field(default=None, description="run directory; default runs/<recipe's name>")
     over: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
         default_factory=dict,

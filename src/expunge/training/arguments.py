@@ -174,14 +174,16 @@ _CHECKPOINTING = {
 class UnlearnConfig(TrainingArguments):
     """`transformers.TrainingArguments` with the defaults of this field and the few keys that unlearning adds.
 
-    reference     where the starting model's signals come from; see `expunge.training.reference`
-    keep_dropout  keep the model's dropout where it is compared with a reference, which has none; without it dropout is
-                  off there, so that training starts from what it is compared with
-    max_length    longest sequence in tokens; `None` is the model's context length
-    overflow      what to do with longer ones: `error`, `truncate`, or `split` (raw text in parts)
-    overlap       tokens that each part repeats of the one before, so that no passage stands at a part's start alone
-    assistant_turns  which of the assistant's messages of a conversation are supervised: `all` of them, or the `last`
-    eval_every    epochs between two evaluations when `eval_strategy` is `epoch`; the last epoch is always evaluated
+    Attributes:
+        reference: where the starting model's signals come from: `cached_logps`, `cached_hidden`, `adapter_off`,
+            `frozen_copy`; `auto` takes the cheapest that is enough.
+        keep_dropout: keep the model's dropout where it is compared with a reference, which has none; without it dropout
+            is off there, so that training starts from the model that it is compared with.
+        max_length: longest sequence in tokens; `None` is the model's context length.
+        overflow: what happens to longer sequences: `error`, `truncate`, or `split` (raw text in parts).
+        overlap: tokens that each part repeats of the part before, so that no passage is only the start of a part.
+        assistant_turns: which of the assistant's messages of a conversation are supervised: `all`, or the `last`.
+        eval_every: epochs between two evaluations when `eval_strategy` is `epoch`; the last epoch is always evaluated.
 
     Raises `UserError` for a value that can't be, and for one that would do nothing.
     """

@@ -31,9 +31,9 @@ class FinetuneConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    epochs: int = Field(default=30, ge=1, le=1_000_000)
-    learning_rate: float = Field(default=2e-3, gt=0, allow_inf_nan=False)
-    batch_size: int = Field(default=32, ge=1)
+    epochs: int = Field(default=30, ge=1, le=1_000_000, description="passes over the rows")
+    learning_rate: float = Field(default=2e-3, gt=0, allow_inf_nan=False, description="peak of the schedule")
+    batch_size: int = Field(default=32, ge=1, description="rows a step")
     bf16: bool = Field(default=False, description="bfloat16 autocast over float32 weights")
     overlap: int = Field(
         default=0, ge=0, description="tokens that each part of a text too long for the context repeats"

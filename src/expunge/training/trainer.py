@@ -69,14 +69,14 @@ class UnlearnTrainer(Trainer):
         args: `UnlearnConfig`; its defaults, and the folder `<name of the model>-unlearned`, without it.
         objective: a forget objective, such as `objectives.NPO(beta=0.1)`, or a name as in recipes: `"npo"`, `"npo+kl"`.
         retain: a retain objective, such as `objectives.NLL()`, or its name.
-        forget_dataset, retain_dataset: rows in any format of `expunge.data.formats` (lists of dicts or a
-            `datasets.Dataset`).
+        forget_dataset: rows to forget, in any format of `expunge.data.formats` (lists of dicts or a `datasets.Dataset`).
+        retain_dataset: rows to keep, likewise.
         refusals: answers to draw from for objectives that prefer a refusal (DPO).
         processing_class: the tokenizer; the one that belongs to the model's name without it.
         peft_config: train a LoRA adapter instead of the weights.
         teacher: the model that references are asked of, in place of the starting model, but for the retain rows.
         evaluate: called with the model when `args.eval_strategy` says so; its numbers are logged as `eval_*`.
-        callbacks, optimizers, optimizer_cls_and_kwargs: as `transformers.Trainer` has them.
+        **kwargs: `callbacks`, `optimizers` and `optimizer_cls_and_kwargs`, as `transformers.Trainer` has them.
 
     Raises:
         UserError: for data or objectives that can't be used, before anything is written.
