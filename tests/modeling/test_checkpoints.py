@@ -23,9 +23,16 @@ WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture
-def whole(tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> Path:
+def saved(tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> Path:
     loading.save(tiny_model(layers=2, hidden=16), tiny_tokenizer, tmp_path / "model")
     return tmp_path / "model"
+
+
+@pytest.fixture
+def whole(saved: Path) -> Path:
+    """A checkpoint as other programs write it: without a manifest."""
+    (saved / "manifest.json").unlink()
+    return saved
 
 
 @pytest.fixture
@@ -333,3 +340,28 @@ def test_merged_and_applied_adapters_are_the_same_model(adapter: Path) -> None:
         a, m, b = (model(input_ids=ids).logits for model in (applied, merged, base))
     assert torch.allclose(a, m, atol=1e-5) and not torch.allclose(a, b, atol=1e-2)
     assert not hasattr(merged, "peft_config")
+
+
+def flip(folder: Path) -> None:
+    """Other numbers, in a file that is as long and as readable as before."""
+    weights = load_file(folder / WEIGHTS)
+    name = sorted(weights)[0]
+    weights[name] = weights[name].flip(0).contiguous()
+    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "damage", [flip, change("config.json", rms_norm_eps=0.1), change("generation_config.json", temperature=2.0)]
+)
+def test_a_file_that_changed_since_it_was_saved_is_named(saved: Path, damage: Damage) -> None:
+    """Nothing but the manifest can tell; without it the folder is the user's own."""
+    loading.load(saved)
+    damage(saved)
+    for call in (loading.load, loading.load_for_training, loading.check_weights):
+        with pytest.raises(UserError, match=r"is not as it was written|bytes and was written with") as error:
+            call(saved)
+        assert str(error.value).startswith(f"model: {saved}") and "\n" not in str(error.value)
+    (saved / "manifest.json").unlink()
+    loading.load(saved)
+    (saved / "manifest.json").write_text('{"name": "an app"}')
+    loading.load(saved)

@@ -5,6 +5,7 @@ Knows file names, configurations and tokenizers; knows nothing of what a model c
 
 import json
 import logging
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from transformers import (
 
 from expunge.data.encode import prepare_tokenizer
 from expunge.errors import UserError
+from expunge.system import manifest
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +144,28 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"model: {path} holds no keys and values; copy it again, or save the model anew.")
     return found
+
+
+def check_unchanged(name: str | Path) -> None:
+    """Raise `UserError` for a file that is not as it was when the folder's manifest was written.
+
+    A folder without a manifest of ours passes. Every file is read once in a process, and again when it has changed.
+    """
+    folder = Path(whereabouts(name))
+    if not folder.is_dir() or not manifest.is_sealed(folder):
+        return
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    if wrong := _changed(folder, tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files)):
+        raise UserError(f"model: {wrong}; copy it again, or delete {folder / manifest.NAME} if the change is yours.")
+
+
+@cache
+def _changed(folder: Path, _files: tuple[Any, ...]) -> str | None:
+    with suppress(ValueError):
+        listed = json.loads((folder / manifest.NAME).read_bytes())
+        if not (isinstance(listed, dict) and "files" in listed):
+            return None  # another program's manifest
+    return manifest.damage(folder, extra=False)
 
 
 def load_config(name: str) -> Any:

@@ -16,7 +16,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from expunge.errors import UserError
 from expunge.modeling.adapter import Merged, check_adapter, check_mergeable
-from expunge.modeling.checkpoint import base_of, is_adapter, load_config, not_loaded, whereabouts
+from expunge.modeling.checkpoint import base_of, check_unchanged, is_adapter, load_config, not_loaded, whereabouts
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +33,13 @@ def load_weights(name: str | Path, *, merged: bool = False, **options: Any) -> A
     unset_hf_deepspeed_config()
     try:
         if not is_adapter(name):
-            return _load_plain(name, options)
+            model = _load_plain(name, options)
+            check_unchanged(name)  # after checks that name the weights
+            return model
         if merged and options.get("dtype") in (None, "auto"):
             options["dtype"] = torch.float32
         adapted = _load_adapted(name, options)
+        check_unchanged(name)
         return _merge(adapted, name) if merged else adapted
     except Exception as error:
         raise not_loaded(name, error) from error
