@@ -69,7 +69,7 @@ class UnlearnTrainer(Trainer):
         args: `UnlearnConfig`; its defaults, and the folder `<name of the model>-unlearned`, without it.
         objective: a forget objective, such as `objectives.NPO(beta=0.1)`, or a name as in recipes: `"npo"`, `"npo+kl"`.
         retain: a retain objective, such as `objectives.NLL()`, or its name.
-        forget_dataset: rows to forget, in any format of `expunge.data.formats` (lists of dicts or a `datasets.Dataset`).
+        forget_dataset: rows to forget, in any format of `expunge.data.formats` (lists of dicts or `datasets.Dataset`).
         retain_dataset: rows to keep, likewise.
         refusals: answers to draw from for objectives that prefer a refusal (DPO).
         processing_class: the tokenizer; the one that belongs to the model's name without it.
