@@ -58,7 +58,7 @@ def sweep(
     study: str | None = None,
     watch: Callable[[list[Row]], None] = lambda rows: None,
 ) -> list[Row]:
-    """Search, or go on searching, and return a row per trial; `out` then holds what docs/architecture.md lists.
+    """Search, or go on searching, and return a row per trial; `out` then holds what docs/explanation/sweeps.md lists.
 
     trials: how many points; a grid has its own number. More than before carry a sweep on.
     objectives: two metrics, each maximised or, where less is better, minimised. Chosen is the trial with the best first
