@@ -1,13 +1,14 @@
 """The objectives by name: any forget objective goes with any retain objective.
 
 To add one: write its class in the file of its kind and name it in `FORGET` or `RETAIN`; the recipe, the command line,
-`expunge methods` and the test matrix take it from there.
+`expunge methods` and the test matrix take it from there. One outside the package goes by its import path.
 """
 
+from collections.abc import Mapping
 from dataclasses import fields
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator
 
 from expunge.errors import UserError, did_you_mean
 from expunge.objectives.assistant import ULD, Offset, OffsetDPO, OffsetGA, OffsetNPO, ULDDistilled, Uniform
@@ -16,6 +17,7 @@ from expunge.objectives.distill import KL, UnDIAL, Unilogit
 from expunge.objectives.likelihood import CEU, GA, NLL, WGA, SatImp
 from expunge.objectives.preference import DPO, NPO, SimNPO
 from expunge.objectives.representation import RMU, Anchor
+from expunge.system.imports import imported, is_path
 
 __all__ = [
     "CEU",
@@ -43,9 +45,21 @@ __all__ = [
     "Unilogit",
     "describe",
     "known_name",
+    "objective_class",
     "split_method",
     "written",
 ]
+
+
+def _by_path(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """Validate an objective of a user's own by its own class; leave ours to `handler`."""
+    if isinstance(value, Objective) and is_path(value.recipe_name()):
+        return value
+    if isinstance(value, Mapping) and is_path(name := value.get("name")):
+        options = {key: option for key, option in value.items() if key != "name"}
+        return imported(name, Objective, "objective").model_validate(options)
+    return handler(value)
+
 
 ForgetObjective = Annotated[
     GA
@@ -64,8 +78,9 @@ ForgetObjective = Annotated[
     | ULD
     | ULDDistilled,
     Field(discriminator="name"),
+    WrapValidator(_by_path),
 ]
-RetainObjective = Annotated[NLL | KL | Anchor, Field(discriminator="name")]
+RetainObjective = Annotated[NLL | KL | Anchor, Field(discriminator="name"), WrapValidator(_by_path)]
 
 FORGET: dict[str, type[Objective]] = {
     cls.model_fields["name"].default: cls
@@ -81,28 +96,42 @@ ALIASES = {NLL.alias: "nll", "idk": "dpo"}
 def split_method(name: str) -> dict[str, Any]:
     """`"unilogit+nll"` → `{"forget": {"name": "unilogit"}, "retain": {"name": "nll"}}`; `"ga"` has no retain term.
 
-    Raises `UserError` for an unknown name, with the nearest known one.
+    Either part may be the import path of a class of your own, `my_package.losses:Mine`.
+    Raises `UserError` for an unknown name, with the nearest known one, and for a path that leads to no objective.
     """
-    forget, plus, retain = (part.strip().lower() for part in name.partition("+"))
-    parts: dict[str, Any] = {"forget": {"name": known_name(forget, FORGET, "forget objective")}}
-    if plus and FORGET[parts["forget"]["name"]].alone:
+    forget, plus, retain = (part.strip() for part in name.partition("+"))
+    kind = objective_class(forget, FORGET, "forget objective")
+    parts: dict[str, Any] = {"forget": {"name": kind.recipe_name()}}
+    if plus and kind.alone:
         raise UserError(f"{name!r}: {forget} brings its own retain term; name it without +{retain}.")
     if plus:
-        parts["retain"] = {"name": known_name(retain, RETAIN, "retain objective")}
+        parts["retain"] = {"name": objective_class(retain, RETAIN, "retain objective").recipe_name()}
     return parts
+
+
+def objective_class(name: str, registry: dict[str, type[Objective]], what: str) -> type[Objective]:
+    """The class behind a name in recipes, an alias or an import path; `UserError` where there is none."""
+    return (
+        imported(name, Objective, "objective") if is_path(name) else registry[known_name(name.lower(), registry, what)]
+    )
 
 
 def known_name(name: str, registry: dict[str, type[Objective]], what: str) -> str:
     """The registry's own name for what may be an alias; `UserError` for an unknown one."""
     known = ALIASES.get(name, name)
     if known not in registry:
-        raise UserError(f"{name!r} is not a {what}.{did_you_mean(name, registry)} Known: {', '.join(registry)}")
+        path = " One of your own goes by its import path, package.module:Class." if "." in name else ""
+        raise UserError(f"{name!r} is not a {what}.{did_you_mean(name, registry)} Known: {', '.join(registry)}.{path}")
     return known
 
 
-def written(objective: Objective) -> dict[str, Any]:
-    """The objective as a recipe has it: its name and the options that were given."""
-    return {"name": type(objective).model_fields["name"].default, **objective.model_dump(exclude_unset=True)}
+def written(
+    objective: Objective, *, mode: Literal["json", "python"] = "python", only_set: bool = True
+) -> dict[str, Any]:
+    """The objective as a recipe has it: its name and its options, or `only_set` those that were given."""
+    options = objective.model_dump(mode=mode, exclude_unset=only_set)
+    name = {"name": objective.recipe_name()}
+    return {**options, **name} if "name" in options else {**name, **options}
 
 
 def describe(cls: type[Objective], kind: str) -> dict[str, Any]:

@@ -13,7 +13,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from expunge.system.imports import path_of
+
 _ABSENT: Any = None
+
+OURS = f"{__name__.partition('.')[0]}."
+"""The beginning of the name of every module of this package."""
 
 Removal = Literal["weights", "inference"]
 """Whether a method takes the knowledge out of the weights or keeps it from showing at inference."""
@@ -127,6 +132,16 @@ class Objective(BaseModel, ABC):
     """Whether it brings its own retain term, so that no other can be joined to it."""
 
     weight: float = Field(default=1.0, ge=0, description="factor of this term in the loss")
+
+    @classmethod
+    def recipe_name(cls) -> str:
+        """The name of the class in recipes: that of its field `name`, or the import path of a class of your own."""
+        return cls.model_fields["name"].default if cls.__module__.startswith(OURS) else path_of(cls)
+
+    @property
+    def title(self) -> str:
+        """The objective's name in results: as in recipes, or the name of a class of your own in lower case."""
+        return self.recipe_name().rpartition(":")[2].rpartition(".")[2].lower()
 
     @property
     def skips(self) -> int:

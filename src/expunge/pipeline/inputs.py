@@ -40,7 +40,7 @@ def check_recipe(recipe: Recipe) -> None:
     """Raise `UserError` for what can be known from the recipe alone: before data is read, and in a second or two."""
     for method in recipe.methods:
         if isinstance(method.forget, ULD | Offset) and getattr(method.forget, "teacher", None) is None:
-            _check_launcher(method.forget.name)
+            _check_launcher(method.forget.title)
         training_arguments(recipe, method, Path("unused"))
     if not recipe.methods:
         _arguments(recipe, recipe.train.model_dump(exclude_unset=True), Path("unused"))
@@ -216,7 +216,7 @@ def check_assistant(forget: Objective, config: Any, recipe: Recipe) -> None:
     if not isinstance(forget, ULD | Offset):
         return
     if recipe.model.lora is not None and not isinstance(forget, ULDDistilled):
-        log.warning("model.lora is not used by %s, whose assistant has an adapter of its own (r)", forget.name)
+        log.warning("model.lora is not used by %s, whose assistant has an adapter of its own (r)", forget.title)
     if isinstance(forget, Offset) and forget.assistant is not None:
         _, found = loading.load_tokenizer_and_config(forget.assistant)
         loading.check_weights(forget.assistant)

@@ -10,12 +10,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    create_model,
+    field_serializer,
+    model_validator,
+)
 
 from expunge import secrets
 from expunge.modeling.loading import Dtype, LoraConfig, ScratchConfig
 from expunge.objectives import ForgetObjective, Objective, RetainObjective, split_method, written
 from expunge.objectives.representation import RMU
+from expunge.system.imports import is_path
 from expunge.training.arguments import UnlearnConfig, check_values
 from expunge.training.targets import FinetuneConfig
 
@@ -214,7 +224,7 @@ TrainConfig = _train_section()
 def unfold_objective(value: Any) -> Any:
     """A word is short for a section with that name; an objective made in Python is written out as one."""
     if isinstance(value, Objective):
-        return written(value)
+        return value if is_path(value.recipe_name()) else written(value)
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -260,9 +270,15 @@ class Method(Section):
         """The method's name in results: `unilogit+nll`, `ga`, or the label."""
         if self.label:
             return self.label
-        if self.retain is None or (isinstance(self.forget, RMU) and self.retain.name == "anchor"):
-            return self.forget.name
-        return f"{self.forget.name}+{self.retain.name}"
+        if self.retain is None or (isinstance(self.forget, RMU) and self.retain.title == "anchor"):
+            return self.forget.title
+        return f"{self.forget.title}+{self.retain.title}"
+
+    @field_serializer("forget", "retain")
+    def _written(self, value: Objective | None, info: SerializationInfo) -> dict[str, Any] | None:
+        """A class of a user's own is no part of the declared types and has no field for its name."""
+        mode = "json" if info.mode == "json" else "python"
+        return None if value is None else written(value, mode=mode, only_set=bool(info.exclude_unset))
 
     @model_validator(mode="before")
     @classmethod
@@ -288,7 +304,7 @@ class Method(Section):
     @model_validator(mode="after")
     def _alone(self) -> "Method":
         if self.forget.alone and self.retain is not None:
-            raise ValueError(f"{self.forget.name} brings its own retain term; leave retain out")
+            raise ValueError(f"{self.forget.title} brings its own retain term; leave retain out")
         return self
 
 

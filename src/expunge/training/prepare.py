@@ -16,7 +16,7 @@ from expunge.data.encode import AssistantTurns, Overflow, encode_rows, refused
 from expunge.data.formats import keeping, normalise
 from expunge.data.pairs import Sets
 from expunge.errors import UserError, did_you_mean
-from expunge.objectives import FORGET, NLL, RETAIN, RMU, Anchor, Objective, known_name, split_method
+from expunge.objectives import FORGET, NLL, RETAIN, RMU, Anchor, Objective, objective_class, split_method
 from expunge.training.arguments import UnlearnConfig
 
 
@@ -38,7 +38,9 @@ def check_terms(
             f"retain objective."
         )
     if objective is not None and objective.needs.refusal and not refusals:
-        raise UserError("dpo prefers a refusal to the answer, and there are no refusals; give some, or use npo.")
+        raise UserError(
+            f"{objective.title} prefers a refusal to the answer, and there are no refusals; give some, or use npo."
+        )
     layers = config.get_text_config().num_hidden_layers
     for term in (objective, retain):
         if term is not None and term.needs.layer is not None and term.needs.layer >= layers:
@@ -171,8 +173,8 @@ def objectives_of(objective: Any, retain: Any) -> tuple[Objective | None, Object
         parts = split_method(objective)
         if "retain" in parts and retain is not None:
             raise UserError(f"objective {objective!r} names a retain objective, and retain is given too; give one.")
-        kind = FORGET[parts["forget"]["name"]]
-        if kind.alone or kind.model_fields["name"].default.startswith("offset"):
+        kind = objective_class(parts["forget"]["name"], FORGET, "forget objective")
+        if kind.alone or kind.recipe_name().startswith("offset"):
             raise UserError(
                 f"objective {objective!r} trains an assistant beside the model, which a recipe does: expunge run "
                 f"--method {objective}."
@@ -181,7 +183,7 @@ def objectives_of(objective: Any, retain: Any) -> tuple[Objective | None, Object
         if isinstance(objective, RMU) and retain is None:
             retain = Anchor(layer=objective.layer)
     if isinstance(retain, str):
-        retain = RETAIN[known_name(retain, RETAIN, "retain objective")]()
+        retain = objective_class(retain, RETAIN, "retain objective")()
     for name, value in (("objective", objective), ("retain", retain)):
         if value is not None and not isinstance(value, Objective):
             made = " (call it: an objective is an instance)" if isinstance(value, type) else ""

@@ -1,0 +1,165 @@
+"""Objectives, benchmarks and metrics outside the package: by import path they do what ours do."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from expunge import UnlearnConfig, UnlearnTrainer, objectives, run
+from expunge.cli.main import main
+from expunge.recipe.parsing import parse_recipe, recipe_of
+
+LOSSES = """
+    from torch import Tensor
+    from pydantic import Field
+
+    from expunge.objectives import NPO, Needs, Objective, Signals
+
+
+    class Mine(Objective):
+        '''Push log p of the answer down to a floor and no further.'''
+
+        floor: float = Field(default=-5.0, le=0)
+
+        @property
+        def needs(self) -> Needs:
+            return Needs(logp=True)
+
+        def loss(self, s: Signals) -> Tensor:
+            return (s.logp_N - self.floor).clamp(min=0)
+
+
+    class Sharper(NPO):
+        '''A subclass of one of ours.'''
+
+        sharpness: float = 2.0
+
+        def loss(self, s: Signals) -> Tensor:
+            return self.sharpness * super().loss(s)
+
+
+    class Half(Objective):
+        @property
+        def needs(self) -> Needs:
+            return Needs(logp=True)
+
+
+    class Stranger:
+        pass
+
+
+    def function() -> None:
+        pass
+"""
+
+FABLE: dict[str, Any] = {
+    "benchmark": {"name": "fable", "authors": 10, "facts": 3, "split": "forget20"},
+    "model": {"scratch": {"layers": 1, "hidden": 16, "heads": 2, "vocab": 400, "context": 96}},
+    "finetune": {"epochs": 1},
+    "train": {"num_train_epochs": 1, "per_device_train_batch_size": 2, "learning_rate": 1e-3},
+    "evaluate": {"max_new_tokens": 4, "limit": 2, "each_epoch_limit": 2},
+}
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a package of a user's own, which can be imported from it."""
+    torch.set_num_threads(1)
+    (tmp_path / "lib" / "own").mkdir(parents=True)
+    (tmp_path / "lib" / "own" / "__init__.py").touch()
+    (tmp_path / "lib" / "own" / "losses.py").write_text(textwrap.dedent(LOSSES), encoding="utf-8")
+    (tmp_path / "lib" / "own" / "broken.py").write_text("1 / 0\n", encoding="utf-8")
+    (tmp_path / "lib" / "own" / "needy.py").write_text("import absent_package\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path / "lib")
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "own"]:
+        monkeypatch.delitem(sys.modules, name)
+    return tmp_path
+
+
+def recipe_file(method: Any) -> str:
+    Path("own.yaml").write_text(json.dumps({**FABLE, "methods": method}), encoding="utf-8")
+    return "own.yaml"
+
+
+# -- objectives ------------------------------------------------------------------------------------------------------
+
+
+def test_an_objective_of_ones_own_is_run_by_the_command(workplace: Path) -> None:
+    command = [sys.executable, "-m", "expunge", "run", recipe_file([]), "--out", "out", "--json"]
+    words = ["--method", "own.losses:Mine", "--method.forget.floor", "-30"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(workplace / "lib"), *sys.path])}
+    done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert [row["method"] for row in rows] == ["target", "retrained", "mine"]
+    assert rows[2]["metrics"]["forget_probability"] < rows[0]["metrics"]["forget_probability"]
+    assert "own.losses:Mine" in Path("out/recipe.yaml").read_text(encoding="utf-8")
+    assert "mine" in Path("out/report.html").read_text(encoding="utf-8")
+    # Whoever has the module repeats the run from its recipe; the numbers are those of the recipe.
+    again = run("out/recipe.yaml", keys={"out": "again"})
+    assert [row["metrics"] for row in again] == [row["metrics"] for row in rows]
+
+
+def test_in_recipes_in_python_and_in_the_trainer(workplace: Path, tiny_model: Any, tiny_tokenizer: Any) -> None:
+    from own.losses import Mine, Sharper  # pyright: ignore[reportMissingImports]
+
+    base = {"data": {"forget": "f.jsonl"}, "model": "m"}
+    by_path = recipe_of({**base, "method": {"forget": {"name": "own.losses:Mine", "floor": -3}, "retain": "kl"}})
+    by_class = recipe_of({**base, "method": {"forget": Mine(floor=-3), "retain": objectives.KL()}})
+    assert by_path.methods[0].forget == by_class.methods[0].forget == Mine(floor=-3)
+    assert by_path.methods[0].name == "mine+kl"
+    sharper = recipe_of({**base, "methods": ["ga+own.losses:Mine", {"forget": Sharper(beta=0.2)}]})
+    assert [method.name for method in sharper.methods] == ["ga+mine", "sharper"]
+    for recipe in (by_path, by_class, sharper):
+        tree = recipe.model_dump(mode="json", exclude_unset=True)
+        assert parse_recipe(json.loads(json.dumps(tree)), where="test") == recipe
+    rows = [{"question": f"Who is {i}?", "answer": f"Person {i}."} for i in range(4)]
+    trainer = UnlearnTrainer(
+        model=tiny_model(),
+        args=UnlearnConfig(output_dir="trained", max_steps=1, save_strategy="no"),
+        objective="own.losses:Mine+nll",
+        forget_dataset=rows[:2],
+        retain_dataset=rows[2:],
+        processing_class=tiny_tokenizer,
+    )
+    assert (type(trainer.objective), type(trainer.retain)) == (Mine, objectives.NLL)
+    trainer.train()
+
+
+def test_the_plan_knows_it(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", recipe_file(["own.losses:Mine+nll"]), "--dry-run", "--json"]) == 0
+    assert [row["method"] for row in json.loads(capsys.readouterr().out)] == ["mine+nll"]
+
+
+MISTAKES = {
+    "own.losse:Mine": "own.losse:Mine: there is no module own.losse; install it, or put its folder on PYTHONPATH.",
+    "nowhere:Mine": "method: nowhere:Mine: there is no module nowhere; install it, or put its folder on PYTHONPATH.",
+    "own.losses:Mime": "method: own.losses:Mime: own.losses has no Mime. Did you mean 'Mine'?",
+    "own..losses:Mine": "method: 'own..losses:Mine' is no import path; write objective as package.module:Name.",
+    "own.broken:Mine": "importing own.broken raises ZeroDivisionError (division by zero); mend it.",
+    "own.needy:Mine": "importing own.needy needs absent_package, which is not installed.",
+    "own.losses:Stranger": "own.losses:Stranger is no objective; make it a subclass of expunge.objectives.",
+    "own.losses:function": "own.losses:function is not a class but a function;",
+    "own.losses:Half": "own.losses:Half lacks loss, which every objective needs; write it.",
+    "npo+own.losses:Stranger": "own.losses:Stranger is no objective;",
+    "own.losses.Mine": "One of your own goes by its import path, package.module:Class.",
+    "{forget: {name: 'own.losses:Mine', flor: 1}}": "unknown key 'method.forget.flor'.",
+    "{forget: {name: 'own.losses:Mine', floor: 1}}": "method.forget.floor must be at most 0, got 1.",
+    "{forget: {name: 'own.losses:Mime'}}": "method.forget: own.losses:Mime: own.losses has no Mime.",
+}
+
+
+@pytest.mark.parametrize("method", MISTAKES)
+def test_a_mistake_is_one_sentence(workplace: Path, method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", recipe_file([]), "--out", "out", "--method", method]) == 2
+    told = capsys.readouterr().err
+    assert MISTAKES[method] in told
+    assert told.count("\n") == 1
+    assert not Path("out").exists()
