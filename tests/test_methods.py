@@ -243,7 +243,7 @@ def test_an_adapter_is_drawn_by_the_seed(workplace: Path) -> None:
         ("{name: uld, layers: 3}", "3 layers can't be cut from a model of 3; set layers to a number from 1 to 2"),
         ("{name: offset-ga, assistant: other}", "vocabulary of 310 tokens and the model one of 292"),
         ("{name: offset-ga, assistant: /nowhere}", "'/nowhere' does not exist"),
-        ("{name: uld_distilled, teacher: model}", "model is no checkpoint of ULD"),
+        ("{name: uld_distilled, teacher: model}", "model is not a checkpoint of ULD"),
         ("{name: uld_distilled, teacher: nowhere}", "nowhere does not exist; give the folder"),
     ],
 )

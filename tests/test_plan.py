@@ -228,9 +228,9 @@ def test_two_at_a_time_give_the_same() -> None:
     Path("out/seed=1/results.json").write_text("no json")
     with pytest.raises(UserError, match=r"results\.json"):
         run_all(chosen, resume=True, workers=2)
-    with pytest.raises(UserError, match="--workers: a single run can't be shared out"):
+    with pytest.raises(UserError, match="--workers: a single run uses one worker"):
         run_all(recipe("[ga]"), workers=2)
-    with pytest.raises(UserError, match="--workers: 0 can't work"):
+    with pytest.raises(UserError, match="--workers must be at least 1, got 0"):
         run_all(chosen, workers=0)
 
 

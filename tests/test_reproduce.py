@@ -114,7 +114,7 @@ def test_variants_go_to_who_trains_on_them(table: Path) -> None:
         (["small.yaml", "--recipe-set", "tyny"], "--recipe-set: no 'tyny'. Did you mean 'tiny'? Known: tiny, other."),
         (["small.yaml", "--splits", "forget2"], "--splits: no 'forget2'. Did you mean 'forget20'?"),
         (["small.yaml", "--recipe-set", "other", "--splits", "forget10"], "--splits: no 'forget10'. Known: none."),
-        (["small.yaml", "--seeds", "0"], "--seeds: 0 are none; give 1 or more."),
+        (["small.yaml", "--seeds", "0"], "--seeds must be at least 1, got 0."),
         (["choosing", "--seeds", "3"], "--seeds: choosing names the seeds of its runs itself; leave the option out."),
         (["small.yaml", "--seed", "3"], "--seed: the reproduction decides it; use --seeds."),
         (["small.yaml", "--train.epochs", "3"], "the command line: unknown key 'train.epochs'."),

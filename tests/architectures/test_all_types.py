@@ -45,7 +45,7 @@ NOT_CAUSAL = "gives a token another probability when other tokens follow it"
 REFUSED = dict.fromkeys(("cpmant", "prophetnet", "reformer", "xlm", "xlnet"), NOT_CAUSAL)
 """Types that nothing is asked of, and what the sentence says."""
 
-NO_TEXT_MODEL = "is no causal language model"
+NO_TEXT_MODEL = "is not a causal language model"
 UNLOADED = {"blt": "no embedding", "emu3": NO_TEXT_MODEL, "mllama": NO_TEXT_MODEL}
 """Types whose checkpoints are not loaded: of bytes, which no tokenizer gives, or the text half of a larger model."""
 

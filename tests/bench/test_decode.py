@@ -42,4 +42,4 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_an_unknown_shape(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "decode", "--shape", "tin"]) == 2
-    assert "no shape 'tin'. Did you mean 'tiny'? Known: tiny, small" in capsys.readouterr().err
+    assert "unknown shape 'tin'. Did you mean 'tiny'? Known: tiny, small" in capsys.readouterr().err

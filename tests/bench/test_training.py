@@ -109,4 +109,4 @@ def test_what_cannot_be_measured(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_an_unknown_method(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--methods", "npo+nl"]) == 2
-    assert "'npo+nl' is not measured. Did you mean 'npo+nll'?" in capsys.readouterr().err
+    assert "unknown method 'npo+nl'. Did you mean 'npo+nll'?" in capsys.readouterr().err

@@ -285,7 +285,7 @@ def test_every_part_of_a_text_begins_as_the_tokenizer_begins_one(kind):
     assert sum((part.input_ids[len(begin) :] for part in parts), begin) == whole
     lost = 0 if begin else len(parts)
     assert sum(part.supervised for part in parts) == len(whole) - max(len(begin), lost)
-    with pytest.raises(UserError, match=rf"train.overlap is {16 - len(begin)} .* choose 0 to {15 - len(begin)}"):
+    with pytest.raises(UserError, match=rf"train.overlap must be from 0 to {15 - len(begin)}, got {16 - len(begin)}"):
         encode_rows([text], tokenizer, max_length=16, overflow="split", overlap=16 - len(begin))
 
 

@@ -291,7 +291,7 @@ def test_rows_of_another_form_are_refused(tmp_path, name, content, problem):
 @pytest.mark.parametrize("articles", [-1, 0, 7])
 def test_a_number_of_articles_that_cannot_be_kept_is_refused(tmp_path, articles):
     _copy(tmp_path)
-    with pytest.raises(UserError, match=rf"articles is {articles} but MUSE-news has 6 to forget; choose 1"):
+    with pytest.raises(UserError, match=rf"articles must be from 1 to 6, got {articles}"):
         muse.load(path=tmp_path, articles=articles)
 
 

@@ -410,7 +410,7 @@ def test_an_unknown_target_is_refused_with_the_known_ones(tmp_path):
 
 
 def test_another_layout_is_refused(tmp_path):
-    with pytest.raises(UserError, match="nowhere is no folder; give the one that holds RWKU's targets"):
+    with pytest.raises(UserError, match="nowhere is not a folder; give the one that holds RWKU's targets"):
         rwku.load(target="1", path=tmp_path / "nowhere")
     with pytest.raises(UserError, match="holds no folder named like 1_Stephen_King"):
         rwku.load(target="1", path=tmp_path)

@@ -159,7 +159,7 @@ def test_endpoints_that_give_nothing(
         ({"url": None, "model": "/nowhere"}, "'/nowhere' does not exist"),
         ({"paraphrases": 0, "perturbations": 0}, "ask for at least one"),
         ({"paraphrases": -1}, "ask for at least one"),
-        ({"out": Path("/dev/null")}, "/dev/null is no file"),
+        ({"out": Path("/dev/null")}, "/dev/null is not a file"),
         ({"out": Path("a" * 300)}, "aaa... can't be a path"),
     ],
 )

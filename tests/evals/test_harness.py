@@ -312,7 +312,7 @@ def test_task_errors(
 
 
 def test_include_path_that_is_no_folder(build: Callable[[str], Any], tokenizer: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         harness.run(build("llama"), tokenizer, ["words"], include_path=tmp_path / "absent")
 
 

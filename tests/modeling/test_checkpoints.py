@@ -171,7 +171,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "awq": (change("config.json", quantization_config={"quant_method": "awq", "bits": 4}), r"is quantised \(awq\)"),
     "fp8": (change("config.json", quantization_config={"quant_method": "fp8"}), r"is quantised \(fp8\)"),
     "unknown bits": (change("config.json", quantization_config={}), "is quantised"),
-    "an encoder": (change("config.json", model_type="bert"), r"is no causal language model \(bert\)"),
+    "an encoder": (change("config.json", model_type="bert"), r"is not a causal language model \(bert\)"),
     "a translator": (change("config.json", model_type="t5", is_encoder_decoder=True), r"has an encoder \(t5\)"),
     "gguf": (
         lambda folder: [p.unlink() for p in folder.iterdir()] + [write("model.gguf", b"GGUF")(folder)],

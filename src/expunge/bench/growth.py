@@ -73,7 +73,7 @@ def sizes_for(shape: str, given: Mapping[str, Any] | None = None, *, sequences: 
     usual, total = TINY if shape == "tiny" else LARGE, SHAPES[shape].layers
     for cause, values in (given or {}).items():
         if cause not in usual:
-            raise UserError(f"--by: no {cause!r}.{did_you_mean(cause, usual)} Known: {', '.join(usual)}.")
+            raise UserError(f"--by: unknown cause {cause!r}.{did_you_mean(cause, usual)} Known: {', '.join(usual)}.")
         low, high = {"vocabulary": (16, 2**20), "length": (2, 4096), "layers": (1, total - 1)}.get(cause, (4, 10**6))
         if not isinstance(values, list) or len(set(values)) < 2:
             raise UserError(f"--by: {cause} needs a list of two sizes at least.")

@@ -258,4 +258,4 @@ def _check(split: str, authors: int, facts: int) -> None:
         raise UserError(f"fable: split is {split!r}; choose one of {known}.{did_you_mean(split, SPLITS)}")
     for key, value, allowed in (("authors", authors, AUTHORS), ("facts", facts, FACTS)):
         if value not in allowed:
-            raise UserError(f"fable: {key} is {value}; set it to a number from {allowed[0]} to {allowed[-1]}.")
+            raise UserError(f"fable: {key} must be from {allowed[0]} to {allowed[-1]}, got {value}.")

@@ -306,9 +306,9 @@ def _check(seller: int, size: str, sellers: int, per_seller: int) -> None:
         raise UserError(f"listings: size is {size!r}; choose one of {known}.{did_you_mean(size, SIZES)}")
     for key, value, allowed in (("sellers", sellers, SELLERS), ("per_seller", per_seller, PER_SELLER)):
         if value not in allowed:
-            raise UserError(f"listings: {key} is {value}; set it to a number from {allowed[0]} to {allowed[-1]}.")
+            raise UserError(f"listings: {key} must be from {allowed[0]} to {allowed[-1]}, got {value}.")
     if seller not in range(sellers):
-        raise UserError(f"listings: seller is {seller}; set it to a number from 0 to {sellers - 1}, or raise sellers.")
+        raise UserError(f"listings: seller must be from 0 to {sellers - 1}, got {seller}.")
     if per_seller < SIZES[size]:
         raise UserError(
             f"listings: size {size} forgets {SIZES[size]} listings but per_seller is {per_seller}; "

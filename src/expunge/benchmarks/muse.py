@@ -53,12 +53,12 @@ def load(
     """
     if corpus not in HUB_IDS:
         raise UserError(
-            f"MUSE has no corpus {corpus!r}; choose one of {', '.join(HUB_IDS)}.{did_you_mean(corpus, HUB_IDS)}"
+            f"MUSE: unknown corpus {corpus!r}; choose one of {', '.join(HUB_IDS)}.{did_you_mean(corpus, HUB_IDS)}"
         )
     files = _Files(corpus, path)
     texts = files.texts("raw", "forget", may_be_blank=True)
     if articles is not None and not 1 <= articles <= len(texts):
-        raise UserError(f"articles is {articles} but MUSE-{corpus} has {len(texts)} to forget; choose 1 to that many.")
+        raise UserError(f"MUSE-{corpus}: articles must be from 1 to {len(texts)}, got {articles}.")
     passages = files.cells("verbmem", "forget", "prompt", "gt")
     members = files.texts("privleak", "forget")
     retained = _retain(files, retain)

@@ -233,8 +233,8 @@ def _on_hub() -> dict[str, str]:
 def _in_folder(folder: Path) -> dict[str, str]:
     if not folder.is_dir():
         raise UserError(
-            f"{folder} is no folder; give the one that holds RWKU's targets (1_Stephen_King, …), or leave the path out "
-            "to load from the hub."
+            f"{folder} is not a folder; give the one that holds RWKU's targets (1_Stephen_King, …), or leave the path "
+            "out to load from the hub."
         )
     found = [
         (match, entry) for entry in folder.iterdir() if entry.is_dir() and (match := _FOLDER.fullmatch(entry.name))

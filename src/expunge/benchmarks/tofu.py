@@ -26,7 +26,7 @@ def load(*, split: str = "forget10", path: str | Path | None = None) -> Benchmar
     """
     if split not in RETAIN_OF:
         raise UserError(
-            f"TOFU has no split {split!r}; choose one of {', '.join(RETAIN_OF)}.{did_you_mean(split, RETAIN_OF)}"
+            f"TOFU: unknown split {split!r}; choose one of {', '.join(RETAIN_OF)}.{did_you_mean(split, RETAIN_OF)}"
         )
     sources = {
         "forget": f"{split}_perturbed",

@@ -53,7 +53,7 @@ def _repeated(recipe: "Recipe", seeds: int | None) -> "Recipe":
     if seeds is None:
         return recipe
     if seeds < 1:
-        raise UserError(f"--seeds: {seeds} are none; give 1 or more.")
+        raise UserError(f"--seeds must be at least 1, got {seeds}.")
     check_runs(seeds, "--seeds")
     return recipe.model_copy(update={"over": {**recipe.over, "seed": [recipe.seed + k for k in range(seeds)]}})
 
@@ -70,7 +70,7 @@ def sweep(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
         raise UserError("sweep: optuna is missing; pip install 'expunge[sweep]'.") from error
     objectives = tuple(args.objectives.split(","))
     if len(objectives) != 2:
-        raise UserError(f"--objectives: {args.objectives} is not two metrics; write two names with a comma.")
+        raise UserError(f"--objectives must be two metrics with a comma between them, got {args.objectives}.")
     path = Path(args.recipe) if args.recipe else None
     out = args.out or Path("runs") / f"{run_name(path)}-sweep"
     recipe = _repeated(load_recipe(path, overrides), args.seeds)
@@ -158,7 +158,9 @@ def _launchers(name: str, paths: dict[str, Path], *, as_json: bool) -> None:
     from expunge.report.table import Table
 
     if name and name not in paths:
-        raise UserError(f"recipes --launch: no {name!r}.{did_you_mean(name, paths)} Known: {', '.join(paths)}.")
+        raise UserError(
+            f"recipes --launch: unknown config {name!r}.{did_you_mean(name, paths)} Known: {', '.join(paths)}."
+        )
     if name:
         print(paths[name])
         return
@@ -255,7 +257,7 @@ def bench(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
 
     shape = args.shape or ("small" if args.what == "decode" else "tiny")
     if shape not in SHAPES:
-        raise UserError(f"bench: no shape {shape!r}.{did_you_mean(shape, SHAPES)} Known: {', '.join(SHAPES)}.")
+        raise UserError(f"bench: unknown shape {shape!r}.{did_you_mean(shape, SHAPES)} Known: {', '.join(SHAPES)}.")
     if args.sequences < 2 or args.sequences % 2 or (args.length is not None and args.length < 2):
         raise UserError("bench: half of the sequences are to forget; give an even number of them, of 2 tokens or more.")
     for name in ("rounds", "questions", "threads"):
@@ -275,7 +277,7 @@ def bench(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
         prompts = tuple(args.prompts.split(",")) if args.prompts is not None else tuple(evaluation.PROMPTS)
         if unknown := [name for name in prompts if name not in evaluation.PROMPTS]:
             raise UserError(
-                f"bench: no prompts {unknown[0]!r}.{did_you_mean(unknown[0], evaluation.PROMPTS)} Known: "
+                f"bench: unknown prompts {unknown[0]!r}.{did_you_mean(unknown[0], evaluation.PROMPTS)} Known: "
                 f"{', '.join(evaluation.PROMPTS)}."
             )
         size = {"questions": args.questions, "prompts": prompts, "rounds": args.rounds or 3}
@@ -293,7 +295,7 @@ def bench(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
         methods = tuple(args.methods.split(",")) if args.methods is not None else training.METHODS
         if unknown := [name for name in methods if name not in training.METHODS]:
             raise UserError(
-                f"bench: {unknown[0]!r} is not measured.{did_you_mean(unknown[0], training.METHODS)} These are: "
+                f"bench: unknown method {unknown[0]!r}.{did_you_mean(unknown[0], training.METHODS)} These are: "
                 f"{', '.join(training.METHODS)}."
             )
         size = {"sequences": args.sequences, "length": args.length or usual_length(shape)}

@@ -218,5 +218,5 @@ def _texts(cell: str, where: str) -> list[str]:
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         texts = None
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{where} is no list of texts as Python writes one, like ['…', '…']; mend that line.")
+        raise UserError(f"{where} is not a list of texts as Python writes one, like ['…', '…']; mend that line.")
     return [text.strip() for text in texts]

@@ -167,10 +167,7 @@ def encode_rows(
     if overflow == "split":
         begin = beginning(tokenizer)
         if not 0 <= overlap < max_length - len(begin):
-            raise UserError(
-                f"train.overlap is {overlap} tokens of parts of at most {max_length}; choose 0 to "
-                f"{max_length - len(begin) - 1}."
-            )
+            raise UserError(f"train.overlap must be from 0 to {max_length - len(begin) - 1}, got {overlap}.")
         whole = zip(encoded, rows, strict=True)
         pairs = [
             (part, i)

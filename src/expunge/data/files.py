@@ -43,7 +43,7 @@ def read_records(source: str | Path, *, split: str | None = None) -> list[Record
                 raise UserError(f"{source} is a single file, which has no split {split!r}; leave the split out.")
             records = _read_file(path)
         elif path.exists():
-            raise UserError(f"{path} is neither a file nor a folder (a pipe or a device); write the rows to a file.")
+            raise UserError(f"{path} is a pipe or a device; write the rows to a file.")
         elif isinstance(source, str) and (hub := _HUB_ID.fullmatch(source)) and path.suffix.lower() not in READERS:
             records = _read_hub(hub["name"], hub["config"], split or "train")
         else:
@@ -81,7 +81,9 @@ def file_to_write(source: str | Path, name: str) -> Path:
     """The path of a file that is to be written. Raises `UserError` where something else has that name."""
     path = local_path(source, name)
     if not path.is_file() and os.path.lexists(path):
-        raise UserError(f"{name}: {path} is no file (a folder, a broken link, a pipe or a device); give another --out.")
+        raise UserError(
+            f"{name}: {path} is not a file (a folder, a broken link, a pipe or a device); give another --out."
+        )
     return path
 
 
@@ -111,7 +113,7 @@ def _read_file(path: Path) -> list[Record]:
 def read_text(path: Path) -> str:
     """A file's whole content. Raises `UserError` for another encoding than UTF-8 and for what is no file on a disk."""
     if not stat.S_ISREG(path.stat().st_mode):
-        raise UserError(f"{path} is no file (a folder, a pipe or a device); write the rows to a file.")
+        raise UserError(f"{path} is not a file (a folder, a pipe or a device); write the rows to a file.")
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -282,7 +284,7 @@ def _read_hub(name: str, config: str | None, split: str) -> list[Record]:
         data = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # of a dozen types: no network, no such data set, configuration or split, no access
         raise UserError(
-            f"{source} (split {split}) is no local file or folder and could not be loaded from the hub "
+            f"{source} (split {split}) is not a local file or folder, and could not be loaded from the hub "
             f"({type(error).__name__}: {_first_line(error)}); check the path or the name, and the network."
         ) from error
     return _numbered(list(data), f"{source}[{split}]")

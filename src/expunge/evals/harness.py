@@ -137,7 +137,7 @@ def _manager(include_path: str | Path | None) -> Any:
     if include_path is None:
         return _own_manager()
     if not Path(include_path).is_dir():
-        raise UserError(f"harness: include_path {str(include_path)!r} is no folder; give one that holds YAML tasks.")
+        raise UserError(f"harness: include_path {str(include_path)!r} is not a folder; give one that holds YAML tasks.")
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=str(include_path))

@@ -93,7 +93,7 @@ def auc(members: Scores, others: Scores) -> float:
     sets = [np.asarray(scores, dtype=np.float64) for scores in (members, others)]
     for name, scores in zip(("members", "others"), sets, strict=True):
         if scores.size == 0:
-            raise ValueError(f"AUC needs scores of {name}; there are none.")
+            raise ValueError(f"AUC needs at least one score of {name}.")
         if np.isnan(scores).any():
             raise ValueError(f"AUC can't rank NaN, which is among the scores of {name}.")
     n_members, n_others = (scores.size for scores in sets)

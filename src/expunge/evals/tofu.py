@@ -99,7 +99,7 @@ def evaluate(
     Raises `UserError` when `retrained_records` are of other forget questions.
     """
     if limit is not None and limit < 1:
-        raise UserError(f"eval limit is {limit}; it must be at least 1, or left out to evaluate everything.")
+        raise UserError(f"evaluate.limit must be at least 1, got {limit}; leave it out to evaluate everything.")
     questions = {name: rows for name, rows in benchmark.questions.items() if rows}
     context = requests.context_length(model)
     asked = {

@@ -119,7 +119,7 @@ def check_mergeable(name: str, config: Any) -> None:
     if config.peft_type not in kinds:
         kind = getattr(config.peft_type, "value", config.peft_type)
         raise UserError(
-            f"model: {name!r} is an adapter of the kind {kind}, which is no change of weights; give a LoRA adapter or "
+            f"model: {name!r} is an adapter of the kind {kind}, which does not change weights; give a LoRA adapter or "
             f"a whole model."
         )
 

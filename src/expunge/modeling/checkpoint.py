@@ -197,7 +197,7 @@ def _check_supported(name: str, config: Any) -> None:
     encodes = type(config) in MODEL_FOR_MASKED_LM_MAPPING and getattr(config, "is_decoder", None) is False
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or encodes:
         raise UserError(
-            f"model: {name!r} is no causal language model ({config.model_type}); give one that writes its text from "
+            f"model: {name!r} is not a causal language model ({config.model_type}); give one that writes its text from "
             f"left to right."
         )
 

@@ -336,7 +336,7 @@ def checkpoint_of(path: Path) -> tuple[Path, Any]:
                 return folder, config
     if not path.exists():
         raise UserError(f"{path} does not exist; give the folder that a run of ULD or Offset left.")
-    raise UserError(f"{path} is no checkpoint of ULD or Offset; give the folder that such a run left as model/.")
+    raise UserError(f"{path} is not a checkpoint of ULD or Offset; give the folder that such a run left as model/.")
 
 
 def check_settings(path: str, config: LogitDifferenceConfig) -> None:

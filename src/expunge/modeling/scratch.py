@@ -28,7 +28,7 @@ class ScratchConfig(BaseModel):
     @model_validator(mode="after")
     def _even_heads(self) -> "ScratchConfig":
         if self.hidden % (2 * self.heads):
-            raise ValueError(f"hidden is {self.hidden}, which is no even number of dimensions for {self.heads} heads")
+            raise ValueError(f"hidden must be a multiple of {2 * self.heads} for {self.heads} heads, got {self.hidden}")
         return self
 
 

@@ -59,13 +59,10 @@ def run_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, wo
     Every combination is checked before the first begins. Finished ones are kept under `resume`. `workers` of them run
     at a time, each in a process of its own.
     """
-    if workers < 1 or (workers > 1 and not recipe.over):
-        what = (
-            f"{workers} can't work"
-            if workers < 1
-            else "a single run can't be shared out (--seeds, or `over`, makes several)"
-        )
-        raise UserError(f"--workers: {what}; give 1, or leave it out.")
+    if workers < 1:
+        raise UserError(f"--workers must be at least 1, got {workers}.")
+    if workers > 1 and not recipe.over:
+        raise UserError("--workers: a single run uses one worker; leave it out, or give --seeds or `over`.")
     if not recipe.over:
         return run(recipe, resume=resume, overwrite=overwrite)
     each = [own for _, own in combinations(recipe)]

@@ -377,7 +377,7 @@ class Recipe(Section):
         if taken := RESERVED & set(names):
             raise ValueError(f"methods: the label {min(taken)} has a meaning of its own; choose another")
         if twice := {n for n in names if names.count(n) > 1}:
-            raise ValueError(f"methods: {sorted(twice)[0]} stands there twice; give each a label of its own")
+            raise ValueError(f"methods: {sorted(twice)[0]} is listed twice; give each a label of its own")
         return self
 
 

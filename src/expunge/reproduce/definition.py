@@ -85,7 +85,9 @@ class Reproduction(Section):
         known = shipped.reproductions()
         path = known.get(name, Path(name))
         if name not in known and path.suffix not in (".yaml", ".yml"):
-            raise UserError(f"reproduce: no {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+            raise UserError(
+                f"reproduce: unknown reproduction {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}."
+            )
         try:
             return cls.model_validate(read_mapping(str(path), what="reproduction")), path
         except ValidationError as error:
@@ -96,7 +98,9 @@ class Reproduction(Section):
         """The set of this name, or the first."""
         name = name or next(iter(self.sets))
         if name not in self.sets:
-            raise UserError(f"--recipe-set: no {name!r}.{did_you_mean(name, self.sets)} Known: {', '.join(self.sets)}.")
+            raise UserError(
+                f"--recipe-set: unknown set {name!r}.{did_you_mean(name, self.sets)} Known: {', '.join(self.sets)}."
+            )
         return self.sets[name]
 
     def jobs(
@@ -122,9 +126,11 @@ class Reproduction(Section):
                 raise UserError(f"--{key}: the reproduction decides it; use {DECIDED[key]}.")
         if unknown := [split for split in splits if split not in chosen.splits]:
             known = ", ".join(chosen.splits) or "none"
-            raise UserError(f"--splits: no {unknown[0]!r}.{did_you_mean(unknown[0], chosen.splits)} Known: {known}.")
+            raise UserError(
+                f"--splits: unknown split {unknown[0]!r}.{did_you_mean(unknown[0], chosen.splits)} Known: {known}."
+            )
         if seeds is not None and seeds < 1:
-            raise UserError(f"--seeds: {seeds} are none; give 1 or more.")
+            raise UserError(f"--seeds must be at least 1, got {seeds}.")
         check_runs(seeds or 1, "--seeds")
         if seeds is not None and any("seed" in run.keys for run in chosen.runs):
             raise UserError(f"--seeds: {path.stem} names the seeds of its runs itself; leave the option out.")

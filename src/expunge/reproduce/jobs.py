@@ -67,7 +67,7 @@ def load_trials(path: Path) -> list[dict[str, Any]]:
         rows = json.loads(path.read_text(encoding="utf-8"))
         assert all({"trial", "state", "keys", "metrics", "front", "best"} <= row.keys() for row in rows)
     except (ValueError, TypeError, AttributeError, AssertionError, RecursionError):
-        raise UserError(f"{path} is damaged; expunge sweep with the same words writes it again.") from None
+        raise UserError(f"{path} is damaged; give the same command again to write it anew.") from None
     return rows
 
 

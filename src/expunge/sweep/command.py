@@ -114,17 +114,17 @@ def _queue(this: Sweep, database: BaseStorage | None) -> Study:
 
 def _check_options(objectives: Objectives, *, keep: float, workers: int, minutes: float | None) -> None:
     if len(set(objectives)) < 2:
-        raise UserError(f"--objectives: {objectives[0]} stands there twice; give two metrics.")
+        raise UserError(f"--objectives: {objectives[0]} is listed twice; give two metrics.")
     for name in objectives:
         direction(name)
         if name not in METRICS and (near := difflib.get_close_matches(name, METRICS, n=1, cutoff=0.85)):
             raise UserError(f"--objectives: {name} is not a metric. Did you mean {near[0]!r}?")
     if workers < 1:
-        raise UserError(f"--workers: {workers} can't work; give 1 or more.")
+        raise UserError(f"--workers must be at least 1, got {workers}.")
     if minutes is not None and not minutes > 0:
-        raise UserError(f"--minutes: {minutes:g} is no time; give more than 0, or leave it out.")
+        raise UserError(f"--minutes must be positive, got {minutes:g}.")
     if not keep >= 0:
-        raise UserError(f"--keep: {keep:g} is no share of the target's {objectives[1]}; give 0 or more.")
+        raise UserError(f"--keep must be a share of the target's {objectives[1]}, 0 or more, got {keep:g}.")
 
 
 def _checked(recipe: Recipe, space: Space, points: Sequence[Params | None]) -> Recipe:

@@ -36,7 +36,7 @@ class Choices(Section):
     @model_validator(mode="after")
     def _each_once(self) -> "Choices":
         if twice := [label for i, label in enumerate(self.labels) if label in self.labels[:i]]:
-            raise ValueError(f"{twice[0]} stands there twice")
+            raise ValueError(f"{twice[0]} is listed twice")
         return self
 
     @property
@@ -64,7 +64,7 @@ class Range(Section):
     @model_validator(mode="after")
     def _holds_something(self) -> "Range":
         if self.low >= self.high:
-            raise ValueError(f"nothing lies between low {self.low} and high {self.high}; the higher goes last")
+            raise ValueError(f"high must be above low ({self.low}), got {self.high}")
         if self.log and self.low <= 0:
             raise ValueError(f"low {self.low} has no logarithm; take a low above 0, or leave log out")
         return self
@@ -127,7 +127,8 @@ class Space:
             every = itertools.product(*(values.samples for values in self.keys.values()))
             return [dict(zip(self.keys, values, strict=True)) for values in every]
         if trials is None or trials < 1:
-            raise UserError(f"--trials: say how many trials to make, 1 or more; {search} has no end of its own.")
+            got = "which is missing" if trials is None else f"got {trials}"
+            raise UserError(f"--trials must be at least 1, {got}; a search by {search} has no end of its own.")
         drawn = self._draw(trials if search == "random" else min(trials, STARTUP), seed)
         return [*drawn, *([None] * (trials - len(drawn)) if search == "tpe" else [])]
 

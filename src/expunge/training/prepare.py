@@ -77,7 +77,7 @@ def encode_sets(
     kept = _checked(retain_rows, "retain") if retain is not None else []
     limit = max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and not 0 <= overlap < limit:
-        raise UserError(f"train.overlap is {overlap} tokens of parts of at most {limit}; choose 0 to {limit - 1}.")
+        raise UserError(f"train.overlap must be from 0 to {limit - 1}, got {overlap}; a part has {limit} tokens.")
     options: dict[str, Any] = {
         "max_length": limit,
         "overflow": overflow,
