@@ -250,7 +250,11 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "file in the way": (["run", "tiny.yaml", "--out", "tiny.yaml"], "is a file"),
     "unknown command": (["rnu", "tiny.yaml"], "rnu"),
-    "unknown option": (["methods", "--jsno"], "--jsno"),
+    "unknown option": (["methods", "--jsno"], "unrecognized arguments: --jsno; see expunge methods --help"),
+    "option of another command": (["eval", "model", "--resume"], "--resume is no option of expunge eval"),
+    "option of one that is named": (["reproduce", "--splits", "forget10"], "--splits is not used without the name"),
+    "option of the other page": (["report", "hollow", "--markdown", "p.md", "--redact"], "--redact is not used with"),
+    "path as JSON": (["recipes", "--launch", "fsdp2", "--json"], "--json is not used with the name of a launch config"),
     "no results": (["report", "hollow"], "results.json"),
 }  # fmt: skip
 

@@ -45,7 +45,7 @@ def test_rows_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str], monke
     monkeypatch.setitem(SHAPES, "tiny", SMALLEST)
     monkeypatch.setattr(training, "apart", lambda measure, *args, **options: 1.0)
     page, svg = tmp_path / "deep" / "training.md", tmp_path / "deep" / "training.svg"
-    words = ["bench", "--methods", "npo+kl,uld", "--sequences", "4", "--length", "8", "--threads", "1"]
+    words = ["bench", "training", "--methods", "npo+kl,uld", "--sequences", "4", "--length", "8", "--threads", "1"]
     assert main([*words, "--json", "--markdown", str(page), "--svg", str(svg)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [row["objective"] for row in found["rows"]] == ["npo+kl", "uld"]
@@ -98,15 +98,25 @@ def test_utilisation() -> None:
 
 
 def test_what_cannot_be_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "--sequences", "3"]) == 2
-    assert "give an even number" in capsys.readouterr().err
-    assert main(["bench", "evaluation", "--questions", "0"]) == main(["bench", "--threads", "0"]) == 2
+    assert main(["bench", "training", "--sequences", "3"]) == 2
+    assert "--sequences must be even, for half of them are to forget; got 3" in capsys.readouterr().err
+    assert main(["bench", "evaluation", "--questions", "0"]) == main(["bench", "training", "--threads", "0"]) == 2
     assert "--questions must be at least 1, got 0" in (said := capsys.readouterr().err)
     assert "--threads must be at least 1, got 0" in said
-    assert main(["bench", "decode", "--svg", "x.svg"]) == 2
-    assert "draws no picture" in capsys.readouterr().err
+    assert main(["bench"]) == 2
+    assert "the following arguments are required: kind; see expunge bench --help." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [("decode", "--svg"), ("decode", "--rounds"), ("growth", "--methods"), ("evaluation", "--length"),
+     ("training", "--questions")],
+)  # fmt: skip
+def test_an_option_of_another_kind(kind: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", kind, option, "1"]) == 2
+    assert f"unrecognized arguments: {option} 1; see expunge bench {kind} --help." in capsys.readouterr().err
 
 
 def test_an_unknown_method(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "--methods", "npo+nl"]) == 2
+    assert main(["bench", "training", "--methods", "npo+nl"]) == 2
     assert "unknown method 'npo+nl'. Did you mean 'npo+nll'?" in capsys.readouterr().err

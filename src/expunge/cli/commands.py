@@ -6,7 +6,9 @@ Knows which part of the package does the work; knows nothing of how words become
 import argparse
 import json
 import os
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,16 +102,23 @@ def reproduce(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> Non
     from expunge.report.table import Table
 
     if args.name is None:
+        options = ("recipe_set", "splits", "seeds", "runs", "out", "dry_run", "no_run")
+        _refuse(args, *options, when="without the name of a reproduction", overrides=overrides)
         found = [{"name": name, "what": shipped.first_comment(path)} for name, path in shipped.reproductions().items()]
         table = Table.of(found, {"name": "name", "what": "what"}, title="expunge reproduce NAME")
         print_table(table, as_json=args.json, frame="cells")
         return
     from expunge.reproduce import Reproduction, carry_out, missing, write
 
+    if args.dry_run:
+        _refuse(args, "no_run", when="with --dry-run")
+    else:
+        _refuse(args, "json", when="without --dry-run")
     what, path = Reproduction.load(args.name)
+    runs, out = args.runs or Path("runs"), args.out or Path("docs/results")
     splits = args.splits.split(",") if args.splits else ()
     options = {"recipe_set": args.recipe_set, "splits": splits, "seeds": args.seeds, "overrides": overrides}
-    jobs = what.jobs(path, runs=args.runs, **options)
+    jobs = what.jobs(path, runs=runs, **options)
     rows = [{"run": str(job.out), "to do": missing(job)} for job in jobs]
     if args.dry_run:
         cells = {"run": "run", "to do": lambda row: ", ".join(row["to do"]) or "nothing, it is there"}
@@ -124,7 +133,7 @@ def reproduce(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> Non
     for key, value in [*pairs, *((key, "FOLDER" if Path(value).exists() else value) for key, value in overrides)]:
         words += [f"--{key}", value]
     command = masked_text(" ".join(words))
-    page, absent = write(what, jobs, name=path.stem, runs=args.runs, out=args.out, command=command)
+    page, absent = write(what, jobs, name=path.stem, runs=runs, out=out, command=command)
     print(page)
     if absent:
         print(f"not run yet: {', '.join(absent)}; the same command without --no-run runs what it can", file=sys.stderr)
@@ -162,6 +171,8 @@ def _launchers(name: str, paths: dict[str, Path], *, as_json: bool) -> None:
             f"recipes --launch: unknown config {name!r}.{did_you_mean(name, paths)} Known: {', '.join(paths)}."
         )
     if name:
+        if as_json:
+            raise UserError("recipes: --json is not used with the name of a launch config; leave it out.")
         print(paths[name])
         return
     rows = [{"name": name, "what": first_comment(path), "path": str(path)} for name, path in paths.items()]
@@ -238,6 +249,8 @@ def report(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     from expunge.data.files import file_to_write, local_path
     from expunge.report import write_markdown, write_report
 
+    if args.markdown is not None:
+        _refuse(args, "out", "redact", when="with --markdown")
     for path in args.directory:
         local_path(path, "report")
     for path in (args.out, args.markdown):
@@ -249,74 +262,100 @@ def report(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
         print(write_report(args.directory, args.out or args.directory[0] / "report.html", redact=args.redact))
 
 
-def bench(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
-    from expunge.bench import decode, evaluation, growth, training
-    from expunge.bench.shapes import SHAPES, usual_length
-    from expunge.recipe.config import MOST_THREADS
+def bench_training(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
+    from expunge.bench import training
+
+    _check_bench(args)
+    found = training.measure(
+        args.shape,
+        methods=_chosen(args.methods, training.METHODS, "method"),
+        sequences=args.sequences,
+        length=args.length,
+        checkpointing=args.checkpointing,
+        rounds=args.rounds,
+        threads=args.threads,
+    )
+    _show_bench(args, training, found)
+
+
+def bench_growth(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
+    from expunge.bench import growth
     from expunge.recipe.parsing import read_mapping
 
-    shape = args.shape or ("small" if args.what == "decode" else "tiny")
-    if shape not in SHAPES:
-        raise UserError(f"bench: unknown shape {shape!r}.{did_you_mean(shape, SHAPES)} Known: {', '.join(SHAPES)}.")
-    if args.sequences < 2 or args.sequences % 2 or (args.length is not None and args.length < 2):
-        raise UserError("bench: half of the sequences are to forget; give an even number of them, of 2 tokens or more.")
-    for name in ("rounds", "questions", "threads"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"bench: --{name} must be at least 1, got {getattr(args, name)}.")
-    for name, most in (("threads", MOST_THREADS), ("length", 4_096), ("sequences", 4_096)):
-        if (getattr(args, name) or 1) > most:
-            raise UserError(f"bench: --{name} must be at most {most}, got {getattr(args, name)}.")
-    if args.svg is not None and args.what in ("decode", "evaluation"):
-        raise UserError(f"bench {args.what} draws no picture; leave --svg out, or take --markdown.")
-    command = f"expunge bench {args.what} --shape {shape}"
-    if args.what == "decode":
-        bench: Any = decode
-        found = decode.measure(shape, threads=args.threads)
-    elif args.what == "evaluation":
-        bench = evaluation
-        prompts = tuple(args.prompts.split(",")) if args.prompts is not None else tuple(evaluation.PROMPTS)
-        if unknown := [name for name in prompts if name not in evaluation.PROMPTS]:
-            raise UserError(
-                f"bench: unknown prompts {unknown[0]!r}.{did_you_mean(unknown[0], evaluation.PROMPTS)} Known: "
-                f"{', '.join(evaluation.PROMPTS)}."
-            )
-        size = {"questions": args.questions, "prompts": prompts, "rounds": args.rounds or 3}
-        found = evaluation.measure(shape, **size, threads=args.threads)
-        command += f" --questions {args.questions}" + (f" --prompts {args.prompts}" if args.prompts else "")
-        command += f" --rounds {args.rounds}" if args.rounds else ""
-    elif args.what == "growth":
-        bench = growth
-        by = read_mapping(args.by, what="--by") if args.by is not None else None
-        sizes = growth.sizes_for(shape, by, sequences=args.sequences, length=args.length or usual_length(shape))
-        found = growth.measure(shape, sizes, threads=args.threads)
-        command += f" --sequences {sizes.sequences} --length {sizes.length}" + (f" --by '{args.by}'" if args.by else "")
-    else:
-        bench = training
-        methods = tuple(args.methods.split(",")) if args.methods is not None else training.METHODS
-        if unknown := [name for name in methods if name not in training.METHODS]:
-            raise UserError(
-                f"bench: unknown method {unknown[0]!r}.{did_you_mean(unknown[0], training.METHODS)} These are: "
-                f"{', '.join(training.METHODS)}."
-            )
-        size = {"sequences": args.sequences, "length": args.length or usual_length(shape)}
-        options = {"checkpointing": args.checkpointing, "rounds": args.rounds, "threads": args.threads}
-        found = training.measure(shape, methods=methods, **options, **size)
-        command += f" --methods {args.methods}" if args.methods else ""
-        command += f" --sequences {size['sequences']} --length {size['length']}"
-        command += (" --checkpointing" if args.checkpointing else "") + (
-            f" --rounds {args.rounds}" if args.rounds else ""
-        )
-    command += f" --threads {args.threads}" if args.threads else ""
+    _check_bench(args)
+    by = read_mapping(args.by, what="--by") if args.by is not None else None
+    sizes = growth.sizes_for(args.shape, by, sequences=args.sequences, length=args.length)
+    _show_bench(args, growth, growth.measure(args.shape, sizes, threads=args.threads))
+
+
+def bench_decode(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
+    from expunge.bench import decode
+
+    _check_bench(args)
+    _show_bench(args, decode, decode.measure(args.shape, threads=args.threads))
+
+
+def bench_evaluation(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
+    from expunge.bench import evaluation
+
+    _check_bench(args)
+    prompts = _chosen(args.prompts, tuple(evaluation.PROMPTS), "prompts")
+    size = {"questions": args.questions, "prompts": prompts, "rounds": args.rounds or 3}
+    _show_bench(args, evaluation, evaluation.measure(args.shape, **size, threads=args.threads))
+
+
+def _check_bench(args: argparse.Namespace) -> None:
+    """Refuse sizes that cannot be; fill in the length that is usual for the shape."""
+    from expunge.bench.shapes import SHAPES, usual_length
+    from expunge.recipe.config import MOST_THREADS
+
+    if args.shape not in SHAPES:
+        known = f"{did_you_mean(args.shape, SHAPES)} Known: {', '.join(SHAPES)}."
+        raise UserError(f"bench: unknown shape {args.shape!r}.{known}")
+    limits = {
+        "rounds": (1, None),
+        "questions": (1, None),
+        "threads": (1, MOST_THREADS),
+        "length": (2, 4_096),
+        "sequences": (2, 4_096),
+    }
+    for name, (least, most) in limits.items():
+        value = getattr(args, name, None)
+        if value is not None and value < least:
+            raise UserError(f"bench: --{name} must be at least {least}, got {value}.")
+        if value is not None and most is not None and value > most:
+            raise UserError(f"bench: --{name} must be at most {most}, got {value}.")
+    if "sequences" in args:
+        if args.sequences % 2:
+            raise UserError(f"bench: --sequences must be even, for half of them are to forget; got {args.sequences}.")
+        args.length = args.length or usual_length(args.shape)
+
+
+def _chosen(names: str | None, known: tuple[str, ...], what: str) -> tuple[str, ...]:
+    """The names between commas, or all that are known."""
+    chosen = known if names is None else tuple(names.split(","))
+    if unknown := [name for name in chosen if name not in known]:
+        suggestion = f"{did_you_mean(unknown[0], known)} Known: {', '.join(known)}."
+        raise UserError(f"bench: unknown {what} {unknown[0]!r}.{suggestion}")
+    return chosen
+
+
+def _show_bench(args: argparse.Namespace, bench: Any, found: dict[str, Any]) -> None:
+    words = ["expunge", "bench", args.kind]
+    for name, value in vars(args).items():
+        if name in ("command", "kind", "run", "prog", "markdown", "svg", "json"):
+            continue  # all others decide what is measured
+        words += [f"--{name}"] if value is True else [f"--{name}", str(value)] if value else []
     if args.markdown is not None:
         args.markdown.parent.mkdir(parents=True, exist_ok=True)
-        args.markdown.write_text(bench.markdown(found, command=command), encoding="utf-8")
-    if args.svg is not None:
+        args.markdown.write_text(bench.markdown(found, command=shlex.join(words)), encoding="utf-8")
+    if "svg" in args and args.svg is not None:
         args.svg.parent.mkdir(parents=True, exist_ok=True)
         args.svg.write_text(bench.svg(found), encoding="utf-8")
     if args.json:
         print(json.dumps(found, indent=1))
-        return
-    print_table(bench.table(found))
+    else:
+        print_table(bench.table(found))
 
 
 def cache(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
@@ -386,6 +425,13 @@ def doctor(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     print_table(Table.of(rows, cells), as_json=args.json, frame="cells")
     if any(row["fatal"] for row in rows):
         raise UserError("this machine can't run expunge yet; the table above says what to do.")
+
+
+def _refuse(args: argparse.Namespace, *names: str, when: str, overrides: Sequence[tuple[str, str]] = ()) -> None:
+    """Raise `UserError` for the first of these options, and of the recipe's keys, that was given and is not used."""
+    given = [name for name in names if getattr(args, name) not in (None, False)] + [key for key, _ in overrides]
+    if given:
+        raise UserError(f"{args.command}: --{given[0].replace('_', '-')} is not used {when}; leave it out.")
 
 
 def _carry_out(recipe: "Recipe", *, as_json: bool = False, **options: Any) -> None:

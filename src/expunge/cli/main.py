@@ -24,16 +24,6 @@ from expunge.system.disk import printable, writing
 from expunge.system.escaping import visible
 from expunge.system.logs import quiet_libraries
 
-TAKES_KEYS = ("run", "sweep", "reproduce", "eval", "demo", "distill", "augment")
-"""Commands that set a recipe's keys; of what stands behind them only these words are argparse's own."""
-
-FLAGS = ("-h", "--help", "--resume", "--overwrite", "--redact", "--json", "--dry-run", "--no-run")
-VALUED = (
-    *("--out", "--url", "--paraphrases", "--perturbations", "--seeds"),
-    *("--space", "--search", "--trials", "--objectives", "--keep", "--workers", "--minutes", "--storage", "--study"),
-    *("--recipe-set", "--splits", "--runs"),
-)
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
@@ -41,10 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     remember(argv)
     parser = _parser()
     try:
-        if strange := next((word for word in argv if not _is_text(word)), None):
-            raise UserError(f"{printable(strange)} is not UTF-8; rename the file, or write the word in UTF-8.")
-        own, overrides = _split(argv) if argv[:1] and argv[0] in TAKES_KEYS else (argv, [])
-        args = parser.parse_args(own)
+        if broken := next((word for word in argv if not _is_text(word)), None):
+            raise UserError(f"{printable(broken)} is not UTF-8; rename the file, or write the word in UTF-8.")
+        command = parser.commands.get(argv[0]) if argv else None
+        own, overrides = _split(argv, command, parser) if command and command.takes_keys else (argv, [])
+        args, unknown = parser.parse_known_args(own)
+        if unknown:
+            raise UserError(f"unrecognized arguments: {' '.join(unknown)}; see {args.prog} --help.")
         if args.command is None:
             parser.print_help()
             return 2
@@ -75,22 +68,36 @@ def _is_text(word: str) -> bool:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors as one sentence, like every other."""
+    """A command, or the whole command line with its `commands`; errors as one sentence, like every other.
+
+    takes_keys: whether what is no option of the command sets a key of a recipe.
+    """
+
+    takes_keys = False
+    commands: dict[str, "_Parser"]
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help.")
 
+    @property
+    def options(self) -> dict[str, bool]:
+        """The command's options, each with whether it takes a value."""
+        return {name: action.nargs != 0 for action in self._actions for name in action.option_strings}
 
-def _parser() -> argparse.ArgumentParser:
+
+def _parser() -> _Parser:
     parser = _Parser(
         prog="expunge", description="Make a language model forget, and show the evidence.", allow_abbrev=False
     )
+    parser.set_defaults(prog=parser.prog)
     parser.add_argument("--version", action="version", version=f"expunge {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="command")
+    parser.commands = subparsers.choices
 
-    def command(name: str, run: Any, help: str) -> argparse.ArgumentParser:
-        sub = subparsers.add_parser(name, help=help, description=help, allow_abbrev=False)
-        sub.set_defaults(run=run)
+    def command(name: str, run: Any, help: str, *, keys: bool = False, among: Any = subparsers) -> _Parser:
+        sub = among.add_parser(name, help=help, description=help, allow_abbrev=False)
+        sub.set_defaults(run=run, prog=sub.prog)
+        sub.takes_keys = keys
         return sub
 
     def run_options(sub: argparse.ArgumentParser) -> None:
@@ -100,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     def redact_option(sub: argparse.ArgumentParser, what: str = "records and report") -> None:
         sub.add_argument("--redact", action="store_true", help=f"write {what} without texts; numbers and rows stay")
 
-    sub = command("demo", commands.demo, "train a small model, unlearn with six methods, write the report")
+    sub = command("demo", commands.demo, "train a small model, unlearn with six methods, write the report", keys=True)
     sub.add_argument(
         "--out", default=commands.DEMO_OUT, help="run directory (default %(default)s, which is written anew)"
     )
@@ -110,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         "run",
         commands.run,
         "unlearn as a recipe says; any key can be set as --key value, e.g. --model M --forget f.jsonl --retain r.jsonl",
+        keys=True,
     )
     sub.add_argument("recipe", nargs="?", help="YAML file; not needed when the keys are given here")
     sub.add_argument("--out", help="run directory (default runs/<name of the recipe>)")
@@ -125,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         commands.sweep,
         "run a recipe with many values of its keys and choose the best (extra: expunge[sweep]); the same command again "
         "goes on where it was, with more --trials too; keys as in expunge run",
+        keys=True,
     )
     sub.add_argument("recipe", nargs="?", help="YAML file; not needed when the keys are given here")
     sub.add_argument(
@@ -165,13 +174,14 @@ def _parser() -> argparse.ArgumentParser:
         commands.reproduce,
         "make a table or a figure of a paper again: runs what is missing, keeps what is there, writes a page, its "
         "pictures and the numbers; keys as in expunge run; without a name lists what there is",
+        keys=True,
     )
     sub.add_argument("name", nargs="?", help="one of the list, or a YAML file of your own")
     sub.add_argument("--recipe-set", help="which models (default those trained here)")
     sub.add_argument("--splits", help="which splits, with commas (default the first)")
     sub.add_argument("--seeds", type=int, help="every method so many times on the same target, with intervals")
-    sub.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (default %(default)s)")
-    sub.add_argument("--out", type=Path, default=Path("docs/results"), help="folder of the page (default %(default)s)")
+    sub.add_argument("--runs", type=Path, help="folder of the runs (default runs)")
+    sub.add_argument("--out", type=Path, help="folder of the page (default docs/results)")
     sub.add_argument("--dry-run", action="store_true", help="say what is there and what would be run")
     sub.add_argument("--no-run", action="store_true", help="write the page from what is finished")
     sub.add_argument("--json", action="store_true", help="print the list, or what would be run, as JSON")
@@ -186,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     printed.add_argument("--schema", action="store_true", help="print the JSON schema of a recipe, for editors")
     sub.add_argument("--json", action="store_true")
 
-    sub = command("eval", commands.eval, "measure a checkpoint as it is: --benchmark NAME, or --forget FILE")
+    sub = command("eval", commands.eval, "measure a checkpoint as it is: --benchmark NAME, or --forget FILE", keys=True)
     sub.add_argument("model", help="folder or hub name")
     sub.add_argument("--out", help="run directory (default runs/eval-<name of the model>)")
     run_options(sub)
@@ -197,6 +207,7 @@ def _parser() -> argparse.ArgumentParser:
         commands.augment,
         "write paraphrases and wrong answers of the forget rows (--forget FILE, or --benchmark NAME) with a model "
         "(--model NAME), for ULD to train on; an interrupted call, made again, goes on",
+        keys=True,
     )
     sub.add_argument("--out", type=Path, required=True, help="JSON Lines file, for --augment of expunge run")
     sub.add_argument("--url", help="ask an OpenAI-compatible endpoint instead (key: OPENAI_API_KEY)")
@@ -207,6 +218,7 @@ def _parser() -> argparse.ArgumentParser:
         "distill",
         commands.distill,
         "train the model itself towards a checkpoint of ULD: one ordinary checkpoint, keys as in expunge run",
+        keys=True,
     )
     sub.add_argument("checkpoint", help="folder that ULD saved (a run's model/, or the run)")
     sub.add_argument("--out", help="run directory (default runs/distilled)")
@@ -235,30 +247,53 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--markdown", type=Path, help="write a Markdown page of the tables here instead")
     redact_option(sub, "the page")
 
-    sub = command("bench", commands.bench, "measure what things cost here, as ratios within one process")
-    sub.add_argument(
-        "what",
-        choices=["training", "growth", "decode", "evaluation"],
-        default="training",
-        nargs="?",
-        help="a step beside plain fine-tuning and the usual way to write it (default); how that grows with vocabulary, "
-        "length, forget set and K; a token of the difference; an evaluation beside the usual way to write it",
+    bench = command("bench", None, "measure what things cost here, as ratios within one process")
+    kinds = bench.add_subparsers(dest="kind", metavar="kind", required=True)
+
+    def measurement(name: str, run: Any, help: str, *, shape: str = "tiny") -> _Parser:
+        sub = command(name, run, help, among=kinds)
+        sub.add_argument("--shape", default=shape, help="size of the random model (default %(default)s)")
+        return sub
+
+    def batch_options(sub: _Parser) -> None:
+        sub.add_argument("--sequences", type=int, default=8, help="of a training step (default %(default)s)")
+        sub.add_argument("--length", type=int, help="tokens of each (default 256; 64 for the tiny shape)")
+
+    def result_options(sub: _Parser, *, picture: bool = False) -> None:
+        sub.add_argument("--threads", type=int, help="CPU threads (default all)")
+        sub.add_argument("--markdown", type=Path, help="also write the table to this file")
+        if picture:
+            sub.add_argument("--svg", type=Path, help="also write the picture to this file")
+        sub.add_argument("--json", action="store_true", help="print the measurements instead of a table")
+
+    sub = measurement(
+        "training", commands.bench_training, "a training step beside plain fine-tuning and the usual way to write it"
     )
-    sub.add_argument("--shape", help="size of the random model (default tiny; small for decode)")
-    sub.add_argument("--methods", help="of training, with commas; all without it")
-    sub.add_argument("--by", help="of growth, which sizes, written out or a file: {vocabulary: [8192, 16384]}")
-    sub.add_argument("--sequences", type=int, default=8, help="of a training step (default %(default)s)")
-    sub.add_argument("--length", type=int, help="tokens of each (default 256; 64 for the tiny shape)")
-    sub.add_argument("--checkpointing", action="store_true", help="training: make activations again in the backward")
-    sub.add_argument(
-        "--rounds", type=int, help="turns of each that count (training 5, 3 for the tiny shape; evaluation 3)"
+    sub.add_argument("--methods", help="with commas; all without it")
+    batch_options(sub)
+    sub.add_argument("--checkpointing", action="store_true", help="with activation checkpointing")
+    sub.add_argument("--rounds", type=int, help="turns of each that count (default 5, 3 for the tiny shape)")
+    result_options(sub, picture=True)
+
+    sub = measurement(
+        "growth", commands.bench_growth, "how a training step grows with vocabulary, length, forget set and K"
     )
-    sub.add_argument("--questions", type=int, default=40, help="of an evaluation's forget set (default %(default)s)")
-    sub.add_argument("--prompts", help="of an evaluation's questions, with commas: plain, chat, examples (default all)")
-    sub.add_argument("--threads", type=int, help="CPU threads (default all)")
-    sub.add_argument("--markdown", type=Path, help="also write the table to this file")
-    sub.add_argument("--svg", type=Path, help="also write the picture (training, growth) to this file")
-    sub.add_argument("--json", action="store_true")
+    batch_options(sub)
+    sub.add_argument("--by", help="which sizes, written out or a file: {vocabulary: [8192, 16384]}")
+    result_options(sub, picture=True)
+
+    sub = measurement(
+        "decode", commands.bench_decode, "a token of the logit difference beside the base's", shape="small"
+    )
+    result_options(sub)
+
+    sub = measurement(
+        "evaluation", commands.bench_evaluation, "an evaluation of TOFU's shape beside the usual way to write it"
+    )
+    sub.add_argument("--questions", type=int, default=40, help="of the forget set (default %(default)s)")
+    sub.add_argument("--prompts", help="with commas: plain, chat, examples (default all)")
+    sub.add_argument("--rounds", type=int, help="turns of each that count (default 3)")
+    result_options(sub)
 
     sub = command("cache", commands.cache, "list or wipe what is kept between runs: trained models, reference tables")
     sub.add_argument("what", choices=["list", "clear"], help="clear leaves what a process is writing")
@@ -273,8 +308,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _split(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """The words that argparse knows, and the `--key value` or `--key=value` pairs that set a recipe's keys.
+def _split(words: Sequence[str], command: _Parser, parser: _Parser) -> tuple[list[str], list[tuple[str, str]]]:
+    """The words that are the command's own, and the `--key value` or `--key=value` pairs that set a recipe's keys.
 
     They are parted first, because argparse would take the value of a key that it does not know for the recipe.
     """
@@ -284,15 +319,18 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
     while rest:
         word = rest.pop(0)
         name, equals, value = word.partition("=")
-        if not word.startswith("-") or name in FLAGS:
+        takes_value = command.options.get(name)
+        if not word.startswith("-") or takes_value is False:
             own.append(word)
-        elif name in VALUED:
+        elif takes_value:
             own += [word] if equals else [word, *rest[:1]]
             rest = rest if equals else rest[1:]
         else:
             if not equals:
                 if not rest or rest[0].startswith("--"):
-                    raise UserError(f"{word} needs a value: {word} VALUE.{did_you_mean(word, (*FLAGS, *VALUED))}")
+                    if any(name in other.options for other in parser.commands.values()):
+                        raise UserError(f"{word} is no option of {command.prog}; see {command.prog} --help.")
+                    raise UserError(f"{word} needs a value: {word} VALUE.{did_you_mean(word, command.options)}")
                 value = rest.pop(0)
             pairs.append((name.lstrip("-").replace("-", "_"), value))
     return own, pairs

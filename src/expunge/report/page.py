@@ -1,45 +1,28 @@
-"""Comparisons and records → the page: what stands in which table, which answers are shown, what is collapsed.
+"""Comparisons → the page: what stands in which table, what is marked best or collapsed.
 
-Knows a run directory's `records/` and `recipe.yaml`. Knows nothing of how the page looks: that is `page.html.j2`.
+Knows a run directory's `recipe.yaml`; `answers` knows its records. Knows nothing of how the page looks: that is
+`page.html.j2`.
 """
 
-import json
 import re
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from expunge.errors import UserError
 from expunge.evals.glossary import SIDE_TABLES, metric, number, show
 from expunge.report import drawing
-from expunge.report.comparison import ROLES, Entry, Row, Section, cost, removal, sections, slug, versions
+from expunge.report.answers import answers
+from expunge.report.comparison import Entry, Row, Section, cost, removal, sections, slug, versions
 from expunge.report.figures import figures, overview
 from expunge.report.overview import Overview, overviews
 from expunge.report.picture import Figure
-from expunge.report.redaction import MARK, NOTE, redacted
+from expunge.report.redaction import NOTE
 from expunge.report.table import Cell, Column, Line, Part, Table, Tag, left, metrics, right
 from expunge.report.verdict import verdict
 from expunge.secrets import masked_yaml
 from expunge.system.disk import make_folder, write_whole, writing
 
-SHOWN = 10
-"""Questions shown of a set, spread evenly over its records."""
-LONGEST = 320
-"""Characters shown of an answer, and a third of it of a broken one; the records hold all of it."""
-SETS = {
-    "forget": "Questions to forget",
-    "forget_fb": "Blanks to forget (FB)",
-    "forget_qa": "Questions to forget (QA)",
-    "forget_aa": "Adversarial questions to forget (AA)",
-    "retain": "Questions to keep",
-    "neighbor_fb": "Blanks about neighbours, to keep (FB)",
-    "neighbor_qa": "Questions about neighbours, to keep (QA)",
-}
-
-
-BEFORE = {"target": "before unlearning", "retrained": "never saw the forget set"}
 LEGEND = (
     "↑ more is better; ↓ less is better, down to the retrained model’s value; ≈ the nearer to the retrained model the "
     "better.",
@@ -77,7 +60,7 @@ def write_report(directories: Sequence[Path], out: Path, *, first: Sequence[Figu
                 "table": _table(section),
                 "figures": [(f, _inline(f, name)) for f in pictures],
                 # Records carry no split, so those of a directory with several splits belong under none of them.
-                "answers": _answers(
+                "answers": answers(
                     [e for e in section.entries if len(splits[e.directory]) == 1], section.keepers(), redact=redact
                 ),
                 "sides": _side_tables(section),
@@ -98,7 +81,7 @@ def write_report(directories: Sequence[Path], out: Path, *, first: Sequence[Figu
         parts=parts,
         first=[(figure, _inline(figure, "first")) for figure in first],
         overviews=above,
-        mixed=(together := _answers(list(mixed.values()), redact=redact)),
+        mixed=(together := answers(list(mixed.values()), redact=redact)),
         redacted=NOTE if any(a and a["redacted"] for a in (together, *(p["answers"] for p in parts))) else "",
         recipes=[
             (d.name, masked_yaml(p.read_text(encoding="utf-8"))) for d in splits if (p := d / "recipe.yaml").is_file()
@@ -193,93 +176,6 @@ def _glossary(found: Sequence[Section]) -> Table:
     names = dict.fromkeys(n for section in found for n in section.metrics())
     known = [(n, metric(n)) for n in names]
     return Table(columns, [[(f"{m.label} ", Part(m.hint, "hint")), n, m.range, m.good, m.what] for n, m in known])
-
-
-def _answers(entries: Sequence[Entry], first: Sequence[Entry] = (), *, redact: bool = False) -> dict[str, Any] | None:
-    """Some questions of each set with every model's answer, of `first` the first on show; None without records."""
-    blocks = []
-    silent = False
-    heard: list[Entry] = []
-    for name, title in SETS.items():
-        records = {e.label: _records(e.directory / "records" / f"{e.method}.{name}.jsonl", redact) for e in entries}
-        heard += [e for e in entries if records[e.label] and e not in heard]
-        known: dict[int, Row] = {i: row for label in reversed(records) for i, row in records[label].items()}
-        # An evaluation may have scored all questions and generated answers to the first few only.
-        silent = silent or any(MARK in row for row in known.values())
-        indices = sorted(i for i, row in known.items() if row.get("generated") is not None) or sorted(known)
-        chosen = [indices[k * len(indices) // SHOWN] for k in range(SHOWN)] if len(indices) > SHOWN else indices
-        if chosen:
-            blocks.append((title, known, chosen, records))
-    if not blocks:
-        return None
-    heard.sort(key=lambda e: ROLES.index(e.role))
-    methods = [e.label for e in heard if e.role == "method"]
-    return {
-        "blocks": [
-            (
-                title,
-                f"{len(chosen)} of {len(known)}",
-                len(chosen) < len(known),
-                _answer_table(known, chosen, records, heard),
-            )
-            for title, known, chosen, records in blocks
-        ],
-        "methods": methods,
-        "redacted": silent,
-        "checked": next((methods.index(e.label) for e in first if e.label in methods), 0),
-    }
-
-
-def _answer_table(
-    known: Mapping[int, Row], chosen: Sequence[int], records: Mapping[str, Mapping[int, Row]], heard: Sequence[Entry]
-) -> Table:
-    """A line per question: what was asked, what the references say, and below each other what the methods say."""
-    references = [e for e in heard if e.role != "method"]
-    methods = [e.label for e in heard if e.role == "method"]
-    columns = left("Question and reference answer")
-    columns += [Column(head=e.label.capitalize(), hint=BEFORE[e.role], align="left") for e in references]
-    columns += left("After unlearning", kind="after") if methods else []
-    rows: list[list[Cell]] = []
-    for index in chosen:
-        row = known[index]
-        asked = f"row {index}" if MARK in row else str(row.get("question"))
-        told = {label: _answer(own.get(index)) for label, own in records.items()}
-        after = (Part((Part(label, "who"), *told[label]), f"m m{k}") for k, label in enumerate(methods))
-        cells = [told[e.label] for e in references] + ([tuple(after)] if methods else [])
-        rows.append([(Part(asked, "q"), Part(str(row.get("answer", "")), "ref")), *cells])
-    return Table(columns, rows)
-
-
-def _records(path: Path, redact: bool) -> dict[int, Row]:
-    """The records by their question's index; none when the file is absent."""
-    if not path.is_file():
-        return {}
-    found: dict[int, Row] = {}
-    with path.open("rb") as lines:
-        for k, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-                found[int(row["index"])] = redacted(row) if redact else row
-            except (ValueError, TypeError, KeyError, RecursionError):
-                raise UserError(
-                    f"{path}, line {k}: not a record with an 'index'; evaluate again, or remove it."
-                ) from None
-    return found
-
-
-def _answer(record: Row | None) -> tuple[Part, ...]:
-    if record is None:
-        return (Part("no record", "none"),)
-    generated = record.get("generated")
-    text = "(not generated)" if generated is None else str(generated) or "(empty)"
-    text = "(left out)" if "generated" in record.get(MARK, ()) else text
-    broken = bool(record.get("degenerate"))
-    longest = LONGEST // 3 if broken else LONGEST
-    more = ("… ", Part(f"{len(text):,} characters", "more")) if len(text) > longest else ()
-    numbers = [("P", "probability"), ("ROUGE-L", "rouge_l_recall"), ("truth ratio", "truth_ratio")]
-    told = " · ".join(f"{words} {show(key, record[key])}" for words, key in numbers if record.get(key) is not None)
-    bad = (Part("degenerate", "tag bad"), " ") if broken else ()
-    return Part((text[:longest], *more), "said broken" if broken else "said"), Part((*bad, told), "nums")
 
 
 def _inline(figure: Figure, slug: str) -> str:

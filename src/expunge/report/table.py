@@ -121,7 +121,7 @@ class Table:
         return "\n".join([lines, *(f"{escaped(note)}\n" for note in self.notes)])
 
     def rich(self, frame: Frame = "none") -> "RenderableType":
-        """The table for a terminal; a `frame` parts columns of words by lines, and rows too where those wrap."""
+        """The table for a terminal; `frame` draws lines between the columns ("cells"), and between the rows too."""
         from rich.box import SIMPLE_HEAD
         from rich.console import Group
         from rich.table import Table as Grid

@@ -1,0 +1,107 @@
+"""Records → questions and what every model answers to them: which are shown, how much of each, what is marked.
+
+Knows a run directory's `records/`. Knows nothing of the rest of the page.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from expunge.errors import UserError
+from expunge.evals.glossary import show
+from expunge.report.comparison import ROLES, Entry, Row
+from expunge.report.redaction import MARK, redacted
+from expunge.report.table import Cell, Column, Part, Table, left
+
+SHOWN = 10
+"""Questions shown of a set, spread evenly over its records."""
+LONGEST = 320
+"""Characters shown of an answer, and a third of it of a broken one; the records hold all of it."""
+SETS = {
+    "forget": "Questions to forget",
+    "forget_fb": "Blanks to forget (FB)",
+    "forget_qa": "Questions to forget (QA)",
+    "forget_aa": "Adversarial questions to forget (AA)",
+    "retain": "Questions to keep",
+    "neighbor_fb": "Blanks about neighbours, to keep (FB)",
+    "neighbor_qa": "Questions about neighbours, to keep (QA)",
+}
+BEFORE = {"target": "before unlearning", "retrained": "never saw the forget set"}
+
+
+def answers(entries: Sequence[Entry], first: Sequence[Entry] = (), *, redact: bool = False) -> dict[str, Any] | None:
+    """Some questions of each set with every model's answer, of `first` the first on show; None without records."""
+    blocks = []
+    silent = False
+    heard: list[Entry] = []
+    for name, title in SETS.items():
+        records = {e.label: _records(e.directory / "records" / f"{e.method}.{name}.jsonl", redact) for e in entries}
+        heard += [e for e in entries if records[e.label] and e not in heard]
+        known: dict[int, Row] = {i: row for label in reversed(records) for i, row in records[label].items()}
+        # An evaluation may have scored all questions and generated answers to the first few only.
+        silent = silent or any(MARK in row for row in known.values())
+        indices = sorted(i for i, row in known.items() if row.get("generated") is not None) or sorted(known)
+        chosen = [indices[k * len(indices) // SHOWN] for k in range(SHOWN)] if len(indices) > SHOWN else indices
+        if chosen:
+            note = f"{len(chosen)} of {len(known)}" + (", spread evenly" if len(chosen) < len(known) else "")
+            blocks.append((title, note, {i: known[i] for i in chosen}, records))
+    if not blocks:
+        return None
+    heard.sort(key=lambda e: ROLES.index(e.role))
+    methods = [e.label for e in heard if e.role == "method"]
+    return {
+        "blocks": [(title, note, _table(asked, records, heard)) for title, note, asked, records in blocks],
+        "methods": methods,
+        "redacted": silent,
+        "checked": next((methods.index(e.label) for e in first if e.label in methods), 0),
+    }
+
+
+def _table(asked: Mapping[int, Row], records: Mapping[str, Mapping[int, Row]], heard: Sequence[Entry]) -> Table:
+    """A line per question: what was asked, what the references say, and below each other what the methods say."""
+    references = [e for e in heard if e.role != "method"]
+    methods = [e.label for e in heard if e.role == "method"]
+    columns = left("Question and reference answer")
+    columns += [Column(head=e.label.capitalize(), hint=BEFORE[e.role], align="left") for e in references]
+    columns += left("After unlearning", kind="after") if methods else []
+    rows: list[list[Cell]] = []
+    for index, row in asked.items():
+        question = f"row {index}" if MARK in row else str(row.get("question"))
+        told = {label: _answer(own.get(index)) for label, own in records.items()}
+        after = (Part((Part(label, "who"), *told[label]), f"m m{k}") for k, label in enumerate(methods))
+        cells = [told[e.label] for e in references] + ([tuple(after)] if methods else [])
+        rows.append([(Part(question, "q"), Part(str(row.get("answer", "")), "ref")), *cells])
+    return Table(columns, rows)
+
+
+def _records(path: Path, redact: bool) -> dict[int, Row]:
+    """The records by their question's index; none when the file is absent."""
+    if not path.is_file():
+        return {}
+    found: dict[int, Row] = {}
+    with path.open("rb") as lines:
+        for k, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                found[int(row["index"])] = redacted(row) if redact else row
+            except (ValueError, TypeError, KeyError, RecursionError):
+                raise UserError(
+                    f"{path}, line {k}: not a record with an 'index'; evaluate again, or remove it."
+                ) from None
+    return found
+
+
+def _answer(record: Row | None) -> tuple[Part, ...]:
+    if record is None:
+        return (Part("no record", "none"),)
+    generated = record.get("generated")
+    text = "(not generated)" if generated is None else str(generated) or "(empty)"
+    text = "(left out)" if "generated" in record.get(MARK, ()) else text
+    broken = bool(record.get("degenerate"))
+    longest = LONGEST // 3 if broken else LONGEST
+    more = ("… ", Part(f"{len(text):,} characters", "more")) if len(text) > longest else ()
+    numbers = [("P", "probability"), ("ROUGE-L", "rouge_l_recall"), ("truth ratio", "truth_ratio")]
+    told = " · ".join(f"{words} {show(key, record[key])}" for words, key in numbers if record.get(key) is not None)
+    bad = (Part("degenerate", "tag bad"), " ") if broken else ()
+    return Part((text[:longest], *more), "said broken" if broken else "said"), Part((*bad, told), "nums")
