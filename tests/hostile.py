@@ -1,14 +1,21 @@
-"""A client that means harm: `python hostile.py PORT KEY SECONDS` sends what servers stumble over, from six threads.
+"""A client that means harm: it sends what servers stumble over, from six threads.
 
-Prints how many requests of each kind were sent and the statuses of the answers, as JSON.
+python tests/hostile.py PORT KEY SECONDS    prints the statuses of the answers to each kind of request, as JSON
+python tests/hostile.py MODEL [ROUNDS]      serves a checkpoint, and prints how long a polite client waits beside
+                                            the hostile one over how long it waits alone, round by round
 """
 
 import http.client
 import json
+import os
+import re
 import socket
+import statistics
+import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -89,5 +96,50 @@ def _while(end: float) -> Iterator[int]:
         yield k
 
 
+def serve(model: str) -> tuple[subprocess.Popen[str], int]:
+    """(a server of the model in a process of its own, its port)"""
+    words = [sys.executable, "-m", "expunge", "serve", model, "--port", "0", "--host", "127.0.0.1"]
+    server = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env={**os.environ, "EXPUNGE_API_KEY": "key"})
+    assert server.stderr is not None
+    found = (re.search(r"http://127.0.0.1:(\d+)/v1", line) for line in iter(server.stderr.readline, ""))
+    return server, next(int(match[1]) for match in found if match)
+
+
+def median_seconds(port: int, times: int = 9) -> float:
+    """How long a polite client waits for a short answer."""
+    taken = []
+    for _ in range(times):
+        began = time.monotonic()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v1/chat/completions",
+            json.dumps({**CHAT, "max_tokens": 12}).encode(),
+            {"Content-Type": "application/json", "Authorization": "Bearer key"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            answer.read()
+        taken.append(time.monotonic() - began)
+    return statistics.median(taken)
+
+
+def measure(model: str, rounds: int) -> None:
+    server, port = serve(model)
+    ratios = []
+    try:
+        median_seconds(port)
+        for _ in range(rounds):
+            alone = median_seconds(port)
+            words = [sys.executable, __file__, str(port), "key", str(3 + 12 * alone)]
+            with subprocess.Popen(words, stdout=subprocess.DEVNULL):
+                time.sleep(1)
+                ratios.append(median_seconds(port) / alone)
+            print(f"{ratios[-1]:.2f} times as long as alone ({alone:.3f} s)", flush=True)
+    finally:
+        server.kill()
+    print(f"median {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]))
+    if sys.argv[1].isdecimal():
+        main(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]))
+    else:
+        measure(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 5)
