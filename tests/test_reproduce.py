@@ -109,11 +109,17 @@ def test_variants_go_to_who_trains_on_them(table: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["smal"], "reproduce: no 'smal'."),
+        (["smal"], "reproduce: unknown reproduction 'smal'."),
         (["none.yaml"], "reproduction 'none.yaml' does not exist."),
-        (["small.yaml", "--recipe-set", "tyny"], "--recipe-set: no 'tyny'. Did you mean 'tiny'? Known: tiny, other."),
-        (["small.yaml", "--splits", "forget2"], "--splits: no 'forget2'. Did you mean 'forget20'?"),
-        (["small.yaml", "--recipe-set", "other", "--splits", "forget10"], "--splits: no 'forget10'. Known: none."),
+        (
+            ["small.yaml", "--recipe-set", "tyny"],
+            "--recipe-set: unknown set 'tyny'. Did you mean 'tiny'? Known: tiny, other.",
+        ),
+        (["small.yaml", "--splits", "forget2"], "--splits: unknown split 'forget2'. Did you mean 'forget20'?"),
+        (
+            ["small.yaml", "--recipe-set", "other", "--splits", "forget10"],
+            "--splits: unknown split 'forget10'. Known: none.",
+        ),
         (["small.yaml", "--seeds", "0"], "--seeds must be at least 1, got 0."),
         (["choosing", "--seeds", "3"], "--seeds: choosing names the seeds of its runs itself; leave the option out."),
         (["small.yaml", "--seed", "3"], "--seed: the reproduction decides it; use --seeds."),

@@ -296,7 +296,7 @@ def test_a_number_of_articles_that_cannot_be_kept_is_refused(tmp_path, articles)
 
 
 def test_an_unknown_corpus_is_refused_with_the_known_ones():
-    with pytest.raises(UserError, match=r"no corpus 'book'; choose one of news, books\. Did you mean 'books'"):
+    with pytest.raises(UserError, match=r"unknown corpus 'book'; choose one of news, books\. Did you mean 'books'"):
         muse.load(corpus="book")
 
 

@@ -71,7 +71,9 @@ def test_a_missing_file_or_folder_is_named(tmp_path):
 
 
 def test_an_unknown_split_is_refused_with_the_known_ones():
-    with pytest.raises(UserError, match=r"no split 'forget_10'; choose one of forget01, forget05, forget10\. Did you"):
+    with pytest.raises(
+        UserError, match=r"unknown split 'forget_10'; choose one of forget01, forget05, forget10\. Did you"
+    ):
         tofu.load(split="forget_10")
 
 
