@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,7 +14,7 @@ from expunge.bench import training
 from expunge.bench.apart import apart
 from expunge.bench.shapes import SHAPES, Shape
 from expunge.bench.turns import count_flops, utilisation
-from expunge.cli.main import main
+from expunge.cli.main import _parser, main
 
 SMALLEST = Shape(layers=4, hidden=32, intermediate=48, heads=2, kv_heads=1, vocab=100)
 
@@ -115,6 +116,14 @@ def test_what_cannot_be_measured(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_option_of_another_kind(kind: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", kind, option, "1"]) == 2
     assert f"unrecognized arguments: {option} 1; see expunge bench {kind} --help." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("page", ["bench", "growth", "decode", "evaluation"])
+def test_the_command_on_a_page_is_one_that_there_is(page: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "results" / f"{page}.md").read_text(encoding="utf-8")
+    (command,) = (line for line in text.splitlines() if line.startswith("    expunge bench "))
+    args = _parser().parse_args(shlex.split(command)[1:])
+    assert args.kind == {"bench": "training"}.get(page, page) and args.shape in SHAPES
 
 
 def test_an_unknown_method(capsys: pytest.CaptureFixture[str]) -> None:
