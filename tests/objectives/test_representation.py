@@ -81,4 +81,5 @@ def test_loss_vanishes_at_its_target() -> None:
 
 @pytest.mark.parametrize(("layer", "trains"), [(7, [5, 6, 7]), (2, [0, 1, 2]), (1, [0, 1]), (0, [0])])
 def test_trainable_layers(layer: int, trains: list[int]) -> None:
-    assert list(RMU(layer=layer).trainable_layers) == trains
+    layers, modules = RMU(layer=layer).parts
+    assert list(layers) == trains and modules == ()

@@ -4,6 +4,7 @@ Knows the losses and the settings that go with them; how an assistant is cut, jo
 `assistant.py` and `difference.py`.
 """
 
+from collections.abc import Mapping
 from math import log
 from typing import ClassVar, Literal
 
@@ -11,7 +12,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import huber_loss
 
-from expunge.objectives.base import Divergence, Needs, Objective, Removal, Signals
+from expunge.objectives.base import Divergence, Needs, Objective, Removal, Signals, Trained
+from expunge.objectives.distill import KL
 from expunge.objectives.likelihood import GA
 from expunge.objectives.preference import DPO, NPO
 
@@ -33,21 +35,13 @@ class Uniform(Objective):
         return s.uniform_ce_N - log(s.vocab_size)
 
 
-class ULD(Objective):
-    """Unlearning from logit difference: an assistant learns the forget rows, then z = z_model − α z_assistant.
+class Subtraction(Objective):
+    """Settings of ULD's assistant: how it is cut, trained and subtracted."""
 
-    The assistant is the model's first `layers` layers (a quarter of them by default) with a LoRA adapter of rank `r`.
-    It minimises −ℓ on the forget rows and their paraphrases plus β times the uniform cross-entropy on the retain rows
-    and on wrong answers to the forget questions, with a learning rate and a number of epochs of its own.
-    Tokens under the plausibility threshold `tau` gain nothing from the subtraction.
-    Use when suppression at inference is enough: best balance of all, seconds of training, and the weights stay as
-    they are. Source: Ji et al. 2024, arXiv 2406.08607, eqs. 3-6.
-    """
-
-    removal: ClassVar[Removal] = "inference"
     alone: ClassVar[bool] = True
+    variants: ClassVar[Mapping[str, int]] = {"paraphrases": 4, "perturbations": 1}
 
-    name: Literal["uld"] = "uld"
+    name: str
     alpha: float = Field(default=0.8, gt=0, description="how much of the assistant's logits is subtracted")
     tau: float = Field(
         default=1e-2,
@@ -63,6 +57,27 @@ class ULD(Objective):
     learning_rate: float = Field(default=1e-3, gt=0, description="of the assistant")
     epochs: float = Field(default=10, gt=0, description="of the assistant")
 
+
+class ULD(Subtraction):
+    """Unlearning from logit difference: an assistant learns the forget rows, then z = z_model − α z_assistant.
+
+    The assistant is the model's first `layers` layers (a quarter of them by default) with a LoRA adapter of rank `r`.
+    It minimises −ℓ on the forget rows and their paraphrases plus β times the uniform cross-entropy on the retain rows
+    and on wrong answers to the forget questions, with a learning rate and a number of epochs of its own.
+    Tokens under the plausibility threshold `tau` gain nothing from the subtraction.
+    Use when suppression at inference is enough: best balance of all, seconds of training, and the weights stay as
+    they are. Source: Ji et al. 2024, arXiv 2406.08607, eqs. 3-6.
+    """
+
+    removal: ClassVar[Removal] = "inference"
+    trains: ClassVar[Trained] = "assistant"
+
+    name: Literal["uld"] = "uld"
+
+    @property
+    def own_retain(self) -> Objective:
+        return Uniform(weight=self.beta)
+
     @property
     def needs(self) -> Needs:
         return Needs(logp=True)
@@ -71,7 +86,7 @@ class ULD(Objective):
         return -s.logp_N
 
 
-class ULDDistilled(ULD):
+class ULDDistilled(Subtraction):
     """ULD, then the model itself is trained towards the difference: one ordinary checkpoint.
 
     On forget rows, paraphrases and wrong answers, by `match`:
@@ -88,7 +103,8 @@ class ULDDistilled(ULD):
     arXiv 2505.06027.
     """
 
-    removal: ClassVar[Removal] = "weights"
+    trains: ClassVar[Trained] = "student"
+    wrong_answers: ClassVar[Literal["forget", "retain"]] = "forget"  # what the difference says of them is learnt, too
 
     name: Literal["uld_distilled"] = "uld_distilled"
     match: Literal["logp", "forward", "reverse"] = Field(
@@ -101,6 +117,15 @@ class ULDDistilled(ULD):
     teacher: str | None = Field(
         default=None, description="folder of a checkpoint that ULD saved; no assistant is trained then"
     )
+
+    @property
+    def own_retain(self) -> Objective:
+        return KL(weight=self.keep)
+
+    @property
+    def assistant(self) -> ULD:
+        """The method that trains the teacher."""
+        return ULD(**{name: getattr(self, name) for name in ULD.model_fields if name != "name"})
 
     @property
     def needs(self) -> Needs:
@@ -122,6 +147,7 @@ class Offset(Objective):
     """
 
     removal: ClassVar[Removal] = "inference"
+    trains: ClassVar[Trained] = "difference"
 
     name: str
     scale: float = Field(default=1.0, gt=0, description="w, the weight of the assistant's change")

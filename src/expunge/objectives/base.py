@@ -6,6 +6,7 @@ Shapes: N supervised tokens of the batch laid end to end, B sequences, D hidden 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, get_args
 
@@ -22,6 +23,10 @@ OURS = f"{__name__.partition('.')[0]}."
 
 Removal = Literal["weights", "inference"]
 """Whether a method takes the knowledge out of the weights or keeps it from showing at inference."""
+
+Trained = Literal["model", "assistant", "difference", "student"]
+"""What a method trains: the model itself; an assistant, alone or through the difference with the model; or, once the
+difference is there, the model towards it."""
 
 Score = Literal["logp", "log_odds", "uniform_ce"]
 """A number of one token that the model's logits alone give; see the fields of these names in `Signals`."""
@@ -76,6 +81,12 @@ class Needs:
         """Whether the output head must run at all."""
         return bool(self.scores) or self.divergence is not None
 
+    @property
+    def number(self) -> str:
+        """The one signal that is asked of the head; empty for several, and where refusals or a layer matter too."""
+        asked = [*self.scores, *(["divergence"] if self.divergence is not None else [])]
+        return "" if len(asked) != 1 or self.refusal or self.layer is not None else f"{asked[0]}_N"
+
 
 @dataclass
 class Signals:
@@ -109,6 +120,12 @@ class Signals:
     surprisal_N: Tensor = _ABSENT
     refusal: "Signals" = _ABSENT
 
+    def part(self, tokens: slice, sequences: slice) -> "Signals":
+        """The signals of these tokens alone, which lie in these sequences; without those of the refusals."""
+        own = {f.name: x[tokens] for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
+        own["sequence_N"] = own["sequence_N"] - sequences.start
+        return Signals(self.vocab_size, sequences=sequences.stop - sequences.start, **own)
+
     def sequence_sum(self, x_N: Tensor) -> Tensor:
         """Sum a per-token number over each sequence: [N] → [B]."""
         return x_N.new_zeros(self.sequences).index_add(0, self.sequence_N, x_N)
@@ -128,8 +145,13 @@ class Objective(BaseModel, ABC):
 
     per: ClassVar[Literal["token", "sequence"]] = "token"
     removal: ClassVar[Removal] = "weights"
+    trains: ClassVar[Trained] = "model"
     alone: ClassVar[bool] = False
-    """Whether it brings its own retain term, so that no other can be joined to it."""
+    """Whether no other retain term than its own can be joined to it."""
+    variants: ClassVar[Mapping[str, int]] = {}
+    """How many `paraphrases` and `perturbations` of each forget row it trains on when the recipe does not say."""
+    wrong_answers: ClassVar[Literal["forget", "retain"]] = "retain"
+    """The rows that wrong answers to the forget questions (`perturbations`) are joined to."""
 
     weight: float = Field(default=1.0, ge=0, description="factor of this term in the loss")
 
@@ -147,6 +169,16 @@ class Objective(BaseModel, ABC):
     def skips(self) -> int:
         """How many supervised tokens at the start of each sequence the loss leaves out; the mean doesn't count them."""
         return 0
+
+    @property
+    def own_retain(self) -> "Objective | None":
+        """The retain term that it brings."""
+        return None
+
+    @property
+    def parts(self) -> tuple[range, tuple[str, ...]] | None:
+        """The decoder layers, and the modules in them (all without any), that alone train; `None` for all that can."""
+        return None
 
     @property
     @abstractmethod

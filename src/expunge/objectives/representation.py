@@ -38,9 +38,12 @@ class RMU(Objective):
         return Needs(layer=self.layer)
 
     @property
-    def trainable_layers(self) -> range:
-        """The decoder layers that train."""
-        return range(max(0, self.layer - 2), self.layer + 1)
+    def own_retain(self) -> Objective:
+        return Anchor(layer=self.layer, reduction=self.reduction)
+
+    @property
+    def parts(self) -> tuple[range, tuple[str, ...]]:
+        return range(max(0, self.layer - 2), self.layer + 1), self.modules
 
     def direction(self, size: int) -> Tensor:
         """The fixed random unit vector u, [D]."""

@@ -23,7 +23,7 @@ from pydantic import (
 
 from expunge import secrets
 from expunge.modeling.loading import Dtype, LoraConfig, ScratchConfig
-from expunge.objectives import ForgetObjective, Objective, RetainObjective, split_method, written
+from expunge.objectives import FORGET, ForgetObjective, Objective, RetainObjective, split_method, written
 from expunge.objectives.representation import RMU
 from expunge.system.imports import is_path
 from expunge.training.arguments import UnlearnConfig, check_values
@@ -242,11 +242,6 @@ class AugmentConfig(Section):
     perturbations: int = Field(default=0, ge=0, description="wrong answers, joined to the retain rows")
 
 
-AUGMENTED = {"uld": {"paraphrases": 4, "perturbations": 1}}
-AUGMENTED["uld_distilled"] = AUGMENTED["uld"]
-"""What methods that are made for variants take of them when the recipe does not say; the others take none."""
-
-
 class Method(Section):
     """A forget objective with or without a retain objective, its share of variants, and training keys of its own."""
 
@@ -280,6 +275,11 @@ class Method(Section):
         mode = "json" if info.mode == "json" else "python"
         return None if value is None else written(value, mode=mode, only_set=bool(info.exclude_unset))
 
+    @property
+    def retain_term(self) -> Objective | None:
+        """The retain objective of the training: the recipe's, or the one that the forget objective brings."""
+        return self.retain if self.retain is not None else self.forget.own_retain
+
     @model_validator(mode="before")
     @classmethod
     def _complete_rmu(cls, data: Any) -> Any:
@@ -296,9 +296,9 @@ class Method(Section):
     def _usual_variants(cls, data: Any) -> Any:
         """Variants for the methods that are made for them, as far as the recipe does not say how many."""
         if isinstance(data, Mapping) and isinstance(forget := unfold_objective(data.get("forget")), Mapping):
-            usual, given = AUGMENTED.get(str(forget.get("name"))), data.get("augment", {})
-            if usual and isinstance(given, Mapping):
-                return {**data, "augment": {**usual, **given}}
+            kind, given = FORGET.get(str(forget.get("name"))), data.get("augment", {})
+            if kind is not None and kind.variants and isinstance(given, Mapping):
+                return {**data, "augment": {**kind.variants, **given}}
         return data
 
     @model_validator(mode="after")

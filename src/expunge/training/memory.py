@@ -26,7 +26,6 @@ from expunge.modeling.logprobs import BLOCK, CHUNK, Head
 from expunge.objectives.base import Needs
 from expunge.training.arguments import UnlearnConfig
 from expunge.training.reference import choose_kind
-from expunge.training.signals import one_number
 
 MIB = 2**20
 
@@ -89,7 +88,7 @@ def peak(
     head, layers = model.get_output_embeddings(), len(decoder_layers(model))
     asked = [own for own in needs.values() if own.head]
     passes = any(n.scores for n in asked) + sum(n.divergence is not None for n in asked)
-    once = all(map(one_number, asked))
+    once = all(own.number for own in asked)
     passes = min(passes, 1) if once else passes
     gradients = _bytes(p for p in model.parameters() if p.requires_grad)
     of_head = _bytes(p for p in head.parameters() if p.requires_grad)

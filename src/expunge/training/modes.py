@@ -14,24 +14,23 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from expunge.errors import UserError, did_you_mean
 from expunge.modeling.forward import decoder_layers, supervised_logps
-from expunge.objectives import RMU
 
 RANDOM = re.compile("drop|jitter")
 """Names of attributes that hold how often a model drops, or how much it shakes, while it trains."""
 
 
-def train_only(model: nn.Module, rmu: RMU) -> None:
-    """Freeze everything but what is trainable now in the layers and modules that RMU trains."""
+def train_only(model: nn.Module, layers: range, modules: tuple[str, ...]) -> None:
+    """Freeze everything but what is trainable now in these decoder layers, or in the `modules` of each."""
     keep: set[int] = set()
-    for i in rmu.trainable_layers:
+    for i in layers:
         layer = decoder_layers(model)[i]
-        if missing := [name for name in rmu.modules if name not in dict(layer.named_modules())]:
+        if missing := [name for name in modules if name not in dict(layer.named_modules())]:
             known = [name for name, module in layer.named_modules() if name and any(True for _ in module.parameters())]
             raise UserError(
                 f"method.forget.modules: layer {i} has no {missing[0]}.{did_you_mean(missing[0], known)} "
                 f"It has {', '.join(known)}."
             )
-        parts = [layer.get_submodule(name) for name in rmu.modules] or [layer]
+        parts = [layer.get_submodule(name) for name in modules] or [layer]
         keep |= {id(p) for part in parts for p in part.parameters() if p.requires_grad}
     for p in model.parameters():
         p.requires_grad_(id(p) in keep)

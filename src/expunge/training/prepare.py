@@ -16,7 +16,7 @@ from expunge.data.encode import AssistantTurns, Overflow, encode_rows, refused
 from expunge.data.formats import keeping, normalise
 from expunge.data.pairs import Sets
 from expunge.errors import UserError, did_you_mean
-from expunge.objectives import FORGET, NLL, RETAIN, RMU, Anchor, Objective, objective_class, split_method
+from expunge.objectives import FORGET, NLL, RETAIN, Objective, objective_class, split_method
 from expunge.training.arguments import UnlearnConfig
 
 
@@ -174,14 +174,13 @@ def objectives_of(objective: Any, retain: Any) -> tuple[Objective | None, Object
         if "retain" in parts and retain is not None:
             raise UserError(f"objective {objective!r} names a retain objective, and retain is given too; give one.")
         kind = objective_class(parts["forget"]["name"], FORGET, "forget objective")
-        if kind.alone or kind.recipe_name().startswith("offset"):
+        if kind.trains != "model":
             raise UserError(
                 f"objective {objective!r} trains an assistant beside the model, which a recipe does: expunge run "
                 f"--method {objective}."
             )
         objective, retain = kind(), parts.get("retain", {}).get("name", retain)
-        if isinstance(objective, RMU) and retain is None:
-            retain = Anchor(layer=objective.layer)
+        retain = objective.own_retain if retain is None else retain
     if isinstance(retain, str):
         retain = objective_class(retain, RETAIN, "retain objective")()
     for name, value in (("objective", objective), ("retain", retain)):

@@ -27,11 +27,12 @@ from expunge.data.encode import Encoded
 from expunge.data.pairs import Collator, Role, Sets
 from expunge.errors import UserError, did_you_mean
 from expunge.modeling.agreement import ways_of
-from expunge.modeling.forward import forward_supervised, supervised
+from expunge.modeling.forward import forward_supervised
 from expunge.modeling.logprobs import Head, token_logps
 from expunge.objectives.base import Needs
 from expunge.system import ranks
 from expunge.training import refcache
+from expunge.training.layout import Layout, slices_of
 
 ReferenceKind = Literal["auto", "cached_logps", "cached_hidden", "adapter_off", "frozen_copy"]
 
@@ -87,16 +88,13 @@ class LiveReference(Reference):
         batch = {name: batch[name][wanted_B] for name in ("input_ids", "attention_mask", "labels", "role")}
         if not len(batch["role"]):
             return {}
-        predicts_BT, target_N = supervised(batch["labels"])
-        # Rows stand in the batch by role, so each role is one slice of the tokens.
-        counts = [int(predicts_BT[batch["role"] == role].sum()) for role in roles]
-        slices = dict(zip(roles, slices_of(counts), strict=True))
+        layout = Layout.of(batch)
 
         def at_head(hidden_ND: Tensor, head: Head) -> dict[Role, ReferenceSignals]:
             found: dict[Role, ReferenceSignals] = {}
-            for role, own in slices.items():
+            for role, own in layout.tokens.items():
                 needs = self.needs[role]
-                logp_N = token_logps(hidden_ND[own], target_N[own], head) if needs.reference_logp else None
+                logp_N = token_logps(hidden_ND[own], layout.target_N[own], head) if needs.reference_logp else None
                 found[role] = ReferenceSignals(logp_N, hidden_ND[own] if needs.divergence else None)
             return found
 
@@ -107,14 +105,14 @@ class LiveReference(Reference):
                 self.model,
                 batch["input_ids"],
                 batch["attention_mask"],
-                predicts_BT,
+                layout.predicts_BT,
                 at_head=at_head if any(n.reference_logp or n.divergence for n in self.needs.values()) else None,
                 layer=next((n.layer for n in self.needs.values() if n.reference_layer), None),
                 dense=self.dense,
             )
         self.model.train(training)
-        signals = found or {role: ReferenceSignals() for role in roles}
-        for role, own in slices.items():
+        signals = found or {role: ReferenceSignals() for role in layout.tokens}
+        for role, own in layout.tokens.items():
             if self.needs[role].reference_layer and layer_ND is not None:
                 signals[role].layer_ND = layer_ND[own]
         return signals
@@ -228,11 +226,6 @@ def _lots(role: Role, encoded: Sequence[Encoded], rows: Iterable[int], size: int
 
 def _table(role: Role, name: str) -> str:
     return f"{role.name.lower()}.{name}"
-
-
-def slices_of(sizes: list[int], start: int = 0) -> list[slice]:
-    """Where parts of these sizes, laid end to end from `start`, begin and end."""
-    return [slice(start + sum(sizes[:i]), start + sum(sizes[: i + 1])) for i in range(len(sizes))]
 
 
 def build_reference(

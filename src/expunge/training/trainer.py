@@ -32,11 +32,12 @@ from expunge.modeling.checkpoint import fit_tokenizer
 from expunge.modeling.difference import LogitDifferenceForCausalLM, assistant_weights
 from expunge.modeling.loading import load, load_for_training, load_tokenizer_and_config
 from expunge.modeling.saving import name_base, same_vocabulary
-from expunge.objectives import RMU, Objective
+from expunge.objectives import Objective
 from expunge.system import manifest, ranks
 from expunge.system.disk import private, writing
 from expunge.training.arguments import UnlearnConfig
 from expunge.training.history import EvaluateEvery, LossBar, MetricsFile, Pace, checkpoint_damage, last_checkpoint
+from expunge.training.layout import Layout
 from expunge.training.modes import check_modes, switch_off_dropout, train_only
 from expunge.training.prepare import arguments_for, check_keywords, check_terms, encode_sets, objectives_of, rows_of
 from expunge.training.reference import build_reference
@@ -131,8 +132,8 @@ class UnlearnTrainer(Trainer):
         if not any(p.requires_grad for p in start.parameters()):
             raise UserError("model: none of its weights trains (requires_grad); load it for training.")
         use_cache = getattr(start.config, "use_cache", None)
-        if isinstance(self.objective, RMU):
-            train_only(start, self.objective)
+        if self.objective is not None and self.objective.parts is not None:
+            train_only(start, *self.objective.parts)
         needs = self.needs[Role.FORGET] | self.needs[Role.RETAIN]
         if needs.reference and not args.keep_dropout:
             switch_off_dropout(start)
@@ -225,12 +226,11 @@ class UnlearnTrainer(Trainer):
         for batch in batch_samples:
             if "filler" in batch:
                 continue
-            per_row = (batch["labels"][:, 1:] != -100).sum(-1)
+            lengths = Layout.of(batch).lengths
             for i, role, own in ((0, Role.FORGET, self.objective), (2, Role.RETAIN, self.retain)):
-                mine = batch["role"] == role
                 skips = own.skips if own is not None else 0
-                counts[i] += (per_row[mine] - skips).clamp(min=0).sum().cpu()
-                counts[i + 1] += mine.sum().cpu()
+                counts[i] += sum(max(0, length - skips) for length in lengths.get(role, []))
+                counts[i + 1] += len(lengths.get(role, []))
         counts = counts.to(device)
         if self.args.world_size > 1:
             counts = torch.as_tensor(self.accelerator.reduce(counts, "sum"))
