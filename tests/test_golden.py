@@ -6,7 +6,6 @@ After a change that is meant to alter them: `EXPUNGE_GOLDEN=write pytest tests/t
 import json
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ from expunge.data import augment
 from expunge.data.benchmark import Variant
 from expunge.modeling.loading import save
 from expunge.objectives import FORGET, RETAIN, Offset, split_method
-from expunge.pipeline import methods
-from expunge.pipeline.inputs import load_benchmark, training_arguments
+from expunge.pipeline.inputs import load_benchmark
+from expunge.pipeline.run import prepare
 from expunge.recipe.parsing import load_recipe
 
 Rows = tuple[list[dict[str, str]], list[dict[str, str]]]
@@ -64,16 +63,8 @@ def trainer_of(method: str, folder: Path) -> UnlearnTrainer:
     if method == "rmu+anchor":
         keys |= {"method": "{forget: {name: rmu, layer: 1}, retain: {name: anchor, layer: 1}}"}
     recipe = load_recipe(None, [(key, str(value)) for key, value in keys.items()])
-    training, _ = methods.prepare(
-        recipe,
-        recipe.methods[0],
-        load_benchmark(recipe),
-        folder / "model",
-        folder / "out",
-        arguments=partial(training_arguments, recipe),
-        evaluate=None,
-    )
-    return training.trainer
+    benchmark = load_benchmark(recipe)
+    return prepare(recipe, recipe.methods[0], benchmark, folder / "model", folder / "out", evaluate=None).trainer
 
 
 @pytest.mark.parametrize("method", METHODS)

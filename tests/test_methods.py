@@ -21,6 +21,7 @@ from expunge.errors import UserError
 from expunge.modeling.difference import LogitDifferenceForCausalLM
 from expunge.modeling.loading import ScratchConfig, save, train_tokenizer
 from expunge.pipeline import methods
+from expunge.pipeline import run as main_path
 from expunge.pipeline.inputs import load_benchmark, tell_about_variants
 from expunge.pipeline.run import run
 from expunge.recipe.config import Recipe
@@ -172,12 +173,12 @@ def test_distilling_comes_nearer_to_the_teacher(workplace: Path) -> None:
 def test_the_methods_own_pace_is_not_its_teachers(workplace: Path, monkeypatch: Monkeypatch) -> None:
     paces: list[tuple[float, float]] = []
 
-    class Watched(methods.UnlearnTrainer):
+    class Watched(main_path.UnlearnTrainer):
         def __init__(self, model: Any, args: Any, **kwargs: Any) -> None:
             paces.append((args.learning_rate, args.num_train_epochs))
             super().__init__(model, args, **kwargs)
 
-    monkeypatch.setattr(methods, "UnlearnTrainer", Watched)
+    monkeypatch.setattr(main_path, "UnlearnTrainer", Watched)
     own = {"method__train__learning_rate": "3e-4", "method__train__num_train_epochs": "1"}
     run(recipe("{name: uld_distilled, epochs: 2, learning_rate: 1.0e-2, r: 4}", **own))
     assert paces == [(1e-2, 2), (3e-4, 1)]

@@ -122,12 +122,11 @@ def test_four_bits_weigh_what_is_said() -> None:
 
 MEASURED = """
 import gc, json, sys
-from functools import partial
 from pathlib import Path
 
 from expunge.system import machine
-from expunge.pipeline import methods
-from expunge.pipeline.inputs import load_benchmark, training_arguments
+from expunge.pipeline.inputs import load_benchmark
+from expunge.pipeline.run import prepare
 from expunge.recipe.parsing import load_recipe
 from expunge.pipeline.plan import plan
 
@@ -135,9 +134,7 @@ def train(model):
     keys = [("model", model), ("forget", "forget.jsonl"), ("retain", "retain.jsonl"), ("method", "npo+kl")]
     keys += [("train.max_steps", "2"), ("train.per_device_train_batch_size", "2"), ("train.save_strategy", "no")]
     chosen = load_recipe(None, [*keys, ("evaluate.each_epoch", "off"), ("threads", "1")])
-    arguments = partial(training_arguments, chosen)
-    options = {"arguments": arguments, "evaluate": None}
-    training, _ = methods.prepare(chosen, chosen.methods[0], load_benchmark(chosen), model, Path("out"), **options)
+    training = prepare(chosen, chosen.methods[0], load_benchmark(chosen), model, Path("out"), evaluate=None)
     training.trainer.train()
     return plan(chosen)[0]
 

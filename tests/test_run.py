@@ -15,7 +15,7 @@ from expunge.evals.aggregate import aggregate
 from expunge.evals.tofu import Evaluation
 from expunge.modeling.loading import save
 from expunge.objectives import GA
-from expunge.pipeline import measure, methods
+from expunge.pipeline import measure, session
 from expunge.pipeline import run as main_path
 from expunge.pipeline.inputs import load_benchmark, tell_about_variants
 from expunge.pipeline.run import run
@@ -168,7 +168,7 @@ def test_an_older_run_stays_until_there_is_a_first_result(workplace: Path, monke
     def fails(*_: Any, **__: Any) -> Evaluation:
         raise UserError("no")
 
-    monkeypatch.setattr(main_path, "evaluate", fails)
+    monkeypatch.setattr(session, "evaluate", fails)
     with pytest.raises(UserError, match="no"):
         run(own(method="ga"), overwrite=True)
     assert files(workplace / "out") == before
@@ -238,7 +238,7 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, str]], str]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_nothing_is_written_and_nothing_is_computed(workplace: Path, monkeypatch: Monkeypatch, case: str) -> None:
-    for module in (main_path, measure):
+    for module in (session, measure):
         monkeypatch.setattr(module, "evaluate", None)
     monkeypatch.setattr(main_path.loading, "load", None)
     write("forget_long.jsonl", {"question": "q", "answer": "word " * 80})
@@ -282,8 +282,8 @@ def test_weights_that_do_not_load_leave_nothing(workplace: Path, broken: str) ->
 def test_a_diverging_method_keeps_the_last_good_checkpoint(
     workplace: Path, monkeypatch: Monkeypatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    loss, step, begun = GA.loss, methods.UnlearnTrainer.training_step, []
-    monkeypatch.setattr(methods.UnlearnTrainer, "training_step", lambda *args: (begun.append(1), step(*args))[1])
+    loss, step, begun = GA.loss, main_path.UnlearnTrainer.training_step, []
+    monkeypatch.setattr(main_path.UnlearnTrainer, "training_step", lambda *args: (begun.append(1), step(*args))[1])
     monkeypatch.setattr(GA, "loss", lambda self, s: loss(self, s) * (float("nan") if len(begun) == 4 else 1))
     words = ["run", "--model", "model", "--forget", "forget.jsonl", "--out", "out", "--method", "ga"]
     words += ["--train.num_train_epochs", "3", "--train.per_device_train_batch_size", "2"]
@@ -347,9 +347,9 @@ def test_near_duplicates_are_told(workplace: Path, caplog: pytest.LogCaptureFixt
 def test_own_refusals_are_the_ones_preferred(workplace: Path, monkeypatch: Monkeypatch) -> None:
     write("refusals.jsonl", {"text": "No."})
     seen: list[tuple[str, ...]] = []
-    trainer = methods.UnlearnTrainer
+    trainer = main_path.UnlearnTrainer
     monkeypatch.setattr(
-        methods, "UnlearnTrainer", lambda *a, **k: (seen.append(tuple(k["refusals"])), trainer(*a, **k))[1]
+        main_path, "UnlearnTrainer", lambda *a, **k: (seen.append(tuple(k["refusals"])), trainer(*a, **k))[1]
     )
     assert run(own(method="dpo", refusals="refusals.jsonl"))[-1]["method"] == "dpo"
     assert seen == [("No.",)]

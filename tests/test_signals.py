@@ -9,9 +9,11 @@ import torch
 from expunge.data.encode import Encoded
 from expunge.data.pairs import Collator, Role, Sets
 from expunge.modeling import logprobs
+from expunge.modeling.logprobs import CHUNK
 from expunge.objectives import FORGET, KL, NLL, Needs, Objective
+from expunge.objectives.base import Share
 from expunge.training.reference import build_reference
-from expunge.training.signals import CHUNK, Share, gather_signals
+from expunge.training.signals import gather_signals
 
 KEEP = NLL(weight=0.7)
 FORESEEN = ("ga", "wga", "satimp", "ceu", "unilogit", "npo", "simnpo", "undial")

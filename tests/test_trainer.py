@@ -18,7 +18,7 @@ from expunge.modeling.loading import LoraConfig, save
 from expunge.objectives import FORGET, NLL, NPO, RETAIN, RMU, Anchor, Needs, Objective, Signals, Unilogit
 from expunge.system import manifest
 from expunge.training.history import last_checkpoint
-from expunge.training.trainer import TrainingDiverged
+from expunge.training.keeping import TrainingDiverged
 
 Rows = tuple[list[dict[str, str]], list[dict[str, str]]]
 Build = Callable[..., UnlearnTrainer]

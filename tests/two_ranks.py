@@ -33,10 +33,11 @@ from expunge.evals.retrained import Distance, Retrained
 from expunge.modeling.forward import decoder_layers
 from expunge.modeling.loading import LoraConfig, save
 from expunge.objectives import FORGET, RETAIN, ULD, Uniform
+from expunge.objectives.base import Share
 from expunge.recipe.shipped import launchers
 from expunge.system import ranks
 from expunge.training.reference import build_reference
-from expunge.training.signals import Share, gather_signals
+from expunge.training.signals import gather_signals
 
 DISTRIBUTIONS = {"full": ("cached_hidden", "frozen_copy"), "lora": ("cached_hidden", "adapter_off", "frozen_copy")}
 

@@ -29,6 +29,12 @@ def one_sentence(message: str) -> str:
     return line if line.endswith((".", "?", "!", ")")) else f"{line}."
 
 
+def first_line(error: object, most: int = 300) -> str:
+    """The first line of what another library's error says, without its full stop; its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:most].rstrip(".") if lines else type(error).__name__
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` when something in `known` is close to `name`, else an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1)

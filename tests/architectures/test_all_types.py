@@ -19,8 +19,9 @@ from expunge.errors import UserError
 from expunge.evals import requests
 from expunge.modeling.agreement import check_training, tokens_of
 from expunge.modeling.loading import save
+from expunge.objectives.base import Share
 from expunge.training.reference import build_reference
-from expunge.training.signals import Share, gather_signals
+from expunge.training.signals import gather_signals
 
 TYPES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 

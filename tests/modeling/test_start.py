@@ -18,8 +18,8 @@ from expunge.cli.main import main
 from expunge.errors import UserError
 from expunge.modeling import loading
 from expunge.modeling.forward import decoder_layers
-from expunge.pipeline.methods import Start
 from expunge.pipeline.run import run
+from expunge.pipeline.start import Start
 from expunge.recipe.parsing import load_recipe
 
 ONE_STEP = {"train__max_steps": "1", "train__learning_rate": "1e-9", "evaluate__each_epoch": "off"}

@@ -28,9 +28,10 @@ from expunge.data.encode import Encoded
 from expunge.data.pairs import Collator, Role, Sets
 from expunge.modeling.agreement import ways_of
 from expunge.objectives import FORGET, RETAIN, ULD, Needs, Objective, Uniform
+from expunge.objectives.base import Share
 from expunge.report.table import Table, left, right
 from expunge.system.machine import peak_memory, resident, versions
-from expunge.training.signals import Share, gather_signals, needs_by_role
+from expunge.training.signals import gather_signals, needs_by_role
 
 METHODS = (
     "ga+nll", "npo+nll", "simnpo+nll", "wga+nll", "unilogit+nll", "npo+kl", "unilogit+kl", "undial+nll", "undial+kl",

@@ -11,6 +11,8 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from expunge.errors import first_line
+
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "pydantic", "scipy")
 
 
@@ -23,7 +25,7 @@ def examine() -> list[dict[str, Any]]:
         try:
             rows.append(check())
         except Exception as error:  # whatever it is, it is what the person came here to learn
-            found = f"{type(error).__name__}: {error}".splitlines()[0]
+            found = f"{type(error).__name__}: {first_line(error)}"
             rows.append(_row(check.__name__.strip("_").replace("_", " "), found, "repair the installation", fatal=True))
     return rows
 

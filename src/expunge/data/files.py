@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from expunge.errors import UserError, did_you_mean
+from expunge.errors import UserError, did_you_mean, first_line
 
 Record = tuple[str, Any]
 """Where a record stands (`file:line` or `file: row i`) and the record as the file has it, nothing checked."""
@@ -211,7 +211,7 @@ def _read_parquet(path: Path) -> list[Record]:
         names = table.column_names
         records = table.to_pylist()
     except Exception as error:  # of any type: a damaged file is found out anywhere in it
-        raise UserError(f"{path} can't be read as Parquet ({_first_line(error)}); write it again.") from error
+        raise UserError(f"{path} can't be read as Parquet ({first_line(error)}); write it again.") from error
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{path} has the column {twice[:60]!r} twice; drop one of the two.")
     return _numbered(records, str(path))
@@ -251,7 +251,7 @@ def _read_saved(folder: Path, split: str | None) -> list[Record]:
     try:
         saved = datasets.load_from_disk(folder)
     except Exception as error:  # a damaged folder: json, arrow and file system errors alike
-        raise UserError(f"{folder} can't be read by datasets ({_first_line(error)}); save it again.") from error
+        raise UserError(f"{folder} can't be read by datasets ({first_line(error)}); save it again.") from error
     if isinstance(saved, datasets.Dataset):
         if split is not None:
             raise UserError(f"{folder} is a single data set, which has no split {split!r}; leave the split out.")
@@ -266,7 +266,7 @@ def _listed(data: Any, folder: Path) -> list[Any]:
     try:
         return data.to_list()
     except Exception as error:  # as above: what is mapped is read only now
-        raise UserError(f"{folder} can't be read by datasets ({_first_line(error)}); save it again.") from error
+        raise UserError(f"{folder} can't be read by datasets ({first_line(error)}); save it again.") from error
 
 
 def _no_split(folder: Path, split: str | None, known: list[str]) -> UserError:
@@ -285,14 +285,10 @@ def _read_hub(name: str, config: str | None, split: str) -> list[Record]:
     except Exception as error:  # of a dozen types: no network, no such data set, configuration or split, no access
         raise UserError(
             f"{source} (split {split}) is not a local file or folder, and could not be loaded from the hub "
-            f"({type(error).__name__}: {_first_line(error)}); check the path or the name, and the network."
+            f"({type(error).__name__}: {first_line(error)}); check the path or the name, and the network."
         ) from error
     return _numbered(list(data), f"{source}[{split}]")
 
 
 def _numbered(records: list[Any], source: str) -> list[Record]:
     return [(f"{source}: row {i}", record) for i, record in enumerate(records)]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200].rstrip(".")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from expunge.errors import UserError
+from expunge.errors import UserError, first_line
 from expunge.evals.requests import context_length
 
 
@@ -123,11 +123,13 @@ def _load(tasks: Sequence[str], manager: Any) -> list[Any]:
         loaded = manager.load(list(tasks))
     except OSError as error:
         raise UserError(
-            f"harness: the data of {', '.join(tasks)} can't be read ({_reason(error)}); data of the hub needs a "
+            f"harness: the data of {', '.join(tasks)} can't be read ({first_line(error)}); data of the hub needs a "
             f"network the first time, data of your own the right path in the task's YAML."
         ) from error
     except Exception as error:  # a task is code and data of others: packages it lacks, formats that are no more
-        raise UserError(f"harness: {', '.join(tasks)} can't be loaded ({_reason(error)}); mend or omit it.") from error
+        raise UserError(
+            f"harness: {', '.join(tasks)} can't be loaded ({first_line(error)}); mend or omit it."
+        ) from error
     inner = {name for children in loaded["group_map"].values() for name in children}
     return [found for name, found in (loaded["groups"] | loaded["tasks"]).items() if name not in inner]
 
@@ -161,11 +163,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, bool | int | str) else str(value)
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
 
 
 @contextmanager

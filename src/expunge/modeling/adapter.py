@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from expunge.errors import UserError, did_you_mean
+from expunge.errors import UserError, did_you_mean, first_line
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 """By the name of a layer: A [r, in] and s·B [out, r], whose product an adapter adds to the layer's weight."""
@@ -72,7 +72,7 @@ def adapt(model: Any, config: Any) -> Any:
             warnings.filterwarnings("ignore", message=".*tie_word_embeddings=True")  # an error, below
             adapted = get_peft_model(model, config)
     except (ValueError, TypeError, re.error) as error:
-        raise UserError(f"model.lora.targets: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"model.lora.targets: {first_line(error)}.") from error
     check_adapter(adapted, "model.lora")
     return adapted
 

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from expunge.data.encode import prepare_tokenizer
-from expunge.errors import UserError
+from expunge.errors import UserError, first_line
 from expunge.system import manifest
 
 log = logging.getLogger(__name__)
@@ -285,10 +285,5 @@ def not_loaded(name: str, error: Exception) -> UserError:
 
 def _reason(error: BaseException) -> str:
     """The first line of an error; of errors that say little by themselves, their kind too."""
-    lines = str(error).strip().splitlines()
-    said = lines[0].rstrip(".")[:300] if lines else ""
-    return (
-        said
-        if said and isinstance(error, OSError | ValueError | ImportError)
-        else f"{type(error).__name__} {said}".strip()
-    )
+    said, kind = first_line(error), type(error).__name__
+    return said if said == kind or isinstance(error, OSError | ValueError | ImportError) else f"{kind} {said}"

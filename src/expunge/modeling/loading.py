@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from transformers import BitsAndBytesConfig
 
-from expunge.errors import UserError
+from expunge.errors import UserError, first_line
 from expunge.modeling.adapter import LoraConfig, adapt, adapted_layers, bytes_saved, is_plain_lora
 from expunge.modeling.checkpoint import (
     is_adapter,
@@ -116,7 +116,7 @@ def check_attention(config: Any, attention: str | None) -> None:
         try:
             outline(config, attn_implementation=attention)
         except UserError as error:
-            raise UserError(f"model.attention: {str(error.__cause__).strip().splitlines()[0]}") from error
+            raise UserError(f"model.attention: {first_line(error.__cause__)}.") from error
 
 
 def check_dtype(dtype: Dtype, *, lora: bool, pure_bf16: bool) -> None:

@@ -79,6 +79,10 @@ class ULD(Subtraction):
         return Uniform(weight=self.beta)
 
     @property
+    def pace(self) -> dict[str, float]:
+        return {"learning_rate": self.learning_rate, "num_train_epochs": self.epochs}
+
+    @property
     def needs(self) -> Needs:
         return Needs(logp=True)
 
@@ -123,8 +127,8 @@ class ULDDistilled(Subtraction):
         return KL(weight=self.keep)
 
     @property
-    def assistant(self) -> ULD:
-        """The method that trains the teacher."""
+    def teaching(self) -> ULD:
+        """The method that trains the teacher where none is named."""
         return ULD(**{name: getattr(self, name) for name in ULD.model_fields if name != "name"})
 
     @property

@@ -122,7 +122,9 @@ class Signals:
 
     def part(self, tokens: slice, sequences: slice) -> "Signals":
         """The signals of these tokens alone, which lie in these sequences; without those of the refusals."""
-        own = {f.name: x[tokens] for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
+        own: dict[str, Any] = {
+            f.name: x[tokens] for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)
+        }
         own["sequence_N"] = own["sequence_N"] - sequences.start
         return Signals(self.vocab_size, sequences=sequences.stop - sequences.start, **own)
 
@@ -176,6 +178,11 @@ class Objective(BaseModel, ABC):
         return None
 
     @property
+    def pace(self) -> dict[str, float]:
+        """Training arguments of its own, which a method's `train` may override."""
+        return {}
+
+    @property
     def parts(self) -> tuple[range, tuple[str, ...]] | None:
         """The decoder layers, and the modules in them (all without any), that alone train; `None` for all that can."""
         return None
@@ -187,3 +194,22 @@ class Objective(BaseModel, ABC):
     @abstractmethod
     def loss(self, s: Signals) -> Tensor:
         """The loss of every token, [N], or of every sequence, [B], as `per` says."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one role's signals add to the loss: the objective's weight times their term of it."""
+
+    objective: Objective
+    count: Tensor | float
+    """Of the tokens or sequences that the term is a mean over."""
+
+    def term(self, signals: Signals) -> Tensor:
+        return self.objective.loss(signals).sum() / self.count
+
+    def slope(self, known: Signals, name: str, number_C: Tensor) -> Tensor:
+        """The loss's gradient by a chunk's numbers: the signal `name`, beside those that are `known`."""
+        with torch.enable_grad():
+            number_C = number_C.detach().requires_grad_()
+            term = self.term(replace(known, **{name: number_C}))
+        return self.objective.weight * torch.autograd.grad(term, number_C)[0]

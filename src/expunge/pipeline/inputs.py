@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
 
 from expunge.benchmarks import custom, fable, listings, mmlu, muse, rwku, tofu
 from expunge.data.augment import parts
@@ -21,10 +20,9 @@ from expunge.data.benchmark import Benchmark, Variant
 from expunge.data.checks import check_disjoint, check_not_empty, near_duplicates
 from expunge.errors import UserError
 from expunge.modeling import loading
-from expunge.modeling.assistant import layer_count
-from expunge.modeling.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM, checkpoint_of
-from expunge.objectives import ULD, Needs, Objective, Offset, ULDDistilled
-from expunge.pipeline.methods import Material, retain_term
+from expunge.modeling.difference import checkpoint_of
+from expunge.objectives import Needs
+from expunge.pipeline.methods import Material, build, outlines, teaching
 from expunge.pipeline.recommend import recommend
 from expunge.recipe.config import FableConfig, ListingsConfig, Method, MuseConfig, Recipe, RwkuConfig, TofuConfig
 from expunge.recipe.parsing import parse_recipe
@@ -39,7 +37,7 @@ log = logging.getLogger(__name__)
 def check_recipe(recipe: Recipe) -> None:
     """Raise `UserError` for what can be known from the recipe alone: before data is read, and in a second or two."""
     for method in recipe.methods:
-        if isinstance(method.forget, ULD | Offset) and getattr(method.forget, "teacher", None) is None:
+        if method.forget.trains != "model" and getattr(method.forget, "teacher", None) is None:
             _check_launcher(method.forget.title)
         training_arguments(recipe, method, Path("unused"))
     if not recipe.methods:
@@ -190,7 +188,7 @@ def check_method(
     recipe: Recipe, method: Method, benchmark: Benchmark, tokenizer: Any, config: Any, encoded: set[Any]
 ) -> None:
     """`check_methods` for one of them; `encoded` remembers which sets have been encoded already."""
-    material, retain = Material.of(recipe, method, benchmark), retain_term(method)
+    material, retain = Material.of(recipe, method, benchmark), method.retain_term
     data: dict[str, Any] = {
         "forget_rows": material.forget,
         "retain_rows": material.retain,
@@ -200,9 +198,8 @@ def check_method(
     check_terms(method.forget, retain, **data)
     args = training_arguments(recipe, method, Path("unused"))
     needs = method.forget.needs | (retain.needs if retain is not None else Needs())
-    has_adapter = recipe.model.lora is not None and not isinstance(method.forget, ULD | Offset)
-    check_kind(args.reference, needs, has_adapter=has_adapter)
-    check_assistant(method.forget, config, recipe)
+    check_kind(args.reference, needs, has_adapter=recipe.model.lora is not None and not method.assisted)
+    check_assistant(recipe, method, config)
     names = ("max_length", "overflow", "overlap", "assistant_turns")
     lengths: dict[str, Any] = {name: getattr(args, name) for name in names}
     key = (retain is None, needs.refusal, *method.augment.model_dump().values(), *lengths.values())
@@ -211,42 +208,30 @@ def check_method(
         encoded.add(key)
 
 
-def check_assistant(forget: Objective, config: Any, recipe: Recipe) -> None:
+def check_assistant(recipe: Recipe, method: Method, config: Any) -> None:
     """Raise `UserError` for an assistant that can't be had; say so where a setting has no use."""
-    if not isinstance(forget, ULD | Offset):
-        return
-    if recipe.model.lora is not None and not isinstance(forget, ULDDistilled):
+    forget: Any = method.forget
+    if method.assisted and recipe.model.lora is not None:
         log.warning("model.lora is not used by %s, whose assistant has an adapter of its own (r)", forget.title)
-    if isinstance(forget, Offset) and forget.assistant is not None:
+    if forget.trains == "difference" and forget.assistant is not None:
         _, found = loading.load_tokenizer_and_config(forget.assistant)
         loading.check_weights(forget.assistant)
         remedy = "take a small model of the same family"
         _check_vocabulary(f"method.forget.assistant: {forget.assistant!r}", found, config, remedy)
-    elif isinstance(forget, ULDDistilled) and forget.teacher is not None:
+    elif forget.trains == "student" and forget.teacher is not None:
         folder, found = checkpoint_of(Path(forget.teacher))
         loading.check_weights(folder)
         remedy = f"distil into the model that it was trained for, {found.base}"
         _check_vocabulary(f"method.forget.teacher: {forget.teacher!r}", found, config, remedy)
-    else:
-        _check_cut(config, forget)
-
-
-def _check_cut(config: Any, forget: ULD | Offset) -> None:
-    """Cut the assistant from a model without weights: `UserError` where the model has no place for it."""
-    layers = layer_count(config, forget.layers)
-    settings = LogitDifferenceConfig(layers=layers, relative=isinstance(forget, Offset))
-    adapter = PeftLoraConfig(r=forget.r, task_type="CAUSAL_LM")
-    with torch.device("meta"):
-        LogitDifferenceForCausalLM(settings, loading.outline(config), lora=adapter)
+    elif forget.trains != "model":
+        with torch.device("meta"):
+            build(recipe, teaching(method) if forget.trains == "student" else method, outlines(recipe, config))
 
 
 def training_arguments(recipe: Recipe, method: Method, directory: Path) -> UnlearnConfig:
     """The recipe's training keys, then an assistant's pace, then the method's own keys."""
-    own: dict[str, Any] = {}
-    if isinstance(method.forget, ULD) and not isinstance(method.forget, ULDDistilled):
-        own = {"learning_rate": method.forget.learning_rate, "num_train_epochs": method.forget.epochs}
-    settings = {**recipe.train.model_dump(exclude_unset=True), **own, **method.train.model_dump(exclude_unset=True)}
-    return _arguments(recipe, settings, directory)
+    common, own = (section.model_dump(exclude_unset=True) for section in (recipe.train, method.train))
+    return _arguments(recipe, {**common, **method.forget.pace, **own}, directory)
 
 
 def _arguments(recipe: Recipe, settings: dict[str, Any], directory: Path) -> UnlearnConfig:

@@ -1,41 +1,27 @@
-"""How each kind of method trains: which model, on which rows, under which terms, and which model it leaves behind.
+"""What each method trains on: which models, built in one place, and which rows.
 
-Most train the model itself. ULD trains an assistant cut from it, Offset an assistant through the difference with it,
-and the distilled ULD first the one, then the model towards it. Knows nothing of losses, evaluation or results.
+A method declares what it trains (`Objective.trains`): the model itself; ULD's assistant alone; Offset's assistant
+through the difference with the model; or, once ULD's difference is there, the model towards it. Knows nothing of
+losses, evaluation or results.
 """
 
-import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
-from transformers.pytorch_utils import Conv1D
-from transformers.trainer_utils import IntervalStrategy, set_seed
 
 from expunge.data.augment import choose
 from expunge.data.benchmark import Benchmark, Row
-from expunge.data.encode import encode
 from expunge.data.formats import read_rows
 from expunge.data.refusals import REFUSALS
 from expunge.errors import UserError
 from expunge.modeling import loading
 from expunge.modeling.assistant import first_layers, layer_count, linear_names
 from expunge.modeling.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
-from expunge.modeling.forward import dense_logps
 from expunge.modeling.saving import same_vocabulary
-from expunge.objectives import KL, ULD, Objective, Offset, ULDDistilled, Uniform
+from expunge.objectives import ULDDistilled
 from expunge.recipe.config import Method, Recipe
-from expunge.system import ranks
-from expunge.training.arguments import UnlearnConfig
-from expunge.training.history import last_checkpoint
-from expunge.training.trainer import UnlearnTrainer
-
-log = logging.getLogger(__name__)
-
-Evaluate = Callable[[Any], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -52,221 +38,114 @@ class Material:
         variants, augment = benchmark.variants, method.augment
         said = choose(variants, "paraphrase", augment.paraphrases, seed=recipe.seed)
         wrong = choose(variants, "perturbation", augment.perturbations, seed=recipe.seed)
-        if isinstance(method.forget, ULDDistilled):
-            # The difference says what to answer to all of these; wrong answers are no rows to keep.
-            return cls([*benchmark.forget, *said, *wrong], benchmark.retain, refusals(recipe))
-        return cls([*benchmark.forget, *said], [*benchmark.retain, *wrong], refusals(recipe))
+        rows = {"forget": [*benchmark.forget, *said], "retain": benchmark.retain}
+        rows[method.forget.wrong_answers] = [*rows[method.forget.wrong_answers], *wrong]
+        return cls(**rows, refusals=refusals(recipe))
+
+
+class Load(Protocol):
+    """Gives the model to unlearn, frozen or to be trained, or another one by its name."""
+
+    def __call__(self, name: str | None = None, *, trains: bool = False) -> Any: ...
+
+
+def weights(recipe: Recipe, target: Path | str) -> Load:
+    """Models with their weights; the one to unlearn is in `target`."""
+    options = recipe.model
+
+    def load(name: str | None = None, *, trains: bool = False) -> Any:
+        if name is not None:
+            return loading.load(name, dtype="float32", merged=True)[0]
+        common: dict[str, Any] = {"dtype": options.dtype, "attention": options.attention}
+        if trains:
+            return loading.load_for_training(target, **common, lora=options.lora, pure_bf16=options.pure_bf16)[0]
+        return loading.load(target, **common, merged=True)[0]
+
+    return load
+
+
+def outlines(recipe: Recipe, config: Any) -> Load:
+    """The models of `weights` without weights (`torch.device("meta")`), to be counted and checked."""
+
+    def load(name: str | None = None, *, trains: bool = False) -> Any:
+        if name is not None:
+            return loading.outline(loading.load_tokenizer_and_config(name)[1], dtype=torch.float32)
+        dtype = getattr(torch, recipe.model.dtype, None)  # none for auto
+        if dtype is None and not (trains and recipe.model.lora is None):
+            dtype = getattr(config, "dtype", None)
+        return loading.outline(config, dtype=dtype or torch.float32)
+
+    return load
 
 
 @dataclass(frozen=True)
-class Training:
-    """A trainer ready to train, and the unlearned model as its training stands.
+class Models:
+    """The models of one training.
 
-    `start` is the model that is to be unlearned, as training finds it, `dtype` what the unlearned model is saved in
-    (`None`: as it is), and `seconds` were spent before it.
+    trained     what the trainer is given
+    adapter     `peft.LoraConfig` that the trainer puts on it; `None`: its own weights train
+    base        the model to unlearn, where an assistant that stands on its layers trains alone
+    difference  of such a base and its assistant
+    saved_like  the place of the model in whose dtype the result is saved; `None`: in its own
     """
 
-    trainer: UnlearnTrainer
-    unlearned: Callable[[], Any]
-    start: Any
-    dtype: torch.dtype | None = None
-    seconds: float = 0.0
+    trained: Any
+    adapter: Any = None
+    base: Any = None
+    difference: Any = None
+    saved_like: str | None = None
+
+    def unlearned(self, trained: Any) -> Any:
+        """The model that the training leaves, with `trained` as it now is."""
+        if self.difference is None:
+            return trained
+        from peft import get_peft_model_state_dict
+
+        with same_vocabulary():
+            self.difference.load_assistant(get_peft_model_state_dict(trained))
+        return self.difference.to(trained.device).eval()
 
 
-@dataclass(frozen=True)
-class Start:
-    """What the evaluated target says of a few forget rows: every method must start from a model that says the same."""
+def build(recipe: Recipe, method: Method, load: Load, *, place: str = "") -> Models:
+    """The models that `method` trains: with `weights` to train them, with `outlines` to plan and to check.
 
-    sequences: list[list[int]]
-    logps: list[Tensor]
-    eps: float
-
-    @classmethod
-    def of(cls, model: Any, tokenizer: Any, rows: Sequence[Row]) -> "Start":
-        sequences = [list(encode(row, tokenizer).input_ids[:128]) for row in rows[:4]]
-        return cls(sequences, _token_logps(model, sequences), torch.finfo(model.dtype).eps)
-
-    def check(self, model: Any, method: str, *, exact: bool = True) -> None:
-        """Raise `UserError` unless `model` gives the rows the same log-probabilities, up to rounding.
-
-        Without `exact` (weights held in 4 bits) the difference is logged.
-        """
-        found = _token_logps(model, self.sequences)
-        off = (torch.cat(found) - torch.cat(self.logps)).abs().mean().item()
-        if not exact:
-            log.info("%s: 4 bits a weight move the target's log-probabilities by %.2g nats a token", method, off)
-        elif not off <= max(1e-3, 16 * max(self.eps, torch.finfo(model.dtype).eps)):
-            raise UserError(
-                f"{method}: training would start from another model than the target that was measured (the "
-                f"log-probabilities of the forget rows differ by {off:.2g} nats a token); give a target that is one "
-                f"plain checkpoint."
-            )
-
-
-@torch.no_grad()
-def _token_logps(model: Any, sequences: list[list[int]]) -> list[Tensor]:
-    """Log p of every token but the first of each sequence, by the model's plain forward, on the CPU."""
-    training, device = model.training, next(model.parameters()).device
-    model.eval()
-    found: list[Tensor] = []
-    for sequence in sequences:
-        ids_BT = torch.tensor([sequence], device=device)
-        found.append(dense_logps(model, ids_BT, torch.ones_like(ids_BT), ids_BT).cpu())
-    model.train(training)
-    return found
-
-
-def retain_term(method: Method) -> Objective | None:
-    """The retain objective: the method's own where it brings one, else the recipe's."""
-    match method.forget:
-        case ULDDistilled() as own:
-            return KL(weight=own.keep)
-        case ULD() as own:
-            return Uniform(weight=own.beta)
-    return method.retain
-
-
-def prepare(
-    recipe: Recipe,
-    method: Method,
-    benchmark: Benchmark,
-    target: Path | str,
-    directory: Path,
-    *,
-    arguments: Callable[[Method, Path], UnlearnConfig],
-    evaluate: Evaluate | None,
-) -> tuple[Training, Any]:
-    """The method's training on the model in `target`, and the tokenizer; nothing is trained yet but for a teacher.
-
-    `arguments` gives the training arguments of a method in a directory; `evaluate` is called with the unlearned model.
+    `place` is where the model to unlearn is, which a checkpoint of an assistant names.
+    Raises `UserError` for a model that no assistant can be cut from.
     """
-    material = Material.of(recipe, method, benchmark)
-    common: dict[str, Any] = {
-        "objective": method.forget,
-        "retain": retain_term(method),
-        "forget_dataset": material.forget,
-        "retain_dataset": material.retain if retain_term(method) is not None else (),
-        "refusals": material.refusals,
-        "evaluate": evaluate,
-    }
-    args = arguments(method, directory)
-    set_seed(recipe.seed)  # adapters are drawn before the trainer sets it
-    match method.forget:
-        case ULDDistilled():
-            teacher, seconds = _teacher(recipe, method, benchmark, target, directory, arguments)
-            set_seed(recipe.seed)
-            training, tokenizer = _direct(recipe, target, args, {**common, "teacher": teacher})
-            return replace(training, seconds=seconds), tokenizer
-        case ULD():
-            return _through_assistant(recipe, method.forget, target, args, common)
-        case Offset():
-            return _offset(recipe, method.forget, target, args, common)
-    return _direct(recipe, target, args, common)
+    lora, forget = recipe.model.lora, method.forget
+    match forget.trains:
+        case "model" | "student":
+            model = load(trains=True)
+            return Models(model, saved_like=place) if lora is None else Models(model, adapter=lora.peft())
+        case "assistant":
+            return _assistant(forget, load, place)
+        case "difference":
+            return _difference(forget, load, place)
 
 
-def _direct(recipe: Recipe, target: Path | str, args: UnlearnConfig, common: dict[str, Any]) -> tuple[Training, Any]:
-    """The model itself learns, all of it or a LoRA adapter."""
-    options, lora = recipe.model, recipe.model.lora
-    model, tokenizer = loading.load_for_training(
-        target, dtype=options.dtype, lora=lora, pure_bf16=options.pure_bf16, attention=options.attention
-    )
-    peft = lora.peft() if lora is not None else None
-    trainer = UnlearnTrainer(model, args, processing_class=tokenizer, peft_config=peft, **common)
-    dtype = saved_dtype(recipe, target) if peft is None else None
-    return Training(trainer, trainer.whole_model, start=trainer.model, dtype=dtype), tokenizer
-
-
-def saved_dtype(recipe: Recipe, start: Path | str) -> torch.dtype | None:
-    """What the weights are saved in: what the recipe says, or what they had before training made float32 of them."""
-    chosen = recipe.model.save_dtype
-    return loading.stored_dtype(start) if chosen == "auto" else getattr(torch, chosen)
-
-
-def _through_assistant(
-    recipe: Recipe, uld: ULD, target: Path | str, args: UnlearnConfig, common: dict[str, Any]
-) -> tuple[Training, Any]:
+def _assistant(uld: Any, load: Load, place: str) -> Models:
     """ULD: an adapter on the model's first layers learns, alone; the difference with the model is what it leaves."""
-    from peft import get_peft_model_state_dict
-
-    model, tokenizer = loading.load(target, dtype=recipe.model.dtype, attention=recipe.model.attention, merged=True)
-    layers = layer_count(model, uld.layers)
-    small = first_layers(model, layers)
-    config = LogitDifferenceConfig(base=loading.whereabouts(target), weight=-uld.alpha, tau=uld.tau, layers=layers)
-    difference = LogitDifferenceForCausalLM(config, model, lora=_adapter(uld.r)).requires_grad_(False)
+    base = load()
+    layers = layer_count(base, uld.layers)
+    small = first_layers(base, layers)
+    config = LogitDifferenceConfig(base=place, weight=-uld.alpha, tau=uld.tau, layers=layers)
+    difference = LogitDifferenceForCausalLM(config, base, lora=_adapter(uld.r)).requires_grad_(False)
     adapter = _adapter(uld.r)
     adapter.target_modules = linear_names(small, layers)
-    adapter.fan_in_fan_out = any(isinstance(module, Conv1D) for module in small.modules())
-
-    def joined(trained: Any) -> Any:
-        with same_vocabulary():
-            difference.load_assistant(get_peft_model_state_dict(trained))
-        return difference.to(trained.device).eval()
-
-    evaluate = common["evaluate"]
-    common = {**common, "evaluate": None if evaluate is None else lambda trained: evaluate(joined(trained))}
-    trainer = UnlearnTrainer(small, args, processing_class=tokenizer, peft_config=adapter, **common)
-    model.to(args.device)
-    return Training(trainer, lambda: joined(trainer.accelerator.unwrap_model(trainer.model)), start=model), tokenizer
+    return Models(small, adapter=adapter, base=base, difference=difference)
 
 
-def _offset(
-    recipe: Recipe, offset: Offset, target: Path | str, args: UnlearnConfig, common: dict[str, Any]
-) -> tuple[Training, Any]:
+def _difference(offset: Any, load: Load, place: str) -> Models:
     """Offset: the loss is the difference's, and only the assistant in it learns."""
-    model, tokenizer = loading.load(target, dtype=recipe.model.dtype, attention=recipe.model.attention, merged=True)
-    config = LogitDifferenceConfig(base=loading.whereabouts(target), weight=offset.scale, tau=0.0, relative=True)
+    base = load()
+    config = LogitDifferenceConfig(base=place, weight=offset.scale, tau=0.0, relative=True)
     if offset.assistant is None:
-        config.layers = layer_count(model, offset.layers)
-        difference = LogitDifferenceForCausalLM(config, model, lora=_adapter(offset.r))
-    else:
-        config.start = loading.whereabouts(offset.assistant)
-        assistant, start = (loading.load(offset.assistant, dtype="float32", merged=True)[0] for _ in range(2))
-        difference = LogitDifferenceForCausalLM(config, model, assistant=assistant, start=start)
-    trainer = UnlearnTrainer(difference, args, processing_class=tokenizer, **common)
-    dtype = None if offset.assistant is None else saved_dtype(recipe, offset.assistant)
-    return Training(
-        trainer, lambda: trainer.accelerator.unwrap_model(trainer.model), start=trainer.model, dtype=dtype
-    ), tokenizer
-
-
-def _teacher(
-    recipe: Recipe,
-    method: Method,
-    benchmark: Benchmark,
-    target: Path | str,
-    directory: Path,
-    arguments: Callable[[Method, Path], UnlearnConfig],
-) -> tuple[Any, float]:
-    """The difference that is to be distilled: as named, trained now or, in a run that goes on, found as it was left."""
-    assert isinstance(method.forget, ULDDistilled)
-    if method.forget.teacher is not None:
-        teacher = loading.load(method.forget.teacher)[0]
-        chosen = method.forget.model_fields_set
-        teacher.config.weight = -method.forget.alpha if "alpha" in chosen else teacher.config.weight
-        teacher.config.tau = method.forget.tau if "tau" in chosen else teacher.config.tau
-        return teacher, 0.0
-    folder = directory / "teacher"
-    done = folder / "model"
-    if done.exists():  # it is renamed when it is whole, and whoever resumes has looked at it
-        return loading.load(done)[0], 0.0
-    settings = {name: getattr(method.forget, name) for name in ULD.model_fields if name != "name"}
-    # The method's own pace is the distillation's; its teacher's stands beside alpha.
-    kept = method.train.model_dump(exclude_unset=True, exclude={"learning_rate", "num_train_epochs", "max_steps"})
-    uld = method.model_copy(update={"forget": ULD(**settings), "train": type(method.train)(**kept)})
-
-    def unobserved(method: Method, directory: Path) -> UnlearnConfig:
-        args = arguments(method, directory)
-        args.eval_strategy = IntervalStrategy.NO
-        return args
-
-    training, tokenizer = prepare(recipe, uld, benchmark, target, folder, arguments=unobserved, evaluate=None)
-    checkpoint = last_checkpoint(folder)
-    training.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    difference = training.unlearned()
-    if ranks.first():
-        loading.save(difference, tokenizer, done)
-    ranks.wait()
-    return difference, training.trainer.state.log_history[-1].get("seconds", 0.0)
+        config.layers = layer_count(base, offset.layers)
+        return Models(LogitDifferenceForCausalLM(config, base, lora=_adapter(offset.r)))
+    config.start = loading.whereabouts(offset.assistant)
+    assistant, start = load(offset.assistant), load(offset.assistant)
+    difference = LogitDifferenceForCausalLM(config, base, assistant=assistant, start=start)
+    return Models(difference, saved_like=offset.assistant)
 
 
 def _adapter(r: int) -> Any:
@@ -274,6 +153,13 @@ def _adapter(r: int) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(r=r, lora_alpha=2 * r, task_type="CAUSAL_LM")
+
+
+def teaching(method: Method) -> Method:
+    """The method that trains a student's teacher, at its own pace and not the student's."""
+    assert isinstance(method.forget, ULDDistilled)
+    kept = method.train.model_dump(exclude_unset=True, exclude={"learning_rate", "num_train_epochs", "max_steps"})
+    return method.model_copy(update={"forget": method.forget.teaching, "train": type(method.train)(**kept)})
 
 
 def refusals(recipe: Recipe) -> list[str]:

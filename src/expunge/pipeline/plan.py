@@ -12,9 +12,6 @@ import torch
 
 from expunge.data.benchmark import Benchmark
 from expunge.modeling import loading
-from expunge.modeling.assistant import first_layers, layer_count, linear_names
-from expunge.modeling.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
-from expunge.objectives import RMU, ULD, Offset, ULDDistilled
 from expunge.pipeline.inputs import (
     check_data,
     check_methods,
@@ -24,7 +21,7 @@ from expunge.pipeline.inputs import (
     training_arguments,
     with_default_method,
 )
-from expunge.pipeline.methods import Material, retain_term
+from expunge.pipeline.methods import Material, build, outlines, teaching
 from expunge.recipe.config import Method, Recipe
 from expunge.training import memory
 from expunge.training.memory import Memory
@@ -65,7 +62,7 @@ def plan(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def _plan(recipe: Recipe, method: Method, benchmark: Benchmark, tokenizer: Any, config: Any) -> Plan:
-    material, retain = Material.of(recipe, method, benchmark), retain_term(method)
+    material, retain = Material.of(recipe, method, benchmark), method.retain_term
     args = training_arguments(recipe, method, Path("unused"))
     sets = encode_sets(
         method.forget,
@@ -86,16 +83,20 @@ def _plan(recipe: Recipe, method: Method, benchmark: Benchmark, tokenizer: Any, 
     needs = needs_by_role(method.forget, retain)
     batch = memory.largest_batch(sets, needs, args)
     with torch.device("meta"):
-        outline = _outline(recipe, method, config)
+        load = outlines(recipe, config)
+        models = build(recipe, method, load)
+        trained = models.trained if models.adapter is None else loading.adapt(models.trained, models.adapter)
+        teacher = build(recipe, teaching(method), load).difference if method.forget.trains == "student" else None
+    if method.forget.parts is not None:
+        train_only(trained, *method.forget.parts)
     if any(own.reference for own in needs.values()) and not args.keep_dropout:
-        switch_off_dropout(outline.trained)
-    total = loading.parameter_count(outline.whole or outline.trained)
-    trainable = sum(p.numel() for p in outline.trained.parameters() if p.requires_grad)
-    reference = memory.reference_bytes(outline.trained, needs, sets, args, teacher=outline.teacher)
-    by_assistant = isinstance(method.forget, ULD | Offset) and not isinstance(method.forget, ULDDistilled)
-    quantized = recipe.model.lora is not None and recipe.model.lora.quantize is not None and not by_assistant
-    saved = loading.bytes_saved(outline.trained) / memory.MIB if quantized else 0.0
-    peak = memory.peak(outline.trained, batch, needs, args, reference)
+        switch_off_dropout(trained)
+    total = loading.parameter_count(models.difference or trained)
+    trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
+    reference = memory.reference_bytes(trained, needs, sets, args, teacher=teacher)
+    quantized = recipe.model.lora is not None and recipe.model.lora.quantize is not None and not method.assisted
+    saved = loading.bytes_saved(trained) / memory.MIB if quantized else 0.0
+    peak = memory.peak(trained, batch, needs, args, reference)
     peak = replace(peak, weights=peak.weights - saved)
     return Plan(
         benchmark=benchmark.name,
@@ -110,51 +111,3 @@ def _plan(recipe: Recipe, method: Method, benchmark: Benchmark, tokenizer: Any, 
         memory_mib=peak.total,
         memory=peak,
     )
-
-
-@dataclass(frozen=True)
-class _Outline:
-    """Models without weights, as `methods.prepare` makes them: what trains, the whole of what that is a part of, and a
-    teacher."""
-
-    trained: Any
-    whole: Any = None
-    teacher: Any = None
-
-
-def _outline(recipe: Recipe, method: Method, config: Any) -> _Outline:
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    forget, lora = method.forget, recipe.model.lora
-
-    def build(*, trains: bool = False) -> Any:
-        dtype = getattr(torch, recipe.model.dtype, None)  # none for auto: the checkpoint's, or float32 to train it
-        if dtype is None:
-            dtype = torch.float32 if trains and lora is None else getattr(config, "dtype", None) or torch.float32
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
-
-    def difference(base: Any, forget: ULD | Offset) -> Any:
-        layers = layer_count(config, forget.layers)
-        settings = LogitDifferenceConfig(layers=layers, relative=isinstance(forget, Offset))
-        return LogitDifferenceForCausalLM(settings, base, lora=LoraConfig(r=forget.r, task_type="CAUSAL_LM"))
-
-    if isinstance(forget, Offset) and forget.assistant is not None:
-        _, small = loading.load_tokenizer_and_config(forget.assistant)
-        others = [AutoModelForCausalLM.from_config(small, dtype=torch.float32) for _ in range(2)]
-        settings = LogitDifferenceConfig(tau=0.0, relative=True)
-        return _Outline(LogitDifferenceForCausalLM(settings, build(), assistant=others[0], start=others[1]))
-    if isinstance(forget, Offset):
-        return _Outline(difference(build(), forget))
-    if isinstance(forget, ULD) and not isinstance(forget, ULDDistilled):
-        base = build()
-        layers = layer_count(config, forget.layers)
-        small = first_layers(base, layers)
-        adapter = LoraConfig(r=forget.r, target_modules=linear_names(small, layers), task_type="CAUSAL_LM")
-        return _Outline(get_peft_model(small, adapter), whole=difference(base, forget))
-    model = build(trains=True)
-    if lora is not None:
-        model = get_peft_model(model, lora.peft())
-    if isinstance(forget, RMU):
-        train_only(model, forget)
-    return _Outline(model, teacher=difference(build(), forget) if isinstance(forget, ULDDistilled) else None)

@@ -1,26 +1,27 @@
 """The main path: recipe → data → target and retrained model → unlearn → evaluate → report.
 
-Read from `run` downwards. Knows the order of things; knows nothing of losses or metrics.
+Read from `run` downwards: `unlearn` carries out one method, `prepare` makes its trainer. Knows the order of things;
+knows nothing of losses or metrics.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.trainer_utils import IntervalStrategy, set_seed
 
 from expunge.data.benchmark import Benchmark
 from expunge.data.checks import summarise
 from expunge.errors import UserError
-from expunge.evals.aggregate import aggregate
-from expunge.evals.degeneration import Usual
 from expunge.evals.divergence import SoftLabels
-from expunge.evals.evaluation import evaluate, usual_answers
-from expunge.evals.retrained import Distance, Retrained
+from expunge.evals.retrained import Distance
 from expunge.evals.tofu import Evaluation
 from expunge.modeling import loading
+from expunge.objectives import ULDDistilled
 from expunge.pipeline.inputs import (
     check_data,
     check_methods,
@@ -29,8 +30,7 @@ from expunge.pipeline.inputs import (
     training_arguments,
     with_default_method,
 )
-from expunge.pipeline.measure import load, measure, measure_retrained, measure_target
-from expunge.pipeline.methods import Start, prepare, refusals
+from expunge.pipeline.methods import Material, Models, build, teaching, weights
 from expunge.pipeline.parallel import side_by_side
 from expunge.pipeline.rundir import (
     Result,
@@ -42,13 +42,15 @@ from expunge.pipeline.rundir import (
     discard_training,
     method_directory,
 )
+from expunge.pipeline.session import Session
 from expunge.recipe.config import Method, Recipe
 from expunge.recipe.parsing import combinations
 from expunge.report import write_markdown, write_report
 from expunge.system import machine, ranks
 from expunge.training.budget import UtilityBudget
-from expunge.training.history import last_checkpoint
+from expunge.training.history import last_checkpoint, trajectory
 from expunge.training.targets import train_from_scratch
+from expunge.training.trainer import UnlearnTrainer
 
 log = logging.getLogger(__name__)
 
@@ -105,27 +107,17 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> lis
         check_methods(recipe, benchmark)
         if resume:
             check_whole(recipe, out)
-        target, retrained = starting_models(recipe, benchmark)
-
         results = Results(out, recipe, benchmark, resume=resume)
+        session = Session(recipe, benchmark, results, *starting_models(recipe, benchmark))
         if not all(results.has(name) for name in ("target", *(method.name for method in recipe.methods))):
-            usual = usual_answers(
-                partial(_load, target, recipe),
-                benchmark,
-                refusals=refusals(recipe),
-                max_new_tokens=recipe.evaluate.max_new_tokens,
-            )
-            gold = evaluate_retrained(retrained, recipe, benchmark, results, usual) if retrained is not None else None
-            start = evaluate_target(target, recipe, benchmark, results, gold, usual)
-            before = on_the_way_before(target, recipe, benchmark, results, gold)
+            session.measure_before_unlearning()
             for method in recipe.methods:
                 if not results.has(method.name):
-                    row, evaluation = unlearn(recipe, method, benchmark, target, start, gold, usual, out, before)
-                    results.add(with_aggregate(row, results), evaluation)
+                    session.add(*unlearn(session, method))
                     discard_training(method_directory(recipe, method, out))
         for method in recipe.methods:
             discard_training(method_directory(recipe, method, out))  # what a kill left of it
-        tell_what_is_unknown(benchmark, retrained)
+        session.tell_what_is_unknown()
         _report([out], out / "report.html", redact=recipe.redact)
     log.info("report: %s", out / "report.html")
     return results.rows
@@ -142,12 +134,11 @@ def evaluate_only(recipe: Recipe, *, overwrite: bool = False) -> list[Result]:
         check_data(benchmark)
         check_run_directory(recipe, resume=False, overwrite=overwrite)
         check_methods(recipe, benchmark)
-        target, retrained = starting_models(recipe, benchmark)
         results = Results(out, recipe, benchmark, resume=False)
+        session = Session(recipe, benchmark, results, *starting_models(recipe, benchmark))
         log.info("broken text is told by itself alone: the model before unlearning, which could judge it, is not known")
-        gold = evaluate_retrained(retrained, recipe, benchmark, results) if retrained is not None else None
-        evaluate_target(target, recipe, benchmark, results, gold)
-        tell_what_is_unknown(benchmark, retrained)
+        session.measure_references()
+        session.tell_what_is_unknown()
         _report([out], out / "report.html", redact=recipe.redact)
     return results.rows
 
@@ -170,129 +161,46 @@ def starting_models(recipe: Recipe, benchmark: Benchmark) -> tuple[Path | str, P
     return target, retrained
 
 
-def evaluate_retrained(
-    path: Path | str, recipe: Recipe, benchmark: Benchmark, results: Results, usual: Usual | None = None
-) -> Retrained:
-    """What is kept of the retrained model, which every other is measured against; its row, if it is not there yet."""
-    model, tokenizer = _load(path, recipe)
-    if results.has("retrained"):
-        return Retrained(model, tokenizer, benchmark.questions.get("forget", []), results.records("retrained"))
-    log.info("evaluating the retrained model")
-    gold, evaluation = measure_retrained(model, tokenizer, benchmark, recipe.evaluate, usual=usual)
-    results.add({"method": "retrained", "removal": "weights", "metrics": evaluation.metrics}, evaluation)
-    return gold
-
-
-def evaluate_target(
-    path: Path | str,
-    recipe: Recipe,
-    benchmark: Benchmark,
-    results: Results,
-    gold: Retrained | None,
-    usual: Usual | None = None,
-) -> Start:
-    """The row of the model before unlearning, if it is not there yet, and what every method must start from."""
-    model, tokenizer = _load(path, recipe)
-    start = Start.of(model, tokenizer, benchmark.forget)
-    if results.has("target"):
-        return start
-    log.info("evaluating the target model")
-    evaluation = measure_target(model, tokenizer, benchmark, recipe.evaluate, gold=gold, usual=usual)
-    results.add({"method": "target", "removal": "weights", "metrics": evaluation.metrics}, evaluation)
-    return start
-
-
-def on_the_way_before(
-    path: Path | str, recipe: Recipe, benchmark: Benchmark, results: Results, gold: Retrained | None
-) -> dict[str, float]:
-    """What evaluations on the way would have found of the target; nothing where no utility budget asks."""
-    if recipe.evaluate.utility_budget is None:
-        return {}
-    if recipe.evaluate.each_epoch == "full":
-        return next(row["metrics"] for row in results.rows if row["method"] == "target")
-    return _on_the_way(recipe, benchmark, *_load(path, recipe), gold, None, None)
-
-
-def with_aggregate(row: Result, results: Results) -> Result:
-    """The row with its one number (`evals/aggregate.py`), where target and retrained model give what it needs."""
-    references = {found["method"]: found["metrics"] for found in results.rows}
-    value = aggregate(row["metrics"], references["target"], references.get("retrained"))
-    return row if value is None else {**row, "metrics": {**row["metrics"], "aggregate": value}}
-
-
-def tell_what_is_unknown(benchmark: Benchmark, retrained: Path | str | None) -> None:
-    """Say in a sentence why forget quality is not among the results, and what would bring it."""
-    asked = benchmark.questions.get("forget", [])
-    wanting = ["such a model (--retrained PATH)"] if retrained is None else []
-    if not any(question.perturbed_answers for question in asked):
-        rows = "questions in place of raw texts, and " if all("text" in row for row in benchmark.forget) else ""
-        wanting.append(f"{rows}wrong answers to the forget questions (--augment FILE; expunge augment writes one)")
-    if asked and wanting:
-        log.warning(
-            "forget quality (is the result like a model that never saw the forget rows?) stays unknown without %s",
-            " and ".join(wanting),
-        )
-
-
-def unlearn(
-    recipe: Recipe,
-    method: Method,
-    benchmark: Benchmark,
-    target: Path | str,
-    known: Start,
-    gold: Retrained | None,
-    usual: Usual,
-    out: Path,
-    before: Mapping[str, float],
-) -> tuple[Result, Evaluation]:
-    """One method on the target model: train, evaluate, save `model/`; the result row and the evaluation behind it.
-
-    `known` is what the method must start from; `before` is what evaluations on the way find of the target, for a
-    utility budget; `usual` how it answers.
-    """
-    directory = method_directory(recipe, method, out)
+def unlearn(session: Session, method: Method) -> tuple[Result, Evaluation]:
+    """One method on the target model: train, evaluate, save `model/`; the result row and the evaluation behind it."""
+    recipe, gold, start = session.recipe, session.gold, session.start
+    assert start is not None, "the target is measured first"
+    directory = method_directory(recipe, method, session.results.out)
     distance: Distance | None = None
     share = recipe.evaluate.utility_budget
-    budget = None if share is None else UtilityBudget(share, before)
+    budget = None if share is None else UtilityBudget(share, session.before)
 
-    def trajectory(model: Any) -> dict[str, float]:
-        return _on_the_way(recipe, benchmark, model, tokenizer, gold, distance, usual)
+    def on_the_way(model: Any) -> dict[str, float]:
+        return session.on_the_way(model, training.tokenizer, distance, session.usual)
 
     with machine.peak_memory() as peak:
-        training, tokenizer = prepare(
-            recipe,
-            method,
-            benchmark,
-            target,
-            directory,
-            arguments=partial(training_arguments, recipe),
-            evaluate=None if recipe.evaluate.each_epoch == "off" else trajectory,
-        )
+        evaluate = None if recipe.evaluate.each_epoch == "off" else on_the_way
+        training = prepare(recipe, method, session.benchmark, session.target, directory, evaluate=evaluate)
         trainer = training.trainer
-        known.check(training.start, method.name, exact=recipe.model.lora is None or recipe.model.lora.quantize is None)
+        start.check(training.start, method.name, exact=recipe.model.lora is None or recipe.model.lora.quantize is None)
         if gold is not None:
             labels = SoftLabels.of(method.forget)
-            start = training.unlearned
-            distance = Distance(gold) if labels is None else gold.distance_towards(labels, start(), tokenizer)
+            distance = Distance(gold)
+            if labels is not None:
+                distance = gold.distance_towards(labels, training.unlearned(), training.tokenizer)
         log.info("%s: %s", method.name, loading.describe(trainer.model))  # pyright: ignore[reportArgumentType]
         for name in ("forget", "retain"):
             if encoded := getattr(trainer.sets, name):
                 log.info("%s", summarise(name, encoded))
         if trainer.reference is not None:
             log.info("reference: %s", trainer.reference.kind)
-        checkpoint = last_checkpoint(directory)
         if budget is not None:
             trainer.add_callback(budget)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        training.train()
         stopped = None if budget is None else budget.outcome()
         if budget is not None and stopped is not None:
             log.info("%s: %s", method.name, stopped["why"])
             if budget.kept is not None:
                 trainer.restore(budget.kept.step)
     unlearned = loading.as_saved(training.unlearned(), training.dtype)
-    evaluation = measure(unlearned, tokenizer, benchmark, recipe.evaluate, gold=gold, distance=distance, usual=usual)
+    evaluation = session.measure(unlearned, training.tokenizer, distance)
     if ranks.first():
-        loading.save(unlearned, tokenizer, directory / "model")
+        loading.save(unlearned, training.tokenizer, directory / "model")
     history = trainer.state.log_history
     return {
         "method": method.name,
@@ -300,48 +208,113 @@ def unlearn(
         "metrics": evaluation.metrics,
         "seconds": history[-1].get("seconds", 0.0) + training.seconds,
         "peak_memory_mib": peak.mib,
-        "trajectory": [
-            {
-                "epoch": row["epoch"],
-                "step": row["step"],
-                "seconds": row.get("seconds"),
-                "metrics": {k.removeprefix("eval_"): v for k, v in row.items() if k.startswith("eval_")},
-            }
-            for row in history
-            if any(k.startswith("eval_") for k in row)
-        ],
+        "trajectory": trajectory(history),
         **({} if stopped is None else {"stopped": stopped}),
     }, evaluation
+
+
+@dataclass(frozen=True)
+class Training:
+    """A trainer ready to train, and the unlearned model as its training stands.
+
+    `dtype` is what the unlearned model is saved in (`None`: as it is); `seconds` were spent before it.
+    """
+
+    trainer: UnlearnTrainer
+    tokenizer: Any
+    models: Models
+    dtype: torch.dtype | None
+    seconds: float
+
+    @property
+    def start(self) -> Any:
+        """The model that is to be unlearned, as training finds it."""
+        return self.trainer.model if self.models.base is None else self.models.base
+
+    def train(self) -> None:
+        """Train to the end, from the last checkpoint where there is one."""
+        checkpoint = last_checkpoint(Path(str(self.trainer.args.output_dir)))
+        self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    def unlearned(self) -> Any:
+        return self.models.unlearned(self.trainer.whole_model())
+
+
+def prepare(
+    recipe: Recipe,
+    method: Method,
+    benchmark: Benchmark,
+    target: Path | str,
+    directory: Path,
+    *,
+    evaluate: Callable[[Any], dict[str, float]] | None,
+    observed: bool = True,
+) -> Training:
+    """The method's training on the model in `target`; nothing is trained yet but for a teacher.
+
+    `evaluate` is called with the unlearned model as the training arguments say, but for a training not `observed`.
+    """
+    args = training_arguments(recipe, method, directory)
+    args.eval_strategy = args.eval_strategy if observed else IntervalStrategy.NO
+    material = Material.of(recipe, method, benchmark)
+    teacher, seconds = None, 0.0
+    if method.forget.trains == "student":
+        teacher, seconds = _teacher(recipe, method, benchmark, target, directory / "teacher")
+    set_seed(recipe.seed)  # adapters are drawn before the trainer sets it
+    models = build(recipe, method, weights(recipe, target), place=loading.whereabouts(target))
+    tokenizer, _ = loading.load_tokenizer_and_config(target)
+    trainer = UnlearnTrainer(
+        models.trained,
+        args,
+        objective=method.forget,
+        retain=method.retain_term,
+        forget_dataset=material.forget,
+        retain_dataset=material.retain if method.retain_term is not None else (),
+        refusals=material.refusals,
+        processing_class=tokenizer,
+        peft_config=models.adapter,
+        teacher=teacher,
+        evaluate=None if evaluate is None else lambda trained: evaluate(models.unlearned(trained)),
+    )
+    if models.base is not None:
+        models.base.to(args.device)  # its first layers are there already, with the assistant
+    dtype = None if models.saved_like is None else saved_dtype(recipe, models.saved_like)
+    return Training(trainer, tokenizer, models, dtype, seconds)
+
+
+def saved_dtype(recipe: Recipe, start: str) -> torch.dtype | None:
+    """What the weights are saved in: what the recipe says, or what they had before training made float32 of them."""
+    chosen = recipe.model.save_dtype
+    return loading.stored_dtype(start) if chosen == "auto" else getattr(torch, chosen)
+
+
+def _teacher(
+    recipe: Recipe, method: Method, benchmark: Benchmark, target: Path | str, directory: Path
+) -> tuple[Any, float]:
+    """The difference that is to be distilled, and the seconds of its training.
+
+    It is loaded as named, trained now or, in a run that goes on, found as it was left.
+    """
+    forget = method.forget
+    assert isinstance(forget, ULDDistilled)
+    if forget.teacher is not None:
+        teacher = loading.load(forget.teacher)[0]
+        chosen = forget.model_fields_set
+        teacher.config.weight = -forget.alpha if "alpha" in chosen else teacher.config.weight
+        teacher.config.tau = forget.tau if "tau" in chosen else teacher.config.tau
+        return teacher, 0.0
+    done = directory / "model"
+    if done.exists():  # it is renamed when it is whole, and whoever resumes has looked at it
+        return loading.load(done)[0], 0.0
+    training = prepare(recipe, teaching(method), benchmark, target, directory, evaluate=None, observed=False)
+    training.train()
+    difference = training.unlearned()
+    if ranks.first():
+        loading.save(difference, training.tokenizer, done)
+    ranks.wait()
+    return difference, training.trainer.state.log_history[-1].get("seconds", 0.0)
 
 
 def _report(directories: list[Path], path: Path, *, redact: bool) -> None:
     if ranks.first():
         write_report(directories, path, redact=redact)
-
-
-def _load(path: Path | str, recipe: Recipe) -> tuple[Any, Any]:
-    return load(path, use_cpu=bool(recipe.train.use_cpu))
-
-
-def _on_the_way(
-    recipe: Recipe,
-    benchmark: Benchmark,
-    model: Any,
-    tokenizer: Any,
-    gold: Retrained | None,
-    distance: Distance | None,
-    usual: Usual | None,
-) -> dict[str, float]:
-    """What the recipe asks of a model after an epoch."""
-    options, full = recipe.evaluate, recipe.evaluate.each_epoch == "full"
-    return evaluate(
-        model,
-        tokenizer,
-        benchmark,
-        retrained_records=gold.records if gold is not None else None,
-        distance=distance,
-        generate=full,
-        limit=options.limit if full else options.each_epoch_limit,
-        max_new_tokens=options.max_new_tokens,
-        usual=usual,
-    ).metrics

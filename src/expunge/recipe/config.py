@@ -276,6 +276,11 @@ class Method(Section):
         return None if value is None else written(value, mode=mode, only_set=bool(info.exclude_unset))
 
     @property
+    def assisted(self) -> bool:
+        """Whether an assistant trains beside the model, whose own weights stay as they are."""
+        return self.forget.trains in ("assistant", "difference")
+
+    @property
     def retain_term(self) -> Objective | None:
         """The retain objective of the training: the recipe's, or the one that the forget objective brings."""
         return self.retain if self.retain is not None else self.forget.own_retain

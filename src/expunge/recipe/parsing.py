@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from expunge import secrets
-from expunge.errors import UserError, did_you_mean
+from expunge.errors import UserError, did_you_mean, first_line
 from expunge.objectives import FORGET, RETAIN
 from expunge.recipe.config import SHORT, Recipe, unfold_objective
 
@@ -255,10 +255,10 @@ def _read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        problem = str(getattr(error, "problem", None) or error).splitlines()[0]
+        problem = first_line(getattr(error, "problem", None) or error)
         raise UserError(f"{path}{line}: not valid YAML ({problem}); mend that line.") from error
     except (ValueError, RecursionError) as error:  # not UTF-8, a number of thousands of digits, lists nested as deep
-        raise UserError(f"{path}: not a {what} ({str(error).splitlines()[0]}); write it again.") from error
+        raise UserError(f"{path}: not a {what} ({first_line(error)}); write it again.") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a {what} is a mapping; write a line `key: value` for each key.")
     return tree

@@ -25,7 +25,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import exc
 
-from expunge.errors import UserError
+from expunge.errors import UserError, first_line
 from expunge.evals.glossary import METRICS, UNKNOWN
 from expunge.secrets import masked_text, remember
 from expunge.sweep.space import STARTUP, Params, Search
@@ -242,4 +242,4 @@ def _missing(error: ImportError) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error.__cause__ or error).strip().splitlines()[0]
+    return first_line(error.__cause__ or error)

@@ -6,7 +6,7 @@ Knows the trainer's history and its checkpoints; knows nothing of losses.
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,20 @@ class LossBar(ProgressCallback):
         if self.training_bar is not None:
             self.training_bar.close()
             self.training_bar = None
+
+
+def trajectory(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The evaluations on the way, of a trainer's log: each one's epoch, step, seconds and metrics."""
+    return [
+        {
+            "epoch": row["epoch"],
+            "step": row["step"],
+            "seconds": row.get("seconds"),
+            "metrics": {k.removeprefix("eval_"): v for k, v in row.items() if k.startswith("eval_")},
+        }
+        for row in log_history
+        if any(k.startswith("eval_") for k in row)
+    ]
 
 
 def last_checkpoint(directory: Path) -> Path | None:

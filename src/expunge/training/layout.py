@@ -1,6 +1,6 @@
 """Where everything stands in a batch: which sequences and which supervised tokens are whose.
 
-Knows the collator's order (forget rows, refusals, retain rows), worked out here once; knows nothing of models.
+Follows the collator's order: forget rows, refusals, retain rows.
 
 Shapes: B sequences, T positions, N supervised tokens laid end to end.
 """

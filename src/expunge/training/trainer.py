@@ -1,26 +1,17 @@
 """`UnlearnTrainer`: one forward for all roles, the signals its objectives ask for, and their weighted sum.
 
-A `transformers.Trainer` in everything else: arguments, optimizers, schedules, checkpoints, callbacks, launchers.
-Knows nothing of benchmarks or of any particular objective.
+Read `compute_loss` first. A `transformers.Trainer` in everything else: arguments, optimizers, schedules, callbacks,
+launchers; its logs and checkpoints are in `keeping.py`. Knows nothing of benchmarks or of any particular objective.
 """
 
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    PrinterCallback,
-    ProgressCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-)
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from expunge.data.benchmark import Row
 from expunge.data.encode import prepare_tokenizer
@@ -29,19 +20,17 @@ from expunge.errors import UserError
 from expunge.modeling.adapter import adapt, check_adapter
 from expunge.modeling.agreement import check_training, ways_of
 from expunge.modeling.checkpoint import fit_tokenizer
-from expunge.modeling.difference import LogitDifferenceForCausalLM, assistant_weights
 from expunge.modeling.loading import load, load_for_training, load_tokenizer_and_config
-from expunge.modeling.saving import name_base, same_vocabulary
+from expunge.modeling.saving import name_base
 from expunge.objectives import Objective
-from expunge.system import manifest, ranks
-from expunge.system.disk import private, writing
+from expunge.objectives.base import Share
 from expunge.training.arguments import UnlearnConfig
-from expunge.training.history import EvaluateEvery, LossBar, MetricsFile, Pace, checkpoint_damage, last_checkpoint
+from expunge.training.keeping import KeptTrainer
 from expunge.training.layout import Layout
 from expunge.training.modes import check_modes, switch_off_dropout, train_only
 from expunge.training.prepare import arguments_for, check_keywords, check_terms, encode_sets, objectives_of, rows_of
 from expunge.training.reference import build_reference
-from expunge.training.signals import Share, gather_signals, needs_by_role
+from expunge.training.signals import gather_signals, needs_by_role
 
 
 class EpochsOrder(TrainerCallback):
@@ -56,11 +45,7 @@ class EpochsOrder(TrainerCallback):
         sampler.set_epoch(int(state.epoch or 0))
 
 
-class TrainingDiverged(UserError):
-    """A term of the loss became NaN or infinite."""
-
-
-class UnlearnTrainer(Trainer):
+class UnlearnTrainer(KeptTrainer):
     """Unlearn `forget_dataset` under `objective` while `retain` holds on to `retain_dataset`.
 
     Either side may be missing: without `objective` the model simply learns `retain_dataset` under `retain`.
@@ -139,37 +124,24 @@ class UnlearnTrainer(Trainer):
             switch_off_dropout(start)
         check_training(start, max(len(row) for role in Role for row in self.sets.of(role)))
         self.settings = args
-        self.evaluator = evaluate
         self.reference = None
-        self._terms: list[tuple[int, dict[str, Tensor]]] = []
-        self._loss_before = 0.0  # sum over the steps before the checkpoint that training goes on from
-        with private():  # it makes its folder
-            super().__init__(
-                model=start,
-                args=args,
-                data_collator=Collator(self.sets, tokenizer.pad_token_id),
-                train_dataset=PairedDataset(self.sets, refusals=self.needs[Role.FORGET].refusal),
-                # Trainer wants to see something to evaluate on; `evaluate` below never looks at it.
-                eval_dataset=[] if evaluate is not None else None,  # pyright: ignore[reportArgumentType]
-                processing_class=tokenizer,
-                **kwargs,
-            )
+        super().__init__(
+            evaluate,
+            model=start,
+            args=args,
+            data_collator=Collator(self.sets, tokenizer.pad_token_id),
+            train_dataset=PairedDataset(self.sets, refusals=self.needs[Role.FORGET].refusal),
+            processing_class=tokenizer,
+            **kwargs,
+        )
         # The trainer switches it off for its forwards, which never ask for one here, and it would be saved so.
         if use_cache is not None:
             start.config.use_cache = use_cache
-        # One bar instead of a printed line a step; every line is in metrics.jsonl.
-        self.remove_callback(PrinterCallback)
-        if not args.disable_tqdm:
-            self.remove_callback(ProgressCallback)
-            self.add_callback(LossBar)
         self.add_callback(EpochsOrder())
         order = {"rows_per_step": args.rows_per_step, "rows": self._get_train_sampler().rows, "seed": args.order_seed}
-        self.pace = Pace(order)
-        self.add_callback(self.pace)
-        self.add_callback(EvaluateEvery(args.eval_every))
-        self.add_callback(MetricsFile(Path(str(args.output_dir))))
+        self.keep(order, every=args.eval_every)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            start.to(args.device)  # where it is spread out from, later on: what is asked of it before is asked there
+            start.to(args.device)  # before it is sharded: the reference's pass runs first
         if needs.reference:
             if not args.keep_dropout:
                 check_modes(start)
@@ -236,7 +208,7 @@ class UnlearnTrainer(Trainer):
             counts = torch.as_tensor(self.accelerator.reduce(counts, "sum"))
         return counts
 
-    # -- order, evaluation, logs -----------------------------------------------------------------------------------
+    # -- the order of rows -----------------------------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PairSampler:
         return PairSampler(
@@ -253,156 +225,6 @@ class UnlearnTrainer(Trainer):
             return math.ceil(self.args.num_train_epochs)
         # One more, since the last step of an epoch may be a short one.
         return math.ceil(self.args.max_steps * self.settings.rows_per_step / self._get_train_sampler().rows) + 1
-
-    def evaluate(self, eval_dataset: Any = None, *_args: Any, **_kwargs: Any) -> dict[str, float]:
-        if self.evaluator is None or eval_dataset is not None:
-            raise UserError(
-                "evaluate: there is no loss of a data set to measure; give UnlearnTrainer(evaluate=…) a function of "
-                "the model that returns numbers by name, or use expunge eval on the saved model."
-            )
-        try:
-            found = self.evaluator(self.accelerator.unwrap_model(self.model))
-        except UserError as error:
-            raise TrainingDiverged(f"after step {self.state.global_step} {error}") from error
-        metrics = {f"eval_{k}": v for k, v in found.items()}
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    def predict(self, *_args: Any, **_kwargs: Any) -> Any:
-        raise UserError(
-            "predict: an unlearned model is an ordinary causal LM; call its own generate, or load the saved one with "
-            "expunge.load."
-        )
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            logs = {**logs, **self._means()}
-            self._terms.clear()
-        if "train_loss" in logs:  # the trainer's own leaves out the steps before a resume
-            logs["train_loss"] = (self._loss_before + self._total_loss_scalar) / max(1, self.state.global_step)
-        super().log(logs, start_time)
-
-    def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: Any) -> TrainOutput:
-        self._means()  # what was never logged must not be NaN either
-        output = super()._finalize_training(trial, num_train_samples, start_time)
-        return output._replace(training_loss=output.metrics["train_loss"])
-
-    def whole_model(self) -> Any:
-        """The model as it is now with all its weights here: itself, or a copy where they are spread over ranks."""
-        model = self.accelerator.unwrap_model(self.model)
-        if not ranks.is_sharded(model):
-            return model
-        folder = Path(str(self.args.output_dir)) / "whole"
-        with private(), writing(folder):
-            self.save_model(str(folder))
-        ranks.wait()
-        copy, _ = load(folder)
-        ranks.wait()
-        if ranks.first():
-            shutil.rmtree(folder)
-        return copy.to(self.args.device)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if isinstance(self.model, LogitDifferenceForCausalLM):
-            self.model.load_assistant(assistant_weights(Path(resume_from_checkpoint)))
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _init_training_state(
-        self, max_steps: Any, num_update_steps_per_epoch: Any, num_train_epochs: Any, resume_from_checkpoint: Any,
-        trial: Any,
-    ) -> tuple[int, int]:  # fmt: skip
-        self._loss_before = 0.0
-        if resume_from_checkpoint is not None:
-            checkpoint = Path(resume_from_checkpoint)
-            self._loss_before = self.pace.loss_before(checkpoint)
-            spread = self.is_fsdp_enabled or self.is_deepspeed_enabled  # where the optimizer goes by other names
-            if not spread and not (checkpoint / "optimizer.pt").exists():
-                raise UserError(
-                    f"{checkpoint}: it holds no state of the optimizer (save_only_model), so training can't go on from "
-                    f"it; start it over."
-                )
-        return super()._init_training_state(
-            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-        )
-
-    def restore(self, step: int) -> None:
-        """Go back to the weights of the checkpoint that was saved after this step."""
-        if step != self.state.global_step:
-            checkpoint = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-            self._check_whole(checkpoint)
-            self._load_from_checkpoint(str(checkpoint))
-
-    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """`transformers.Trainer.train`; checkpoints and logs are their owner's alone.
-
-        Raises `UserError` for a checkpoint that is not as it was written, and `DiskError` for a full disk.
-        """
-        out = Path(str(self.args.output_dir))
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(out)
-        elif resume_from_checkpoint:
-            self._check_whole(Path(resume_from_checkpoint))
-        checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
-        try:
-            with private(), writing(out):
-                return super().train(checkpoint, *args, **kwargs)
-        finally:
-            for callback in self.callback_handler.callbacks:
-                if isinstance(callback, LossBar):
-                    callback.close()
-
-    def _check_whole(self, checkpoint: Path) -> None:
-        if wrong := ranks.told(lambda: checkpoint_damage(checkpoint)):
-            raise UserError(wrong)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        with same_vocabulary():
-            super().save_model(output_dir, _internal_call)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save a checkpoint and seal it; older ones go only then, so that a kill at any moment leaves a whole one."""
-        self._means()  # never save what a NaN has touched
-        since_log = torch.as_tensor(self.accelerator.gather(self._tr_loss)).mean().item()
-        self.pace.loss = self._loss_before + self._total_loss_scalar + since_log
-        run_dir, limit = Path(self._get_output_dir(trial=trial)), self.args.save_total_limit
-        folder = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if ranks.first():
-            manifest.begin(folder)
-        ranks.wait()
-        self.args.save_total_limit = None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        ranks.wait()
-        if ranks.first():
-            manifest.seal(folder)
-            rotate_checkpoints(str(run_dir), limit, self.state.best_model_checkpoint)
-        ranks.wait()
-
-    def _means(self) -> dict[str, float]:
-        """Mean of every term since the last log; raises `TrainingDiverged` at the first that is not finite."""
-        if not self._terms:
-            return {}
-        names = self._terms[0][1]
-        steps = [step for step, _ in self._terms]
-        means: dict[str, float] = {}
-        for name in names:
-            values = torch.stack([terms[name] for _, terms in self._terms]).float()
-            if self.args.world_size > 1:  # each rank has its own sequences' part, divided by their number over all
-                values = torch.as_tensor(self.accelerator.reduce(values, "mean"))
-            values = values.cpu()
-            if not values.isfinite().all():
-                step = steps[int((~values.isfinite()).nonzero()[0])]
-                raise TrainingDiverged(
-                    f"the {name} term became {values[~values.isfinite()][0].item()} at step {step}; the last good "
-                    f"checkpoint, if one was due, is in {self.args.output_dir}. Lower train.learning_rate or the "
-                    f"method's weight."
-                )
-            means[f"{name}_loss"] = values.sum().item() / len(set(steps))
-        return means
 
 
 def _loaded(model: Any, tokenizer: Any, *, adapter: bool) -> tuple[Any, Any]:

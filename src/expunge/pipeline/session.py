@@ -1,0 +1,136 @@
+"""A run under way: its data, its results, and the two models that every other is measured against.
+
+Knows when a model is measured and what is kept of it; `measure.py` measures one.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from expunge.data.benchmark import Benchmark
+from expunge.evals.aggregate import aggregate
+from expunge.evals.degeneration import Usual
+from expunge.evals.evaluation import evaluate, usual_answers
+from expunge.evals.retrained import Distance, Retrained
+from expunge.evals.tofu import Evaluation
+from expunge.pipeline import measure
+from expunge.pipeline.methods import refusals
+from expunge.pipeline.rundir import Result, Results
+from expunge.pipeline.start import Start
+from expunge.recipe.config import Recipe
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Session:
+    """What a run knows from its beginning to its end.
+
+    target, retrained  where these two models are; not every run has a retrained one
+    gold               what is kept of the retrained model
+    usual              how the target answers, by which broken text is judged; unknown where nothing is unlearned
+    start              what every method must start from
+    before             the metrics of the target that a utility budget compares with
+    """
+
+    recipe: Recipe
+    benchmark: Benchmark
+    results: Results
+    target: Path | str
+    retrained: Path | str | None
+    gold: Retrained | None = None
+    usual: Usual | None = None
+    start: Start | None = None
+    before: dict[str, float] = field(default_factory=dict)
+
+    def measure_references(self) -> None:
+        """Measure the retrained model and the target, as far as their rows are not there yet."""
+        if self.retrained is not None:
+            self._measure_retrained(self.retrained)
+        self._measure_target()
+
+    def measure_before_unlearning(self) -> None:
+        """The same, and what methods need of the target: how it answers, and its metrics on the way."""
+        recipe = self.recipe
+        self.usual = usual_answers(
+            lambda: self.load(self.target),
+            self.benchmark,
+            refusals=refusals(recipe),
+            max_new_tokens=recipe.evaluate.max_new_tokens,
+        )
+        self.measure_references()
+        if recipe.evaluate.utility_budget is None:
+            return
+        if recipe.evaluate.each_epoch == "full":
+            self.before = next(row["metrics"] for row in self.results.rows if row["method"] == "target")
+        else:
+            self.before = self.on_the_way(*self.load(self.target))
+
+    def _measure_retrained(self, path: Path | str) -> None:
+        model, tokenizer = self.load(path)
+        if self.results.has("retrained"):
+            asked = self.benchmark.questions.get("forget", [])
+            self.gold = Retrained(model, tokenizer, asked, self.results.records("retrained"))
+            return
+        log.info("evaluating the retrained model")
+        options = self.recipe.evaluate
+        self.gold, evaluation = measure.measure_retrained(model, tokenizer, self.benchmark, options, usual=self.usual)
+        self.results.add({"method": "retrained", "removal": "weights", "metrics": evaluation.metrics}, evaluation)
+
+    def _measure_target(self) -> None:
+        model, tokenizer = self.load(self.target)
+        self.start = Start.of(model, tokenizer, self.benchmark.forget)
+        if self.results.has("target"):
+            return
+        log.info("evaluating the target model")
+        known: dict[str, Any] = {"gold": self.gold, "usual": self.usual}
+        evaluation = measure.measure_target(model, tokenizer, self.benchmark, self.recipe.evaluate, **known)
+        self.results.add({"method": "target", "removal": "weights", "metrics": evaluation.metrics}, evaluation)
+
+    def load(self, path: Path | str) -> tuple[Any, Any]:
+        return measure.load(path, use_cpu=bool(self.recipe.train.use_cpu))
+
+    def measure(self, model: Any, tokenizer: Any, distance: Distance | None) -> Evaluation:
+        """Everything that the recipe asks of an unlearned model."""
+        known: dict[str, Any] = {"gold": self.gold, "usual": self.usual, "distance": distance}
+        return measure.measure(model, tokenizer, self.benchmark, self.recipe.evaluate, **known)
+
+    def on_the_way(
+        self, model: Any, tokenizer: Any, distance: Distance | None = None, usual: Usual | None = None
+    ) -> dict[str, float]:
+        """What the recipe asks of a model after an epoch."""
+        options, full = self.recipe.evaluate, self.recipe.evaluate.each_epoch == "full"
+        return evaluate(
+            model,
+            tokenizer,
+            self.benchmark,
+            retrained_records=self.gold.records if self.gold is not None else None,
+            distance=distance,
+            generate=full,
+            limit=options.limit if full else options.each_epoch_limit,
+            max_new_tokens=options.max_new_tokens,
+            usual=usual,
+        ).metrics
+
+    def add(self, row: Result, evaluation: Evaluation) -> None:
+        """Keep a method's row, with its one number (`evals/aggregate.py`) where both references give what it needs."""
+        references = {found["method"]: found["metrics"] for found in self.results.rows}
+        value = aggregate(row["metrics"], references["target"], references.get("retrained"))
+        if value is not None:
+            row = {**row, "metrics": {**row["metrics"], "aggregate": value}}
+        self.results.add(row, evaluation)
+
+    def tell_what_is_unknown(self) -> None:
+        """Say in a sentence why forget quality is not among the results, and what would bring it."""
+        benchmark = self.benchmark
+        asked = benchmark.questions.get("forget", [])
+        wanting = ["such a model (--retrained PATH)"] if self.retrained is None else []
+        if not any(question.perturbed_answers for question in asked):
+            rows = "questions in place of raw texts, and " if all("text" in row for row in benchmark.forget) else ""
+            wanting.append(f"{rows}wrong answers to the forget questions (--augment FILE; expunge augment writes one)")
+        if asked and wanting:
+            log.warning(
+                "forget quality (is the result like a model that never saw the forget rows?) stays unknown without %s",
+                " and ".join(wanting),
+            )
