@@ -24,7 +24,6 @@ from pydantic import (
 from expunge import secrets
 from expunge.modeling.loading import Dtype, LoraConfig, ScratchConfig
 from expunge.objectives import FORGET, ForgetObjective, Objective, RetainObjective, split_method, written
-from expunge.objectives.representation import RMU
 from expunge.system.imports import is_path
 from expunge.training.arguments import UnlearnConfig, check_values
 from expunge.training.targets import FinetuneConfig
@@ -265,7 +264,7 @@ class Method(Section):
         """The method's name in results: `unilogit+nll`, `ga`, or the label."""
         if self.label:
             return self.label
-        if self.retain is None or (isinstance(self.forget, RMU) and self.retain.title == "anchor"):
+        if self.retain is None or type(self.retain) is type(self.forget.own_retain):
             return self.forget.title
         return f"{self.forget.title}+{self.retain.title}"
 
