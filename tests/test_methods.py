@@ -19,11 +19,12 @@ from expunge.data import augment
 from expunge.data.benchmark import Benchmark, Variant
 from expunge.errors import UserError
 from expunge.modeling.difference import LogitDifferenceForCausalLM
-from expunge.modeling.loading import ScratchConfig, save, train_tokenizer
+from expunge.modeling.loading import ScratchConfig, parameter_count, save, train_tokenizer
 from expunge.pipeline import methods
 from expunge.pipeline import run as main_path
 from expunge.pipeline.inputs import load_benchmark, tell_about_variants
-from expunge.pipeline.run import run
+from expunge.pipeline.plan import plan
+from expunge.pipeline.run import prepare, run
 from expunge.recipe.config import Recipe
 from expunge.recipe.parsing import load_recipe
 from expunge.training.history import MetricsFile
@@ -114,6 +115,22 @@ def test_fable_brings_its_own() -> None:
     given = load_recipe(None, [("model", "m"), ("benchmark", "{name: fable, authors: 10, facts: 3, split: forget20}")])
     benchmark: Benchmark = load_benchmark(given)
     assert {v.row for v in benchmark.variants} == set(range(len(benchmark.forget)))
+
+
+ALONE = ["ga", ULD, DISTILLED, "offset-npo", "{name: offset-ga, assistant: small}", "{name: rmu, layer: 1}"]
+LORA = {"model__lora": "{r: 2}"}
+
+
+@pytest.mark.parametrize(
+    ("forget", "keys"), [*((forget, {}) for forget in ALONE), ("ga", LORA), (ULD, LORA), (DISTILLED, LORA)]
+)
+def test_a_plan_counts_the_models_that_are_then_trained(workplace: Path, forget: str, keys: dict[str, str]) -> None:
+    chosen = recipe(forget, evaluate__each_epoch="off", **keys)
+    (row,) = plan(chosen)
+    training = prepare(chosen, chosen.methods[0], load_benchmark(chosen), "model", Path("out"), evaluate=None)
+    weights = training.trainer.model.parameters()
+    assert row["trainable"] == sum(weight.numel() for weight in weights if weight.requires_grad)
+    assert row["parameters"] == parameter_count(training.unlearned())
 
 
 # -- what each leaves ------------------------------------------------------------------------------------------------

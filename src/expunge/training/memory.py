@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import Trainer
 
 from expunge.data.pairs import Item, PairedDataset, PairSampler, Role, Sets
-from expunge.modeling.forward import decoder_layers, forward_supervised
+from expunge.modeling.forward import forward_supervised
 from expunge.modeling.logprobs import BLOCK, CHUNK, Head
 from expunge.objectives.base import Needs
 from expunge.training.arguments import UnlearnConfig
@@ -85,7 +85,7 @@ def peak(
     `reference` is in bytes, as `reference_bytes` counts it. `dense` is for losses of whole logits: how many rows of V
     numbers they hold. `gives_back` says of the allocator what is otherwise known from the device.
     """
-    head, layers = model.get_output_embeddings(), len(decoder_layers(model))
+    head, layers = model.get_output_embeddings(), model.config.get_text_config().num_hidden_layers
     asked = [own for own in needs.values() if own.head]
     passes = any(n.scores for n in asked) + sum(n.divergence is not None for n in asked)
     once = all(own.number for own in asked)
@@ -234,7 +234,7 @@ def _kept(model: Any, batch: Batch, args: UnlearnConfig, *, layer: int | None, h
         except RuntimeError:
             text = model.config.get_text_config()
             numbers = 10 * text.hidden_size + 4 * getattr(text, "intermediate_size", 4 * text.hidden_size)
-            return float(len(decoder_layers(model)) * ids_BT.numel() * numbers * next(model.parameters()).itemsize)
+            return float(text.num_hidden_layers * ids_BT.numel() * numbers * next(model.parameters()).itemsize)
         finally:
             complaints.disabled = False
     return sum(storage.nbytes() for key, storage in kept.items() if key not in known)
