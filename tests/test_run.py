@@ -168,7 +168,7 @@ def test_an_older_run_stays_until_there_is_a_first_result(workplace: Path, monke
     def fails(*_: Any, **__: Any) -> Evaluation:
         raise UserError("no")
 
-    monkeypatch.setattr(session, "evaluate", fails)
+    monkeypatch.setattr(measure, "evaluate", fails)
     with pytest.raises(UserError, match="no"):
         run(own(method="ga"), overwrite=True)
     assert files(workplace / "out") == before
