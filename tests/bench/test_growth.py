@@ -63,7 +63,7 @@ def test_every_cause_is_measured(
 @pytest.mark.parametrize(
     ("by", "says"),
     [
-        ("{vocab: [200, 400]}", "no 'vocab'. Did you mean 'vocabulary'?"),
+        ("{vocab: [200, 400]}", "unknown cause 'vocab'. Did you mean 'vocabulary'?"),
         ("{rows: 8}", "rows needs a list of two sizes at least"),
         ("{layers: [1, 4]}", "layers can't be 4 here; give numbers from 1 to 3"),
         ("{length: [8, x]}", "length can't be 'x' here"),
