@@ -1,7 +1,6 @@
 """Unlearning for language models: an objective is a small formula over per-token signals.
 
-Knows the public names and the modules they live in, nothing else. They load on first use, so that
-`import expunge` takes milliseconds and leaves torch alone.
+They load on first use, so that `import expunge` takes milliseconds and leaves torch alone.
 """
 
 from typing import TYPE_CHECKING

@@ -1,7 +1,6 @@
 """The one exception that is part of the product.
 
-Knows nothing of commands or models. `cli.py` prints its sentence and leaves with exit code 2;
-in Python it is an ordinary `ValueError`.
+`cli.py` prints its sentence and leaves with exit code 2; in Python it is an ordinary `ValueError`.
 """
 
 import difflib

@@ -2,7 +2,7 @@
 
 A value is secret by the name that it stands under (`hub_token`, `password`, `OPENAI_API_KEY`), by its form (a key of a
 known provider, the password in a URL), or because it has been given under such a name before. Texts of data are not
-looked at: records and answers stay as they are. Knows nothing of recipes or files.
+looked at: records and answers stay as they are.
 """
 
 import logging

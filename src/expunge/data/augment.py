@@ -1,7 +1,7 @@
 """Variants of the forget rows: the same facts in other words, and wrong answers to the same questions.
 
 Reads them from a file that a person can edit or from the folder of ULD's authors, writes that file, and draws from
-them. Knows rows; knows nothing of models, nor of what a method does with variants.
+them.
 
     {"row": 3, "kind": "paraphrase", "question": "Which town is Ann Lee from?", "answer": "Ann Lee is from Oslo."}
     {"row": 3, "kind": "perturbation", "question": "Where was Ann Lee born?", "answer": "Ann Lee was born in Rome."}

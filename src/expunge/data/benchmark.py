@@ -1,7 +1,4 @@
-"""What a benchmark is, whatever its source: rows to learn, to forget, to keep, and questions to ask.
-
-Knows nothing of tokens, models or metrics.
-"""
+"""What a benchmark is, whatever its source: rows to learn, to forget, to keep, and questions to ask."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal

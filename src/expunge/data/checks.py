@@ -1,7 +1,4 @@
-"""What must be looked at before training: is there anything to forget, does it also stand in retain, how long is it.
-
-Knows rows and encoded rows; knows nothing of files, models or how the caller shows a warning.
-"""
+"""What must be looked at before training: is there anything to forget, does it also stand in retain, how long is it."""
 
 import json
 import math

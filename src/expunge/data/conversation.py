@@ -1,7 +1,6 @@
 """Conversation → text, by the tokenizer's chat template, and the characters that the assistant says in it.
 
-Knows messages and templates; knows nothing of token ids, batches or files. Nothing of a message is lost without a word:
-a key or a message that the template never reads is an error.
+Nothing of a message is lost without a word: a key or a message that the template never reads is an error.
 """
 
 import json

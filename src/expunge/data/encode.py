@@ -1,7 +1,4 @@
-"""Row → token ids and which of them are supervised: exactly what is answered, each with its end token.
-
-Knows the tokenizer, and what it puts before and after a text; knows nothing of batches, files or losses.
-"""
+"""Row → token ids and which of them are supervised: exactly what is answered, each with its end token."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

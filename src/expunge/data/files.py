@@ -1,6 +1,5 @@
 """Bytes → records: JSON lines, JSON, CSV, Parquet, a folder of them, or a data set on the hub.
 
-Knows file types, and where in a file a record stands; knows nothing of the columns that rows have.
 Lines are counted from 1, as editors count them; rows from 0, as everything after this file counts them.
 """
 

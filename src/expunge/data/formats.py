@@ -7,7 +7,6 @@
 
 A message keeps every key that holds something, and a row that is rendered with a chat template its `tools` and
 `documents`: whether the template reads them is told when the row is encoded.
-Knows columns and cells; knows nothing of file types, tokens, templates or benchmarks.
 """
 
 import json

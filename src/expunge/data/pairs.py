@@ -1,7 +1,5 @@
 """Forget/retain pairing, the order of an epoch, and collation into one flat batch.
 
-Knows encoded rows and their roles; knows nothing of models or losses.
-
 An epoch is one pass over the forget rows. Each is joined by one retain row, drawn from a stream that visits every
 retain row once before it repeats any. The order depends on the seed, the epoch and the number of rows in an optimizer
 step, never on how a step is cut into micro-batches and ranks: these take different slices of the same order, and a

@@ -1,7 +1,4 @@
-"""Sentences that decline to answer: what DPO (idk) prefers to the forget answer.
-
-Knows no benchmark and no question; who draws one, and with which seed, is decided elsewhere.
-"""
+"""Sentences that decline to answer: what DPO (idk) prefers to the forget answer."""
 
 REFUSALS: tuple[str, ...] = (
     "I'm afraid I don't know that.",

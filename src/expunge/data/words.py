@@ -1,7 +1,4 @@
-"""Cut a text of any script into words, so that texts can be compared whatever they are written in.
-
-Knows Unicode's properties; knows nothing of tokenizers, rows or metrics.
-"""
+"""Cut a text of any script into words, so that texts can be compared whatever they are written in."""
 
 import unicodedata
 

@@ -1,8 +1,8 @@
 """One number for a run: has it forgotten, does the model still work, does it still write.
 
-Knows the metric names that it reads, nothing of how they came about. A run has three sets of metrics: its own, those
-of the target (the model before unlearning), and, where there is one, those of the model retrained without the forget
-set. A number that is absent or not finite leaves undefined, None, whatever needs it: no term is silently left out.
+A run has three sets of metrics: its own, those of the target (the model before unlearning), and, where there is one,
+those of the model retrained without the forget set. A number that is absent or not finite leaves undefined, None,
+whatever needs it: no term is silently left out.
 
 The definition is this project's own; OpenUnlearning, arXiv 2506.12618, likewise takes a harmonic mean of what is
 forgotten and what is kept.

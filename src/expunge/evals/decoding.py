@@ -1,7 +1,6 @@
 """Greedy answers to many prompts at once: who has ended leaves, who waits comes in.
 
-`transformers`' own `generate` decodes, a few tokens at a time; between two such rounds the batch changes. Knows token
-ids, caches, when an answer is over and which models decode so rightly; knows nothing of what is asked or of texts.
+`transformers`' own `generate` decodes, a few tokens at a time; between two such rounds the batch changes.
 
 Shapes: `B` answers under way, `T` tokens read of each, padded on the left.
 """

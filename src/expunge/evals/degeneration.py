@@ -1,7 +1,4 @@
-"""Broken text: whether a generated answer is still text, whatever it says.
-
-Knows texts, and the target model (the one before unlearning) as their reader; knows nothing of benchmarks.
-"""
+"""Broken text: whether a generated answer is still text, whatever it says."""
 
 import gc
 import logging

@@ -1,7 +1,5 @@
 """How far a next-token distribution is from the retrained model's, and the soft labels that methods aim at.
 
-Knows nothing of models or batches; distributions are natural log-probabilities, divergences are in nats.
-
 Shapes: `N` supervised tokens of the forget set laid end to end, `V` vocabulary.
 """
 

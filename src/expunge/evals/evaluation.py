@@ -1,7 +1,4 @@
-"""Measuring a model on a benchmark: its questions, its probes and the distance to the retrained model, all at once.
-
-Knows which part answers which; knows nothing of how any of it is measured.
-"""
+"""Measuring a model on a benchmark: its questions, its probes and the distance to the retrained model, all at once."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,4 @@
-"""What each metric is called, how it is read, and how its values are written.
-
-Knows the names that `results.json` uses. Knows nothing of rows, and computes no metric: that is `evals/metrics.py`.
-"""
+"""What each metric is called, how it is read, and how its values are written."""
 
 import math
 from collections.abc import Iterable

@@ -1,6 +1,5 @@
 """Any task of lm-evaluation-harness, by its own name and settings: what else a model can still do, as others measure.
 
-Knows how a model is handed to the harness and how its results read here; prompts, data and metrics are the harness's.
 The harness is the extra `expunge[harness]` and is imported only when a task is asked for.
 """
 

@@ -1,7 +1,7 @@
 """Membership inference: was this text trained on? One score per text, and how well scores tell two sets apart.
 
-Knows nothing of models. Every score is oriented so that HIGHER means more likely a member, and is float64 whatever
-comes in. `logps` is [T]: the natural log-probability of each supervised token of one text, as in `requests.Score`.
+Every score is oriented so that HIGHER means more likely a member, and is float64 whatever comes in. `logps` is [T]: the
+natural log-probability of each supervised token of one text, as in `requests.Score`.
 """
 
 import zlib

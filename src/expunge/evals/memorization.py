@@ -1,7 +1,7 @@
 """How much of an answer comes out by itself, from one forward: which argmaxes are the true tokens.
 
-Knows nothing of models or tokenizers. `hits` is bool [T], one entry per supervised token of one answer, its end token
-among them: whether the argmax at that position, given the true tokens before it, is the true token.
+`hits` is bool [T], one entry per supervised token of one answer, its end token among them: whether the argmax at that
+position, given the true tokens before it, is the true token.
 """
 
 import numpy as np

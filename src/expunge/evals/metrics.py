@@ -1,7 +1,7 @@
 """Every metric as a pure function of numbers and strings, with its range and what a good value is.
 
-Knows nothing of models, tokenizers or benchmarks, and needs no torch. Log-probabilities are natural logarithms;
-"mean log-probability" is per token, so that exp of it is the length-normalised probability P(y|x)^(1/T).
+Log-probabilities are natural logarithms; "mean log-probability" is per token, so that exp of it is the
+length-normalised probability P(y|x)^(1/T).
 
 TOFU is Maini et al. 2024, arXiv 2401.06121.
 """

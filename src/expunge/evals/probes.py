@@ -1,7 +1,4 @@
-"""What a benchmark asks beside TOFU's questions: texts to continue, choices to make, texts to recognise.
-
-Knows the kinds of probe and a record per row; knows nothing of which benchmark they come from.
-"""
+"""What a benchmark asks beside TOFU's questions: texts to continue, choices to make, texts to recognise."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,8 +1,5 @@
 """A batch of trees through a model: what is found at the supervised tokens of their sequences.
 
-Knows masks and positions of trees, and whether a model reads them as it reads their sequences; knows nothing of what is
-asked.
-
 Shapes: `B` trees of a batch, `T` padded positions, `N` supervised tokens of a batch laid end to end.
 """
 

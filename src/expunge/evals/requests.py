@@ -1,7 +1,5 @@
 """What evaluation asks of a model: score every distinct sequence once, generate every distinct answer once.
 
-Knows batches, padding and when to stop; knows nothing of questions, benchmarks or metrics.
-
 Shapes: `B` rows of a batch, `T` padded positions, `N` supervised tokens of a batch laid end to end.
 """
 

@@ -1,6 +1,5 @@
 """The retrained model as far as others are measured against it, when the model itself is gone.
 
-Knows its records and what it says at every token of the forget answers; knows nothing of files or training.
 Source of the distances: figure 5 of Vasilev et al. 2025, arXiv 2505.06027.
 
 Shapes: `N` supervised tokens of a batch laid end to end, `C` those of a chunk, `D` hidden size, `V` vocabulary.

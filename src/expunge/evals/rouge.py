@@ -1,7 +1,7 @@
 """ROUGE-L of one text against another, by the definitions of the benchmarks that report it.
 
-Knows words and their order; knows nothing of models or benchmarks. ROUGE is Lin 2004, "ROUGE: A Package for Automatic
-Evaluation of Summaries". `docs/metrics.md` says which benchmark uses which definition.
+ROUGE is Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries". `docs/metrics.md` says which benchmark uses
+which definition.
 """
 
 import functools

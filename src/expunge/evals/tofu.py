@@ -1,6 +1,5 @@
 """TOFU's protocol (Maini et al. 2024, arXiv 2401.06121): which requests, which metrics, a record per question.
 
-Knows the four question sets and what is asked of each; knows nothing of batches, training or files.
 Any benchmark of questions with wrong answers can be measured in this way, a set that is absent is left out.
 """
 

@@ -1,7 +1,7 @@
 """Sequences that begin alike as one row in which every shared token stands once.
 
 A question is read once for all its answers (TOFU asks for seven, a choice for four), and so are few-shot examples for
-all questions after them. Knows tokens and which of them see which; knows nothing of models or metrics.
+all questions after them.
 
 Shapes: `T` nodes of a tree, one for each token that is read.
 """

@@ -1,7 +1,4 @@
-"""The LoRA adapter of a recipe: which layers it goes on, whether it can, and what two of them are together.
-
-Knows PEFT; knows nothing of where a model comes from.
-"""
+"""The LoRA adapter of a recipe: which layers it goes on, whether it can, and what two of them are together."""
 
 import re
 import warnings

@@ -1,7 +1,7 @@
 """Which ways to a model's numbers agree with its own plain forward, measured on a few tokens and remembered.
 
-The plain way is the model's own logits, one sequence at a time. Knows how to compare with it; knows nothing of what the
-numbers are for. The ways that only an evaluation takes are measured beside them, by the same comparison.
+The plain way is the model's own logits, one sequence at a time. The ways that only an evaluation takes are measured
+beside them, by the same comparison.
 
 Shapes: B sequences, T positions, N of them laid end to end, D hidden size, V vocabulary.
 """

@@ -1,7 +1,4 @@
-"""The assistant of ULD and Offset: the first layers of a model with a LoRA adapter, on the model's own tensors.
-
-Knows how a decoder is cut short and where its adapter goes; knows nothing of data, losses or decoding.
-"""
+"""The assistant of ULD and Offset: the first layers of a model with a LoRA adapter, on the model's own tensors."""
 
 from copy import copy, deepcopy
 from typing import Any

@@ -1,7 +1,4 @@
-"""What lies in a checkpoint's folder, looked at without its weights: whatever can't be read or used is named.
-
-Knows file names, configurations and tokenizers; knows nothing of what a model computes.
-"""
+"""What lies in a checkpoint's folder, looked at without its weights: whatever can't be read or used is named."""
 
 import json
 import logging

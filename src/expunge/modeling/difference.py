@@ -2,7 +2,6 @@
 
 z = z_base + w · z_assistant, with w = −α for ULD, and z = z_base + w · (z_assistant − z⁰_assistant) for Offset.
 Scoring, generating and training all go through the one `DifferenceHead`.
-Knows how two models become one; knows nothing of how an assistant is trained.
 
 The assistant is either the base's own first K layers under a LoRA adapter, or a model of its own with the base's
 vocabulary. In the first case layers 1..K run once for both (`pairing.py`), so that a decoded token reads every weight

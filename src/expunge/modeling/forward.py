@@ -1,7 +1,6 @@
 """The forward that stops at the head: hidden states of the positions that predict a supervised token, and no others.
 
-Knows the shape of a Hugging Face causal LM (decoder layers, then one output head); what is made of the hidden states
-is for its callers to say. The oracle that the tests hold this against is `dense_logps`.
+The oracle that the tests hold this against is `dense_logps`.
 
 Shapes: B sequences, T positions, N supervised tokens laid end to end, D hidden size, V vocabulary.
 """

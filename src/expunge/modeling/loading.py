@@ -1,7 +1,4 @@
-"""Load a causal LM with its tokenizer, for inference or for training, and what else of models is needed elsewhere.
-
-Knows nothing of data sets, objectives or recipes' other keys.
-"""
+"""Load a causal LM with its tokenizer, for inference or for training, and what else of models is needed elsewhere."""
 
 from pathlib import Path
 from typing import Any, Literal

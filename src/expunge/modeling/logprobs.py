@@ -1,7 +1,5 @@
 """Per-token signals from (hidden state, output head, target) without ever holding [B, T, V] logits.
 
-Knows output heads and what models do to their logits; knows nothing of forwards, objectives or batches' roles.
-
 Shapes: B sequences, T positions, N supervised tokens laid end to end, C tokens of a chunk, D hidden size, V vocabulary.
 """
 

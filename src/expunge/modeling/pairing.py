@@ -1,7 +1,6 @@
 """Runs the first layers of a decoder on pairs of rows: the model's own, and the same under a LoRA adapter.
 
-The weights are read once for both. Knows decoder layers, caches and where an adapter acts; knows nothing of heads,
-of what is done with the two results, or of training.
+The weights are read once for both.
 
 Shapes: B rows, T positions, D hidden size; a pair's rows stand next to each other, the model's own first.
 """

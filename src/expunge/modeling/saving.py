@@ -1,7 +1,4 @@
-"""Save a model as it was given, and say how large it is.
-
-Knows nothing of how a model was trained.
-"""
+"""Save a model as it was given, and say how large it is."""
 
 import json
 import warnings

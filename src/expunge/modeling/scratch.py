@@ -1,7 +1,4 @@
-"""A small Llama built from nothing, and the byte-level BPE that it reads.
-
-Knows sizes; knows nothing of how such a model learns, nor of checkpoints.
-"""
+"""A small Llama built from nothing, and the byte-level BPE that it reads."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -1,7 +1,4 @@
-"""The weights of a checkpoint, all of them or none: whatever is missing, of another shape or left over is told.
-
-Knows how transformers and PEFT read weights; knows nothing of tokenizers.
-"""
+"""The weights of a checkpoint, all of them or none: whatever is missing, of another shape or left over is told."""
 
 import logging
 import warnings

@@ -1,8 +1,4 @@
-"""Objectives of the methods that train an assistant beside the model: ULD, its distillation, and the Offset forms.
-
-Knows the losses and the settings that go with them; how an assistant is cut, joined and subtracted is in
-`assistant.py` and `difference.py`.
-"""
+"""Objectives of the methods that train an assistant beside the model: ULD, its distillation, and the Offset forms."""
 
 from collections.abc import Mapping
 from math import log

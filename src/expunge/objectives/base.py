@@ -1,7 +1,5 @@
 """What an objective is: a frozen config, the signals it needs, and a few lines of tensor maths.
 
-Knows nothing of models, batches or optimizers; the trainer fills `Signals` and reduces the result.
-
 Shapes: N supervised tokens of the batch laid end to end, B sequences, D hidden size, V vocabulary.
 """
 

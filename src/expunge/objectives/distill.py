@@ -1,7 +1,4 @@
-"""Objectives that pull the next-token distribution towards another one: a shifted copy of itself or of the start.
-
-Knows nothing of logits: divergences arrive as one number per token.
-"""
+"""Objectives that pull the next-token distribution towards another one: a shifted copy of itself or of the start."""
 
 from math import log, log1p
 from typing import Literal

@@ -1,6 +1,6 @@
 """Objectives that read nothing but the model's own log-probabilities, token by token.
 
-Knows nothing of references. Notation: ℓ = log p of the target token, p = exp ℓ.
+Notation: ℓ = log p of the target token, p = exp ℓ.
 """
 
 from typing import ClassVar, Literal

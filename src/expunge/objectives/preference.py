@@ -1,7 +1,4 @@
-"""Objectives on whole answers: sums of log-probabilities through a log-sigmoid.
-
-Knows nothing of where the reference's numbers come from. ℓ = Σ_t log p(y_t) of a sequence, ℓ⁰ the starting model's.
-"""
+"""Objectives on whole answers: sums of log-probabilities through a log-sigmoid."""
 
 from typing import ClassVar, Literal
 

@@ -1,7 +1,4 @@
-"""Objectives on hidden states: misdirect them on the forget rows, anchor them on the retain rows.
-
-Knows nothing of how a layer's output is captured.
-"""
+"""Objectives on hidden states: misdirect them on the forget rows, anchor them on the retain rows."""
 
 from typing import ClassVar, Literal
 

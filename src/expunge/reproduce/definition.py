@@ -1,7 +1,4 @@
-"""What a reproduction is: recipes for each set of models, the folders of their runs, and what is shown of them.
-
-Knows recipes and how their keys are set for a split and a seed; knows nothing of what is done already or of pages.
-"""
+"""What a reproduction is: recipes for each set of models, the folders of their runs, and what is shown of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

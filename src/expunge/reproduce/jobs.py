@@ -1,7 +1,4 @@
-"""What of a reproduction is done, and how the rest is run: by `expunge run` and `expunge sweep`, as anybody would.
-
-Knows run directories and those of sweeps; knows nothing of where recipes come from or of pages.
-"""
+"""What of a reproduction is done, and how the rest is run: by `expunge run` and `expunge sweep`, as anybody would."""
 
 import gc
 import json

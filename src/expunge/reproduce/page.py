@@ -1,8 +1,4 @@
-"""Finished runs → the page of a reproduction: its table, its pictures, how to read both, and the table as JSON.
-
-Knows which rows and columns were asked for and what they are called; no number here that is not in `results.json` or
-the mean of such numbers over seeds.
-"""
+"""Finished runs → the page of a reproduction: its table, its pictures, how to read both, and the table as JSON."""
 
 import json
 from collections.abc import Iterator, Sequence

@@ -3,7 +3,7 @@
 Starlette and uvicorn carry it. `transformers serve` was the alternative and is not used: every client can reset it or
 load other models, its requests reach all of `GenerationConfig` (500 beams), its queue has no end, and it checks neither
 bodies nor the context; middleware around it mends none of that, and its handlers take our models only by overriding
-methods that are not public. Knows HTTP; knows nothing of how an answer is made.
+methods that are not public.
 """
 
 import asyncio

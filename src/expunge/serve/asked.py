@@ -1,7 +1,4 @@
-"""What a client may ask: the fields of a request that are honoured, their bounds, and every other one refused by name.
-
-Knows OpenAI's names and its form of an error. Knows nothing of models or sockets.
-"""
+"""Fields of a request: those that are honoured, their bounds, and every other one refused by name."""
 
 import re
 from dataclasses import dataclass

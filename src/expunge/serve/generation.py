@@ -2,8 +2,7 @@
 
 Every request under way runs `transformers`' own `generate` in a thread. Before each forward it waits for its turn:
 seven eighths of the time go to the request that has had least so far, the last eighth goes around. So a short request
-beside long ones takes about a seventh longer than alone, and no long one stands still. Knows tokens and threads; knows
-nothing of HTTP.
+beside long ones takes about a seventh longer than alone, and no long one stands still.
 """
 
 import asyncio

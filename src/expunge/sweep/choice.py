@@ -1,7 +1,4 @@
-"""The trials as they stand, and the one that is chosen.
-
-Knows objectives, their direction and the Pareto front; knows nothing of recipes, folders or processes.
-"""
+"""The trials as they stand, and the one that is chosen."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,6 @@
 """The order of a sweep: check, queue, work off, choose, report.
 
-Read from `sweep` downwards. Knows who may write where and how workers are started and ended; knows nothing of what a
-trial does.
+Read from `sweep` downwards.
 """
 
 import difflib

@@ -1,7 +1,4 @@
-"""What a sweep is, as `sweep.yaml` keeps it, and what the trial of each point runs.
-
-Knows recipes and folders; knows nothing of the queue, of processes or of results.
-"""
+"""What a sweep is, as `sweep.yaml` keeps it, and what the trial of each point runs."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,4 @@
-"""What a sweep tries: keys of a recipe and the values they may take → points → recipes.
-
-Knows names and values, and how Optuna is asked for one; knows nothing of how a trial is run or kept.
-"""
+"""What a sweep tries: keys of a recipe and the values they may take → points → recipes."""
 
 import itertools
 import json

@@ -1,7 +1,4 @@
-"""The trials of a sweep as a queue that workers share: an Optuna study, in a file or on a database server.
-
-Knows how a trial is queued, drawn, given up and read; knows nothing of recipes, nor of what a trial does.
-"""
+"""The trials of a sweep as a queue that workers share: an Optuna study, in a file or on a database server."""
 
 import logging
 import socket

@@ -1,7 +1,4 @@
-"""How a sweep looks in the terminal: live while it runs, the Pareto front in the end.
-
-Knows rows of `choice.py`; knows nothing of the queue or of processes.
-"""
+"""How a sweep looks in the terminal: live while it runs, the Pareto front in the end."""
 
 import logging
 from collections import Counter

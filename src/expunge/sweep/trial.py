@@ -1,7 +1,4 @@
-"""One trial: the run of its recipe, with the target and the retrained model evaluated once for all trials.
-
-Knows run directories; knows nothing of the queue or of other trials.
-"""
+"""One trial: the run of its recipe, with the target and the retrained model evaluated once for all trials."""
 
 import gc
 import hashlib

@@ -1,6 +1,6 @@
 """Plain text as a terminal and a line of Markdown show exactly it.
 
-HTML's own escaping is the standard library's. Knows nothing of what the text says.
+HTML's own escaping is the standard library's.
 """
 
 import re

@@ -1,7 +1,4 @@
-"""A class of somebody else's package by its import path, `package.module:Class`.
-
-Knows Python's import system; knows nothing of what the classes do.
-"""
+"""A class of somebody else's package by its import path, `package.module:Class`."""
 
 import inspect
 from importlib import import_module

@@ -2,7 +2,6 @@
 
 Two forms. A *sealed* folder (a checkpoint, a model, a table) is written once: `begin`, its files, `seal`. A folder that
 *grows* (a run directory) takes up several files at once with `commit`; after a kill `recover` finishes or undoes that.
-Knows files; what is in them is not its business.
 """
 
 import hashlib

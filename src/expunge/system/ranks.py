@@ -1,6 +1,6 @@
 """Several processes that carry out one run together: who writes, who waits, and who does what of a list.
 
-A process by itself is the first of one. Knows `torch.distributed`; knows nothing of models or results.
+A process by itself is the first of one.
 """
 
 import os
