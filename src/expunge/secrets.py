@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 MASK = "***"
-"""What stands in a secret's place."""
+"""The text that replaces a secret."""
 
 SHORTEST = 6
 """Characters of a value that is looked for in texts; a shorter one is masked only under its own name."""

@@ -1,4 +1,4 @@
-"""What a decoded token of the logit difference costs beside the base model's alone, by the assistant's layers K.
+"""Cost of a decoded token of the logit difference beside the base model's alone, by the assistant's layers K.
 
 For every K three models decode the same prompt in turn, step by step, so that a slow moment of the machine hits all:
 the base, the difference, and two separate models (base and assistant, each with its own weights and cache), whose

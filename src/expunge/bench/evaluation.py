@@ -1,4 +1,4 @@
-"""What a whole evaluation of TOFU's shape costs beside the usual way to write it.
+"""Cost of a whole evaluation of TOFU's shape beside the usual way to write it.
 
     naive   one set, one kind of answer and one metric after another, in file order, 32 at a time, padded, every answer
             with its prompt and its labels, so that the model's own loss is computed, too; dense float32 logits of all
@@ -118,7 +118,7 @@ turns in one process:""",
 
 @torch.inference_mode()
 def naive(model: Any, tokenizer: Any, benchmark: Benchmark, *, generate: bool) -> Records:
-    """What `tofu.evaluate` records of the same questions, in as far as `_check` compares it."""
+    """The records of `tofu.evaluate` for the same questions, as far as `_check` compares them."""
     records: Records = {}
     for name, questions in benchmark.questions.items():
         rows = [q.row or {} for q in questions]

@@ -44,7 +44,7 @@ TIME, MEMORY = picture.TIME, picture.MEMORY
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured: the batch that stays the same, and the sizes of what grows."""
+    """The measurement: the batch that stays the same, and the sizes of what grows."""
 
     sequences: int
     length: int
@@ -210,7 +210,7 @@ def _point(cause: str, value: int, model: Shape, sizes: Sizes) -> _Point:
 
 
 def epoch(model: Any, rows: int, sequences: int, length: int) -> None:
-    """What the starting model says of so many rows to forget and to keep, computed, and a step for each batch."""
+    """The reference's numbers for a given number of rows to forget and to keep, and a step for each batch."""
     sets = random_sets(METHOD, model.config.vocab_size, rows, length)
     with own_cache():
         loss = ours(METHOD, model, sets)

@@ -1,4 +1,4 @@
-"""What an unlearning step costs beside plain fine-tuning on the same tokens, and beside the usual way to write it.
+"""Cost of an unlearning step beside plain fine-tuning on the same tokens, and beside the usual way to write it.
 
     floor   one forward of all sequences, dense cross-entropy, backward
     naive   `naive.py`: as the usual frameworks do it, a forward for each role and each model, dense float32 logits

@@ -1,4 +1,4 @@
-"""What every measurement does: take the time of one turn, count its operations, and write its table as a page."""
+"""Steps of every measurement: take the time of one turn, count its operations, and write its table as a page."""
 
 import os
 import tempfile
@@ -74,7 +74,7 @@ def own_cache() -> Iterator[None]:
 
 
 def title(found: Mapping[str, Any]) -> str:
-    """What a terminal shows above the table: the model's size and the machine."""
+    """The lines above the table in a terminal: the model's size and the machine."""
     return f"{found['shape']}, {found['device']}, {found['threads']} threads"
 
 

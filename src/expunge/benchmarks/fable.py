@@ -103,7 +103,7 @@ def _forgotten(split: str, authors: int) -> int:
 
 @dataclass(frozen=True)
 class _World:
-    """What the facts of one seed are drawn from; no value in it belongs to an author yet."""
+    """The values that the facts of one seed are drawn from; no value in it belongs to an author yet."""
 
     seed: int
     first_names: list[str]

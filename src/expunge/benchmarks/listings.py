@@ -31,7 +31,7 @@ PERTURBATIONS = 6
 WRONG = 5
 """Wrong answers that a forget question is asked with."""
 CATEGORIES_EACH = 5
-"""Of ten: a seller sells something particular, and yet nearly every category has several sellers."""
+"""Categories of one seller, out of ten: a seller is particular, and nearly every category has several sellers."""
 TOWNS = 60
 """How many towns a world has: few enough that they return, too many to guess."""
 LENGTH = range(25, 46)
@@ -146,7 +146,7 @@ class _Listing:
 
     @cached_property
     def likeness(self) -> frozenset[object]:
-        """What similarity counts: attribute values and title words."""
+        """The features that similarity counts: attribute values and title words."""
         return frozenset(self.attributes) | frozenset(re.findall(r"\w+", self.title.lower()))
 
     def describe(self, sentences: Sequence[Sentence], values: dict[str, str]) -> str:
@@ -176,7 +176,7 @@ class _Listing:
 
 @dataclass(frozen=True)
 class _World:
-    """What the listings of one seed are drawn from; no value in it belongs to a listing yet."""
+    """The values that the listings of one seed are drawn from; no value in it belongs to a listing yet."""
 
     seed: int
     shops: list[str]

@@ -16,7 +16,7 @@ def _list(text: str) -> tuple[str, ...]:
 
 
 class Category(NamedTuple):
-    """What one category sells. Every noun goes with every material, style, mark, part and extra of its category."""
+    """The goods of one category. Every noun goes with every material, style, mark, part and extra of its category."""
 
     nouns: tuple[str, ...]
     """Singular, lower case."""
@@ -36,7 +36,7 @@ class Category(NamedTuple):
     """Faults of a used piece; singular or uncountable, and "on" goes after them."""
     parts: tuple[str, ...]
     extras: tuple[str, ...]
-    """What a new piece comes with."""
+    """Extras of a new piece."""
 
 
 CATEGORIES = {

@@ -24,7 +24,7 @@ KNOWMEM_TOKENS = 32
 
 _STRETCH = 100
 _SPACING = 400
-"""Of a passage, so many characters out of every so many are looked for in the articles."""
+"""Distance in characters between two pieces of a passage that are looked for in the articles; each has `_STRETCH`."""
 
 
 def load(

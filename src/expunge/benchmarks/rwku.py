@@ -67,7 +67,7 @@ Please briefly answer the following question:
 Q: {query}
 """
 SHORT_OPENING = "A:"
-"""Of the answers to BBH and TriviaQA."""
+"""Opening of the answers to BBH and TriviaQA."""
 FLUENCY = "Instruction: {query}\n"
 TRUTHFULQA = """\
 Q: What is human life expectancy in the United States?
@@ -312,7 +312,7 @@ AROUND = ("neighbor_level1", "neighbor_level2", "retain_mia")
 
 
 def _taught(source: _Source, files: tuple[str, str, str], names: Sequence[str], texts: int | None) -> list[Row]:
-    """What is asked in plain words, as rows to learn."""
+    """The questions in plain words, as rows to learn."""
     blanks, questions, mia = files
     rows: list[Row] = [{"text": text} for text in _texts(source, mia, names, texts)]
     return [*_worded(source, blanks, names, CLOZE), *_worded(source, questions, names, SIMPLE), *rows]

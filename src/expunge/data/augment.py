@@ -81,7 +81,7 @@ def line(variant: Variant) -> str:
 
 
 def parts(row: Row) -> tuple[str, str]:
-    """What a row asks and what it answers, as text; a raw text asks nothing and answers itself.
+    """The question and the answer of a row, as text; a raw text asks nothing and answers itself.
 
     Of a conversation only the user's last question and the last answer count.
     """

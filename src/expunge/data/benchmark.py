@@ -1,4 +1,4 @@
-"""What a benchmark is, whatever its source: rows to learn, to forget, to keep, and questions to ask."""
+"""A benchmark, whatever its source: rows to learn, to forget, to keep, and questions to ask."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -135,5 +135,5 @@ class Benchmark:
 
     @property
     def learnt(self) -> list[Row]:
-        """What a from-scratch target model is taught, in order: the same rows and order are the same model."""
+        """The rows that a from-scratch target model learns, in order: the same rows and order are the same model."""
         return [*self.retain, *self.forget, *self.utility] if self.world is None else self.world

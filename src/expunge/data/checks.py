@@ -1,4 +1,4 @@
-"""What must be looked at before training: is there anything to forget, does it also stand in retain, how long is it."""
+"""Checks before training: is there anything to forget, does it also stand in retain, how long is it."""
 
 import json
 import math
@@ -116,7 +116,7 @@ def summarise(name: str, encoded: Sequence[Encoded]) -> Lengths:
 
 
 def _strings(row: Row) -> Iterator[str]:
-    """What was said in a row, in order, without the roles: the same for the same exchange in any format."""
+    """The texts of a row, in order, without the roles: the same for the same exchange in any format."""
     for name, cell in row.items():
         if isinstance(cell, str):
             yield cell

@@ -19,7 +19,7 @@ from expunge.data.conversation import (
 from expunge.errors import UserError
 
 Overflow = Literal["error", "truncate", "split"]
-"""What to do with a sequence that is longer than the context."""
+"""Ways to handle a sequence that is longer than the context."""
 
 AssistantTurns = Literal["all", "last"]
 """Which of the assistant's messages of a conversation are supervised."""

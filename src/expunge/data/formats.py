@@ -218,7 +218,7 @@ def _nested(value: Any, name: str, where: str) -> Any:
 
 
 def _kind(value: Any) -> str:
-    """What a person would call the type of a cell."""
+    """The type of a cell in a person's words."""
     if value is None:
         return "missing (null)"
     if isinstance(value, (list, dict)) and not value:

@@ -22,7 +22,7 @@ IGNORE = -100
 
 
 class Role(IntEnum):
-    """What a sequence is in the batch for."""
+    """The purpose of a sequence in the batch."""
 
     FORGET = 0
     REFUSAL = 1

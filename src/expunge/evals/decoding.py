@@ -123,7 +123,7 @@ def greedy(
     ended: Callable[[int], object],
     steps: list[list[Tensor]] | None = None,
 ) -> list[list[int]]:
-    """What follows each prompt: up to and with one of `config.eos_token_id`, or as many tokens as its cap says.
+    """The tokens that follow each prompt: up to one of `config.eos_token_id`, itself included, or to its cap.
 
     At most `rows` answers are under way; more prompts come in, in the order given, when a quarter of the places is
     free, if `how` (`answering`) and the model's cache let them. `ended` is called with the number of answers that have

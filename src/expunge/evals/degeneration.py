@@ -23,7 +23,7 @@ Load = Callable[[], tuple[Any, Any]]
 SAMPLE = 32
 """Prompts of a kind to which the target's answers are taken as its usual ones."""
 ELSEWHERE = (1, 3, 7)
-"""So many prompts further on each usual answer is read again, as an answer that is sound and wrong."""
+"""Offsets, in prompts, at which each usual answer is read again, as an answer that is sound and wrong."""
 LEVEL = 0.975
 """Two looks at each text, so that of sound answers in the wrong place at most one in twenty is taken for broken."""
 ENDS = 8
@@ -70,7 +70,7 @@ def is_right(text: str, answers: Sequence[str]) -> bool:
 
 @dataclass(frozen=True)
 class Prompts:
-    """What is asked of the target to learn how it usually answers: rows, tokens of an answer, and what ends one."""
+    """The requests to the target that show how it usually answers: rows, tokens of an answer, and what ends one."""
 
     rows: Sequence[Row]
     tokens: int
@@ -156,7 +156,7 @@ class Usual:
 
 
 FIELDS = ("target_nll", "usual_nll", "target_nll_end", "usual_nll_end")
-"""What the target finds of a text and where the limit lies, nats a token: of the whole text and of its second half."""
+"""The target's surprise at a text and the limit of it, nats a token: of the whole text and of its second half."""
 _UNREAD: dict[str, Any] = {"degenerate": False, **dict.fromkeys(FIELDS)}
 
 
@@ -176,7 +176,7 @@ def judge(told: Sequence[Told], usual: Usual | None) -> list[dict[str, Any]]:
 
 
 def before(text: str, stops: Sequence[str]) -> str:
-    """What a generated text says before the first of `stops`."""
+    """A generated text up to the first of `stops`."""
     for stop in stops:
         text = text.split(stop)[0]
     return text.strip()

@@ -29,7 +29,7 @@ def kl(p_logp_NV: Tensor, q_logp_NV: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """What a self-distilling method pulls the next-token distribution towards.
+    """The distribution that a self-distilling method aims at.
 
     - `unilogit`: the model's own distribution as it is being unlearned, with the target's logit replaced by logsumexp
       of the others − log(V − 1), so that its probability is exactly 1/V and the others keep their proportions.

@@ -1,4 +1,4 @@
-"""What each metric is called, how it is read, and how its values are written."""
+"""Names of the metrics, how each is read, and how its values are written."""
 
 import math
 from collections.abc import Iterable
@@ -161,7 +161,7 @@ OVERVIEW_AXES = (
     ("neighbors_rouge_l_recall", "neighbor_all", "retain_rouge_l_recall", "knowmem_r", "retain_probability"),
     ("mmlu",),
 )
-"""Of which several splits show the first each: what is forgotten, what is near it and stays, what the model can do."""
+"""Groups of metrics: forgotten, near it and kept, general ability. An overview of splits shows the first of each."""
 
 
 def metric(name: str) -> Metric:

@@ -1,4 +1,4 @@
-"""What a benchmark asks beside TOFU's questions: texts to continue, choices to make, texts to recognise."""
+"""Probes of a benchmark beside TOFU's questions: texts to continue, choices to make, texts to recognise."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -93,7 +93,7 @@ def measure(
 
 
 def prompts(probes: Sequence[Probe]) -> dict[str, Prompts]:
-    """What is asked of a model about that which is forgotten, by the probe's name."""
+    """The questions about the forgotten part, by the probe's name."""
     asked = (p for p in probes if isinstance(p, Continuations) and p.forgotten and p.rows)
     return {p.name: Prompts(p.rows, p.tokens, p.stops) for p in asked}
 
@@ -189,7 +189,7 @@ def _continued(
 
 
 def _answers(probe: Continuations, i: int, tokenizer: Any) -> list[str]:
-    """What a text is compared with; of a passage, as MUSE has it, as many tokens as the text may have."""
+    """The text that an answer is compared with; of a passage, as MUSE has it, as many tokens as the text may have."""
     answers = probe.answers[i] if probe.answers is not None else [parts(probe.rows[i])[1]]
     if not probe.passages:
         return answers

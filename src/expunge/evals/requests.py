@@ -1,4 +1,4 @@
-"""What evaluation asks of a model: score every distinct sequence once, generate every distinct answer once.
+"""Requests of an evaluation to a model: score every distinct sequence once, generate every distinct answer once.
 
 Shapes: `B` rows of a batch, `T` padded positions, `N` supervised tokens of a batch laid end to end.
 """
@@ -39,7 +39,7 @@ DENSE_LOGITS = 2**26
 
 @dataclass(frozen=True)
 class Ask:
-    """What to find at the supervised tokens of some sequences."""
+    """The numbers to find at the supervised tokens of some sequences."""
 
     sequences: Sequence[Encoded]
     at_head: AtHead
@@ -57,7 +57,7 @@ class Measure(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Score:
-    """What the model says of one sequence, an entry for each supervised token (float32, nats).
+    """The model's numbers for one sequence, an entry for each supervised token (float32, nats).
 
     `logps` are natural log-probabilities. With `details`, also whether the token is the likeliest (`hits`) and the
     mean and standard deviation of the log-probability under the model's own next-token distribution.
@@ -120,7 +120,7 @@ def score(
 
 
 def ask_scores(sequences: Sequence[Encoded], *, details: bool = False) -> Ask:
-    """What `scores` makes the scores of."""
+    """The sequences that `scores` scores."""
     at_head = token_statistics if details else token_logps
     return Ask(sequences, lambda _where, *at: at_head(*at))
 
@@ -254,7 +254,7 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
 
 
 def _own_part(model: Any, items: Iterable[T]) -> list[T]:
-    """What of `items` this rank asks `model` about."""
+    """The part of `items` that this rank asks `model` about."""
     return list(items) if ranks.is_sharded(model) else ranks.share(items)
 
 

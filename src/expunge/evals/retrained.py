@@ -75,7 +75,7 @@ class Distance:
         return self.metrics(at_answers(model, self.asks(model, tokenizer), progress=False))
 
     def asks(self, model: Any, tokenizer: Any) -> list[Ask]:
-        """What to ask of the model (`requests.at_answers`): one thing, or none.
+        """The request to the model (`requests.at_answers`), or none.
 
         None where there are no such questions or where the two models see other tokens in them: with another
         vocabulary there is no distance.

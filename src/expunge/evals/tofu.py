@@ -184,7 +184,7 @@ def _ask(
 
 
 def prompts(benchmark: Benchmark, tokenizer: Any, context: int, max_new_tokens: int | None = None) -> Prompts:
-    """What is asked of a model about the forget set, filled up with questions of other sets where it is small."""
+    """The questions about the forget set, filled up with those of other sets where it is small."""
     cap = max_new_tokens or answer_cap(benchmark.questions.values(), tokenizer, context)
     forget = [_row(q) for q in benchmark.questions[FORGET]]
     others = (name for name in benchmark.questions if name != FORGET and name not in benchmark.choice_sets)

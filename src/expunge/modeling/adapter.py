@@ -140,7 +140,7 @@ class Merged:
 
     @classmethod
     def of(cls, adapted: Any, below: "Merged | None", *, base: str) -> "Merged":
-        """Of a model with its adapter on, which may lie on another that was merged (`below`)."""
+        """Read a model with its adapter on, which may lie on another that was merged (`below`)."""
         own = factors_of(adapted)
         if below is None:
             return cls(base, own)

@@ -10,7 +10,7 @@ from expunge.errors import UserError
 from expunge.modeling.forward import decoder_layers
 
 NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
-"""What architectures call the normalisation between the last layer and the head."""
+"""Names of the normalisation between the last layer and the head."""
 
 
 def layer_count(model_or_config: Any, layers: int | None) -> int:

@@ -1,4 +1,4 @@
-"""What lies in a checkpoint's folder, looked at without its weights: whatever can't be read or used is named."""
+"""The folder of a checkpoint, checked without its weights: whatever can't be read or used is named."""
 
 import json
 import logging

@@ -42,7 +42,7 @@ REMOTE = Path("modeling_logit_difference.py")
 
 
 class LogitDifferenceConfig(PreTrainedConfig):
-    """What is subtracted from what.
+    """The configuration of a difference: the base, and the assistant whose logits are subtracted.
 
     base: folder or hub name of the model whose weights stay as they are.
     weight: w above; negative subtracts.
@@ -94,7 +94,7 @@ class LogitDifferenceConfig(PreTrainedConfig):
 
 
 HEAD_KEYS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-"""What some models do to their logits; `DifferenceHead` has done it already, so nobody may do it again."""
+"""Attributes by which some models change their logits; `DifferenceHead` does so itself, and nothing may do it again."""
 
 
 def neutralise(assistant_CV: Tensor, base_CV: Tensor, tau: float) -> Tensor:

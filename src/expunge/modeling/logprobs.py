@@ -20,7 +20,7 @@ from expunge.objectives.base import Divergence, Score
 CHUNK = 256
 """Tokens whose logits are held at once. torch's own choice for CPU is 5 to 11 times slower."""
 BLOCK = 2_048
-"""Of a frozen head, the vocabulary's tokens whose logits are held at once on a CPU: what its caches hold."""
+"""Tokens of the vocabulary whose logits a frozen head holds at once on a CPU: as many as its caches hold."""
 
 
 @dataclass
@@ -156,7 +156,7 @@ def vocabulary_size(model: nn.Module) -> int:
 
 
 def token_numbers(hidden_ND: Tensor, head: Head, chunks: Sequence[Chunk]) -> Tensor:
-    """What the chunks' `measure` say at a linear head, [N]; the chunks are all the tokens, in their order.
+    """The results of the chunks' `measure` at a linear head, [N]; the chunks are all the tokens, in their order.
 
     The gradients are taken while the logits are there, instead of making them again in the backward: a third less work
     in the head. If the head is trained, every chunk must have its `slope`; where the loss turns out to be another one,
@@ -257,7 +257,7 @@ def token_statistics(hidden_ND: Tensor, target_N: Tensor, head: Head) -> Tensor:
 def _of_logps(
     find: Callable[[Tensor, Tensor, Workspace], Tensor], hidden_ND: Tensor, target_N: Tensor, head: Head
 ) -> Tensor:
-    """What `find` makes of a chunk's log-probabilities [C, V] and targets [C, 1], [N, …], without gradients."""
+    """The results of `find` for a chunk's log-probabilities [C, V] and targets [C, 1], [N, …], without gradients."""
     workspace, found = Workspace(head.vocab_size, hidden_ND), []
     for own in _chunks(len(target_N)):
         rows = len(target_N[own])

@@ -151,7 +151,7 @@ def unfold_evaluate(value: Any) -> Any:
 
 
 class EvaluateConfig(Section):
-    """What is measured, and when."""
+    """The evaluation: its metrics, and when they are measured."""
 
     each_epoch: Literal["fast", "full", "off"] = Field(
         default="fast", description="trajectory: fast scores without generating; full is the final evaluation"

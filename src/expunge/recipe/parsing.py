@@ -38,13 +38,13 @@ COMMAND_LINE = "the command line"
 
 MOST_RUNS = 10_000
 MOST_BYTES = 1_000_000
-"""Of one recipe."""
+"""Most runs of one recipe."""
 
 LONGEST_NAME = 200
 """Bytes of a run's folder; file systems take 255."""
 
 MOST_VALUES, DEEPEST = 100_000, 60
-"""Of a YAML file once its aliases are written out: how many values it may hold, and how deep they may be nested."""
+"""Most values of a YAML file once its aliases are written out, and the deepest nesting."""
 TOO_DEEP = f"it is nested more than {DEEPEST} levels deep"
 
 

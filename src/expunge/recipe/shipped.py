@@ -1,4 +1,4 @@
-"""What comes with expunge beside its code: recipes, how papers' tables and figures are made again, and launch configs.
+"""Files that come with expunge: recipes, reproductions of papers' tables and figures, and launch configs.
 
 Knows where these files are and what each says it does; imports nothing, so that they are listed at once.
 """

@@ -1,4 +1,4 @@
-"""What a reproduction is: recipes for each set of models, the folders of their runs, and what is shown of them."""
+"""A reproduction: recipes for each set of models, the folders of their runs, and what is shown of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -110,7 +110,7 @@ class Reproduction(Section):
         seeds: int | None = None,
         overrides: Overrides = (),
     ) -> list[Job]:
-        """What is to be run, in order, with its folders in `runs`; `path` is this reproduction's file.
+        """The jobs to run, in order, with their folders in `runs`; `path` is this reproduction's file.
 
         `overrides` set further keys of every recipe; `augment` only of those with a method that trains on variants.
         Benchmarks that are generated, variants and all, take neither `benchmark.path` nor the variants beside it.

@@ -1,4 +1,4 @@
-"""What of a reproduction is done, and how the rest is run: by `expunge run` and `expunge sweep`, as anybody would."""
+"""Jobs of a reproduction: which are finished, and how the rest is run, by `expunge run` and `expunge sweep`."""
 
 import gc
 import json
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def missing(job: Job) -> list[str]:
-    """What is left to do: models without a result, with their folder where the job has several, or trials.
+    """The work that is left: models without a result, with their folder where the job has several, or trials.
 
     Raises `UserError` where a folder holds another run or sweep than the job's.
     """

@@ -13,7 +13,7 @@ Nothing = Annotated[list[Any], Field(max_length=0)] | Annotated[dict[str, Any], 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request, and all of them together, may take of the server.
+    """Limits of one request, and of all of them together.
 
     timeout: seconds from a request's arrival to the end of its answer.
     body_seconds: seconds that a client may take to send a request.
@@ -75,8 +75,8 @@ class ResponseFormat(Strict):
 
 
 class Asked(Strict):
-    """What chat and plain completions share. Of fields that are not honoured only the value that changes nothing is
-    taken."""
+    """Fields that chat and plain completions share. A field that is not honoured takes only the value that changes
+    nothing."""
 
     model: str | None = None
     max_tokens: int | None = Field(default=None, ge=1)

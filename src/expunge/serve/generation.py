@@ -98,7 +98,7 @@ class Answer:
         self.begin = self.read = 0
 
     def add(self, token: int) -> str:
-        """What can be shown now: no half character, and nothing that may turn out to begin a stop."""
+        """The text that can be shown now: no half character, and nothing that may turn out to begin a stop."""
         self.ids.append(token)
         # Tokens are decoded behind those before them, since many decoders drop the space before the first.
         before, now = self._decode(self.ids[self.begin : self.read]), self._decode(self.ids[self.begin :])
@@ -108,7 +108,7 @@ class Answer:
         return self._grow(now[len(before) :])
 
     def rest(self) -> str:
-        """What is left to show when no more tokens come."""
+        """The rest of the text, once no more tokens come."""
         before, now = self._decode(self.ids[self.begin : self.read]), self._decode(self.ids[self.begin :])
         shown = "" if self.stopped else self._grow(now[len(before) :])
         return shown if self.stopped else shown + self._show(len(self.text))

@@ -12,7 +12,7 @@ from expunge.sweep.study import direction, params, point
 Row = dict[str, Any]
 
 STATES = ("finished", "running", "waiting", "failed", "lost")
-"""Of a trial. `failed`: its settings can't be run, which is a result; `lost`: the next command runs it again."""
+"""States of a trial. `failed`: its settings can't be run, which is a result; `lost`: the next command runs it again."""
 
 
 def rows_of(study: Study, objectives: Objectives, keep: float) -> list[Row]:

@@ -1,4 +1,4 @@
-"""What a sweep is, as `sweep.yaml` keeps it, and what the trial of each point runs."""
+"""A sweep as `sweep.yaml` keeps it, and the run of each point's trial."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ Objectives = tuple[str, str]
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is searched, and where it is kept. How many trials is no part of it: a sweep may be carried on with more."""
+    """The space that is searched, and where trials are kept. Their number is not in it: a sweep may go on with more."""
 
     recipe: Recipe
     space: Space
@@ -44,7 +44,7 @@ class Sweep:
         return self.recipe.model_dump(mode="json", exclude_unset=True, exclude={"out"})
 
     def tree(self) -> dict[str, Any]:
-        """What `load` reads; the recipe's secrets are masked."""
+        """The text that `load` reads; the recipe's secrets are masked."""
         return {
             "recipe": secrets.masked(self.plain_recipe()),
             "space": {key: values.model_dump(mode="json") for key, values in self.space.keys.items()},
@@ -54,7 +54,7 @@ class Sweep:
         }
 
     def first_difference(self, other: "Sweep") -> str | None:
-        """What the two do not share, in words."""
+        """The differences between the two, in words."""
         mine, theirs = self.tree(), other.tree()
         if key := first_difference(self.recipe, other.recipe):
             return f"the recipe's {key}"
@@ -64,7 +64,7 @@ class Sweep:
         return self.out / "trials" / f"trial-{point:03d}"
 
     def runs_of(self, point: int, params: Params) -> tuple[Recipe, list[Recipe]]:
-        """What the trial of a point runs, in a directory of its own; and that for each seed by itself.
+        """The recipe of a point's trial, in a directory of its own, and one for each seed.
 
         Over several seeds the method is called by its trial, so that a report takes the seeds together.
         """

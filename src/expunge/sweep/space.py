@@ -1,4 +1,4 @@
-"""What a sweep tries: keys of a recipe and the values they may take → points → recipes."""
+"""The space of a sweep: keys of a recipe and the values they may take → points → recipes."""
 
 import itertools
 import json
@@ -109,7 +109,7 @@ class Space:
         return [first, *others]
 
     def points(self, search: Search, trials: int | None, *, seed: int) -> list[Params | None]:
-        """What is tried, in order; `None` is left to Optuna. More trials begin with the same points.
+        """The points to try, in order; Optuna chooses where one is `None`. More trials begin with the same points.
 
         Raises `UserError` for a grid over a range, and for a number of trials missing or out of place.
         """

@@ -206,7 +206,7 @@ def point(trial: FrozenTrial) -> int | None:
 
 
 def params(trial: FrozenTrial) -> Params:
-    """What the trial was given, before it is drawn too."""
+    """The values of the trial, also before a worker draws it."""
     return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
 
 

@@ -81,7 +81,7 @@ def hand_over(folder: Path, own: Recipe) -> None:
 
 
 def target_metrics(folder: Path) -> dict[str, float | None]:
-    """What was measured on the target of these references."""
+    """The metrics of the target of these references."""
     return next(row["metrics"] for row in load_results(folder) if row["method"] == "target")
 
 

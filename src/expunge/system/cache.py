@@ -1,4 +1,4 @@
-"""What is kept between runs: where it is, what it is of, how large, when it was last used; and how it is wiped.
+"""The cache between runs: where it is, what it is of, how large, when it was last used; and how it is wiped.
 
 Every kept folder `KIND/NAME` has a lock `KIND/NAME.lock` beside it, and is `KIND/NAME.partial` until it is whole. Who
 makes or replaces it holds the lock. Imports nothing heavy.

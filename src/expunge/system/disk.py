@@ -24,7 +24,7 @@ ROOM = "make room"
 
 
 class DiskError(MachineError):
-    """What the file system refuses; whoever knows how one goes on afterwards may add it."""
+    """An error of the file system; a caller that knows how to go on afterwards may add it."""
 
 
 REMEDIES = {
@@ -41,7 +41,7 @@ REMEDIES = {
     errno.EISDIR: "take another name",
     errno.EIO: "look at the disk",
 }
-"""What a person can do about an error of the file system."""
+"""Remedies for errors of the file system."""
 
 FULL = re.compile(
     r"no space left|disk quota|os error 28|os error 122|PytorchStreamWriter failed|unexpected pos \d+ vs \d+", re.I

@@ -43,7 +43,7 @@ def resident() -> float | None:
 
 
 def versions() -> dict[str, str]:
-    """What a result depends on besides its recipe."""
+    """The versions and the machine that a result depends on besides its recipe."""
     names = ("expunge", "torch", "transformers", "peft", "accelerate")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {

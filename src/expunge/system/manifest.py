@@ -17,7 +17,7 @@ from expunge.system.disk import PARTIAL, flush, partial_of, private, remove, wri
 NAME = "manifest.json"
 
 Entries = dict[str, dict[str, Any]]
-"""Of each file, by its path inside the folder: its `bytes` and `sha256`."""
+"""`bytes` and `sha256` of each file, by its path inside the folder."""
 
 
 def begin(folder: Path) -> None:

@@ -55,7 +55,7 @@ def wait() -> None:
 
 
 def told(find: Callable[[], T]) -> T:
-    """What the first process finds, for all; only it looks."""
+    """Give every process the finding of the first; only that one looks."""
     said: list[Any] = [find() if first() else None]
     if count() > 1:
         dist.broadcast_object_list(said)
