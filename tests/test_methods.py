@@ -201,8 +201,9 @@ def test_the_methods_own_pace_is_not_its_teachers(workplace: Path, monkeypatch: 
     assert paces == [(1e-2, 2), (3e-4, 1)]
 
 
-def test_distilled_into_an_adapter(workplace: Path) -> None:
-    _, row = run(recipe(DISTILLED, model__lora="{r: 2}"))
+@pytest.mark.parametrize("reference", ["auto", "adapter_off"])
+def test_distilled_into_an_adapter(workplace: Path, reference: str) -> None:
+    _, row = run(recipe(DISTILLED, model__lora="{r: 2}", train__reference=reference))
     assert row["removal"] == "weights" and Path("out/model/adapter_config.json").is_file()
 
 
