@@ -228,7 +228,6 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, str]], str]] = {
     "flash attention": (lambda: {"model__attention": "flash_attention_2"}, "model.attention: "),
     "four bits of odd layers": (lambda: {"model__lora__quantize": "nf4"}, "model.lora.quantize: on a CPU bitsandbytes"),
     "nothing to adapt": (lambda: {"model__lora__targets": "attention"}, "model.lora.targets: "),
-    "an optimizer": (lambda: {"train__optim": "fast"}, "train: arguments: fast is not a valid OptimizerNames"),
     "a logger": (lambda: {"train__report_to": "paper"}, "train.report_to: paper is not supported"),
     "a missing extra": (lambda: {"train__report_to": "wandb"}, "train.report_to: "),
     "a retrained model": (lambda: {"retrained": "./nowhere"}, "folder './nowhere' does not exist"),

@@ -197,6 +197,7 @@ def test_a_half_written_checkpoint_is_passed_over_and_a_strange_one_is_refused(t
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-20", "checkpoint-9"]
     assert last_checkpoint(tmp_path / "nothing") is None
     (tmp_path / "checkpoint-40").mkdir()  # by another program, or its manifest is gone
+    (tmp_path / "checkpoint-40" / "trainer_state.json").write_text("{}")
     with pytest.raises(UserError, match=r"checkpoint-40 has no manifest.json, which is written last; delete"):
         last_checkpoint(tmp_path)
 
