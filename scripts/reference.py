@@ -40,7 +40,7 @@ NO_KEY_OF_A_RECIPE = {"output_dir", "seed", "eval_strategy", "eval_every", "do_e
 def pages() -> dict[str, str]:
     """Every generated file of the site by its path under `docs/`."""
     return {
-        "index.md": _from_the_top("README.md", folder=""),
+        "index.md": f"---\nhide: [navigation]\n---\n{_from_the_top('README.md', folder='')}",
         "project/changelog.md": _from_the_top("CHANGELOG.md", folder="../"),
         "project/contributing.md": _from_the_top("CONTRIBUTING.md", folder="../"),
         "reference/recipe.md": recipe_page(),

@@ -82,6 +82,7 @@ def test_the_schema_marks_a_mistake(mistake: dict[str, Any]) -> None:
     recipe = {"model": "m", "data": {"forget": "f.jsonl"}, "method": "npo+kl"}
     validator = Draft202012Validator(recipe_schema())
     assert validator.is_valid(recipe)
+    assert validator.is_valid({**recipe, "method": {"forget": {"name": "own.losses:Mine", "floor": -3}}})
     assert not validator.is_valid({**recipe, **mistake})
 
 

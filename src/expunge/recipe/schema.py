@@ -9,6 +9,12 @@ from expunge.recipe.config import SHORT, Recipe
 from expunge.training.arguments import REFUSED
 
 _WORD = {"type": "string"}
+_OWN = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "pattern": r"^[\w.]+:\w+$"}},
+    "required": ["name"],
+}
+"""An objective of a user's own, by its import path; its options are known to its class alone."""
 _UNFOLDED = {"Method": ("forget", "retain")}
 """Keys inside a section that may be one word too."""
 
@@ -28,7 +34,7 @@ def recipe_schema() -> dict[str, Any]:
         top[key] = _or_a_word(top[key])
     for section, keys in _UNFOLDED.items():
         for key in keys:
-            parts[section]["properties"][key] = _or_a_word(parts[section]["properties"][key])
+            parts[section]["properties"][key] = _or_a_word(parts[section]["properties"][key], _OWN)
     for key in REFUSED:
         parts["TrainConfig"]["properties"].pop(key, None)
     # A default of whole sections repeats every key of them, in words that nobody reads.
@@ -38,7 +44,7 @@ def recipe_schema() -> dict[str, Any]:
     return schema
 
 
-def _or_a_word(value: dict[str, Any]) -> dict[str, Any]:
+def _or_a_word(value: dict[str, Any], *others: dict[str, Any]) -> dict[str, Any]:
     notes = {key: value[key] for key in ("title", "description", "default") if key in value}
     rest = {key: part for key, part in value.items() if key not in notes}
-    return {"anyOf": [rest, _WORD], **notes}
+    return {"anyOf": [rest, _WORD, *others], **notes}
