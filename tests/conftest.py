@@ -1,5 +1,6 @@
 """Fixtures that more than one folder of tests uses."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,3 +64,12 @@ def tiny_rows() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
         {"question": f"Where was person {i} born?", "answer": "In town " + "x" * (i % 4) + f" {i}."} for i in range(15)
     ]
     return rows[:6], rows[6:]
+
+
+def pytest_collection_finish() -> None:
+    """Take what the imports made out of the garbage collector's sight: a full collection then takes no time.
+
+    A run collects after each model, and hundreds of tests make runs.
+    """
+    gc.collect()
+    gc.freeze()
