@@ -117,7 +117,7 @@ def test_the_table_of_the_readme_stands_in_the_page_behind_it() -> None:
         assert cells.items() <= behind[method].items()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/howto/own-data.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/how-to/own-data.md"])
 def test_every_kind_of_row_is_read(page: str) -> None:
     lines = blocks(page, "json")[0].splitlines()
     assert [sorted(normalise(json.loads(line), page)) for line in lines] == [
@@ -127,7 +127,7 @@ def test_every_kind_of_row_is_read(page: str) -> None:
 
 def test_own_data_then_python(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute("README.md", "expunge run --model MODEL --forget forget.jsonl --retain retain.jsonl") == 0
-    page = (ROOT / "docs" / "howto" / "own-data.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "own-data.md").read_text(encoding="utf-8")
     for name in re.findall(r"^\| `([\w./]+)` \|", page, flags=re.MULTILINE):
         assert (workplace / "runs" / "run" / name).exists(), name
     capsys.readouterr()
@@ -142,15 +142,15 @@ def test_own_data_then_python(workplace: Path, capsys: pytest.CaptureFixture[str
 def test_python_on_its_page_is_that_of_the_readme_and_a_whole_run(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert blocks("docs/howto/python.md", "python")[0] == blocks("README.md", "python")[0]
-    python("docs/howto/python.md", 1)
+    assert blocks("docs/how-to/python.md", "python")[0] == blocks("README.md", "python")[0]
+    python("docs/how-to/python.md", 1)
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[-3:]] == ["target", "npo", "undial+nll"]
     assert (workplace / "runs" / "from-python" / "report.html").is_file()
 
 
 def test_a_variant_is_of_a_row(tmp_path: Path) -> None:
     row = json.loads(blocks("README.md", "json")[0].splitlines()[0])
-    (tmp_path / "variants.jsonl").write_text(blocks("docs/howto/uld.md", "json")[0], encoding="utf-8")
+    (tmp_path / "variants.jsonl").write_text(blocks("docs/how-to/uld.md", "json")[0], encoding="utf-8")
     (found,) = augment.read(tmp_path / "variants.jsonl", [row])
     assert found.kind == "perturbation"
 
@@ -158,7 +158,7 @@ def test_a_variant_is_of_a_row(tmp_path: Path) -> None:
 def test_an_assistant_then_one_checkpoint(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The writer and the server have sockets or models of their own and tests of their own."""
     Path("variants.jsonl").write_text('{"row": 0, "kind": "paraphrase", "question": "Whence?", "answer": "Town 0."}\n')
-    page = "docs/howto/uld.md"
+    page = "docs/how-to/uld.md"
     run, distill, chat = (
         next(line for line in shell(page) if line.startswith(f"expunge {words}"))
         for words in ("run --model MODEL", "distill", "chat")
@@ -171,25 +171,16 @@ def test_an_assistant_then_one_checkpoint(workplace: Path, monkeypatch: pytest.M
 
 def test_own_data_against_a_retrained_model(workplace: Path) -> None:
     shutil.copytree(workplace / "MODEL", workplace / "RETRAINED")
-    page = "docs/howto/own-data.md"
+    page = "docs/how-to/own-data.md"
     assert execute(page, next(line for line in shell(page) if "--retrained RETRAINED --augment" in line)) == 0
     rows = json.loads((workplace / "runs" / "compared" / "results.json").read_text(encoding="utf-8"))
     assert [row["method"] for row in rows] == ["target", "retrained", "uld_distilled"]
     assert all({"forget_quality", "kl_unlearned"} <= row["metrics"].keys() for row in rows)
 
 
-def test_an_objective_of_ones_own(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = "docs/howto/add-objective.md"
-    Path("my_losses.py").write_text(blocks(page, "python")[0], encoding="utf-8")
-    monkeypatch.syspath_prepend(str(workplace))
-    assert execute(page, next(line for line in shell(page) if line.startswith("expunge run"))) == 0
-    rows = json.loads((workplace / "runs" / "floor" / "results.json").read_text(encoding="utf-8"))
-    assert [row["method"] for row in rows] == ["target", "floor+nll"]
-
-
 TOFU = [
     (page, line)
-    for page in ("docs/howto/benchmarks.md", "docs/howto/sweeps.md", "docs/howto/reproduce.md")
+    for page in ("docs/how-to/benchmarks.md", "docs/how-to/sweeps.md", "docs/how-to/reproduce.md")
     for line in shell(page)
     if "tofu" in line
 ]
@@ -212,7 +203,7 @@ def test_benchmark_commands_name_keys_that_exist(
 
 PARSERS = dict(commands(_parser()))
 KEYS = {"method", *ALIASES, *_keys()}
-HOWTO = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs" / "howto").glob("*.md"))
+HOWTO = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs" / "how-to").glob("*.md"))
 
 
 @pytest.mark.parametrize("page", HOWTO)

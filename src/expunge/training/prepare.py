@@ -132,7 +132,7 @@ NOT_OURS = {
     "eval_dataset": "give evaluate, a function of the model that returns numbers by name",
     "compute_metrics": "give evaluate, a function of the model that returns numbers by name",
     "preprocess_logits_for_metrics": "give evaluate, a function of the model that returns numbers by name",
-    "compute_loss_func": "write an objective (docs/architecture.md)",
+    "compute_loss_func": "write an objective (docs/how-to/objective.md)",
     "data_collator": "rows are put together here",
     "model_init": "give the model",
     "ref_model": "the reference is the starting model; args.reference says where it is kept",
