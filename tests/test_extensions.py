@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from expunge import UnlearnConfig, UnlearnTrainer, objectives, run
+from expunge import UnlearnConfig, UnlearnTrainer, evaluate, objectives, run
 from expunge.cli.main import main
+from expunge.evals.own import Records, metric
 from expunge.recipe.parsing import parse_recipe, recipe_of
 
 LOSSES = """
@@ -58,6 +59,57 @@ LOSSES = """
         pass
 """
 
+WORLD = """
+    from expunge import UserError
+    from expunge.benchmarks import BenchmarkConfig
+    from expunge.data.benchmark import Benchmark, Question
+
+
+    class Cities(BenchmarkConfig):
+        cities: int = 6
+
+        def load(self) -> Benchmark:
+            if self.cities < 2:
+                raise UserError(f"benchmark.cities must be at least 2, got {self.cities}.")
+            questions = [Question(f"Where is city {i}?", f"By river {i}.") for i in range(self.cities)]
+            rows = [{"question": q.question, "answer": q.answer} for q in questions]
+            return Benchmark("cities", "two", rows[:2], rows[2:], {"forget": questions[:2], "retain": questions[2:]})
+
+
+    class Empty(BenchmarkConfig):
+        pass
+"""
+
+METRICS = """
+    from expunge.evals.own import metric
+
+
+    @metric(range=(0, None), best=None, group="forget")
+    def length(records):
+        '''Mean number of characters of the generated forget answers.'''
+        texts = [r["generated"] for r in records["forget"] if r["generated"] is not None]
+        return sum(map(len, texts)) / len(texts)
+
+
+    @metric(range=(0, 1), best=1)
+    def outside(records):
+        return 2
+
+
+    @metric(range=(0, 1), best=1)
+    def failing(records):
+        return records["nothing"]
+
+
+    @metric(range=(0, 1), best=1)
+    def degeneration(records):
+        return 0
+
+
+    def plain(records):
+        return 0
+"""
+
 FABLE: dict[str, Any] = {
     "benchmark": {"name": "fable", "authors": 10, "facts": 3, "split": "forget20"},
     "model": {"scratch": {"layers": 1, "hidden": 16, "heads": 2, "vocab": 400, "context": 96}},
@@ -73,7 +125,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.set_num_threads(1)
     (tmp_path / "lib" / "own").mkdir(parents=True)
     (tmp_path / "lib" / "own" / "__init__.py").touch()
-    (tmp_path / "lib" / "own" / "losses.py").write_text(textwrap.dedent(LOSSES), encoding="utf-8")
+    for name, text in {"losses": LOSSES, "world": WORLD, "metrics": METRICS}.items():
+        (tmp_path / "lib" / "own" / f"{name}.py").write_text(textwrap.dedent(text), encoding="utf-8")
     (tmp_path / "lib" / "own" / "broken.py").write_text("1 / 0\n", encoding="utf-8")
     (tmp_path / "lib" / "own" / "needy.py").write_text("import absent_package\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path / "lib")
@@ -163,3 +216,117 @@ def test_a_mistake_is_one_sentence(workplace: Path, method: str, capsys: pytest.
     assert MISTAKES[method] in told
     assert told.count("\n") == 1
     assert not Path("out").exists()
+
+
+# -- benchmarks ------------------------------------------------------------------------------------------------------
+
+SMALL = {key: value for key, value in FABLE.items() if key != "benchmark"}
+
+
+@pytest.fixture
+def installed(workplace: Path) -> Path:
+    """The package as an installer leaves it, with names for its benchmark and its metric."""
+    folder = workplace / "lib" / "own-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: own\nVersion: 1.0\n", encoding="utf-8")
+    names = "[expunge.benchmarks]\ncities = own.world:Cities\n[expunge.metrics]\nlength = own.metrics:length\n"
+    (folder / "entry_points.txt").write_text(names, encoding="utf-8")
+    return workplace
+
+
+def test_a_benchmark_and_a_metric_by_path_by_entry_point_and_in_python(installed: Path) -> None:
+    from own.metrics import length  # pyright: ignore[reportMissingImports]
+    from own.world import Cities  # pyright: ignore[reportMissingImports]
+
+    Path("small.yaml").write_text(json.dumps({**SMALL, "method": "ga"}), encoding="utf-8")
+    named = ["--benchmark", "cities", "--evaluate.metrics", "length"]
+    pathed = ["--benchmark", "{name: 'own.world:Cities', cities: 6}", "--evaluate.metrics", "own.metrics:length"]
+    for out, words in {"named": named, "pathed": pathed}.items():
+        assert main(["run", "small.yaml", "--out", out, *words]) == 0
+    evaluation = {**SMALL["evaluate"], "metrics": [length]}
+    made = run({**SMALL, "method": "ga", "benchmark": Cities(cities=6), "evaluate": evaluation, "out": "made"})
+    for out in ("named", "pathed"):
+        rows = json.loads(Path(out, "results.json").read_text(encoding="utf-8"))
+        assert [row["metrics"] for row in rows] == [row["metrics"] for row in made]
+        assert all(row["benchmark"] == "cities" and row["metrics"]["length"] >= 0 for row in rows)
+        again = run(f"{out}/recipe.yaml", keys={"out": out}, resume=True)
+        assert again == rows
+        assert "Mean number of characters" in Path(out, "report.html").read_text(encoding="utf-8")
+
+
+def test_one_that_is_measured_alone(workplace: Path, tiny_model: Any, tiny_tokenizer: Any) -> None:
+    from own.world import Cities  # pyright: ignore[reportMissingImports]
+
+    options: dict[str, Any] = {"max_new_tokens": 4, "metrics": "own.metrics:length"}
+    found = evaluate(tiny_model(), tiny_tokenizer, benchmark=Cities(), **options)
+    texts = [record["generated"] for record in found.records["forget"]]
+    assert found.metrics["length"] == sum(map(len, texts)) / len(texts)
+
+
+BENCHMARK_MISTAKES = {
+    "own.world:City": "benchmark: own.world:City: own.world has no City. Did you mean 'Cities'?",
+    "own.losses:Mine": "own.losses:Mine is no benchmark; make it a subclass of expunge.benchmarks.BenchmarkConfig.",
+    "own.world:Empty": "own.world:Empty lacks load, which every benchmark needs; write it.",
+    "citys": "benchmark: unknown name 'citys'. Did you mean 'cities'? Known: fable, listings, muse-news, muse-books, "
+    "rwku, tofu, cities.",
+    "{name: cities, city: 3}": "unknown key 'benchmark.city'.",
+    "{name: cities, cities: many}": "benchmark.cities: 'many' is not valid",
+    "{name: 'own.world:Cities', cities: 1}": "benchmark.cities must be at least 2, got 1.",
+}
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARK_MISTAKES)
+def test_a_benchmark_s_mistake(installed: Path, benchmark: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("small.yaml").write_text(json.dumps({**SMALL, "method": "ga"}), encoding="utf-8")
+    assert main(["run", "small.yaml", "--out", "out", "--benchmark", benchmark]) == 2
+    told = capsys.readouterr().err
+    assert BENCHMARK_MISTAKES[benchmark] in told
+    assert told.count("\n") == 1
+    assert not Path("out").exists()
+
+
+# -- metrics ---------------------------------------------------------------------------------------------------------
+
+METRIC_MISTAKES = {
+    "own.metrics:lenght": "own.metrics:lenght: own.metrics has no lenght. Did you mean 'length'?",
+    "own.metrics:plain": "own.metrics:plain is no metric; put @expunge.evals.own.metric(range=(0, 1), best=0) above",
+    "lengths": "evaluate.metrics: no metric is called 'lengths'; give its import path, package.module:function. "
+    "Known: length.",
+    "own.metrics:degeneration": "another metric is called degeneration; give the function another name.",
+    "length,length": "another metric is called length",
+    "own.metrics:outside": "evaluate.metrics: own.metrics:outside must be 0 to 1, got 2; mend it.",
+    "own.metrics:failing": "evaluate.metrics: own.metrics:failing raises KeyError ('nothing'); mend it.",
+}
+
+
+@pytest.mark.parametrize("metrics", METRIC_MISTAKES)
+def test_a_metric_s_mistake(installed: Path, metrics: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["run", recipe_file(["ga"]), "--out", "out", "--evaluate.metrics", metrics]
+    assert main(command) == 2
+    told = capsys.readouterr().err
+    assert METRIC_MISTAKES[metrics] in told
+    assert not Path("out").exists()
+
+
+def test_directions_follow_from_range_and_best() -> None:
+    def number(records: Records) -> float:
+        return 0.0
+
+    for span, best, hint, words in (
+        ((0, 1), 0, "↓", "0 to 1"),
+        ((0, 1), 1, "↑", "0 to 1"),
+        ((0, 1), None, "≈", "0 to 1"),
+        ((0, None), 0, "↓", "0 and up"),
+        ((None, 0), 0, "↑", "at most 0"),
+        ((0, 1), 0.5, "≈", "0 to 1"),
+        ((None, None), None, "≈", "any number"),
+    ):
+        about = metric(range=span, best=best)(number).about
+        assert (about.hint, about.range) == (hint, words)
+
+
+def test_declarations_in_results_are_checked(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"method": "ga", "benchmark": "b", "split": "s", "seed": 0, "metrics": {"forget_probability": 0.5}}
+    Path("results.json").write_text(json.dumps([{**row, "declares": {"metrics": {"a": {"label": 1}}}}]))
+    assert main(["report", "."]) == 2
+    assert "row 1: 'declares' must be an object of 'metrics' and 'axes'" in capsys.readouterr().err

@@ -62,7 +62,7 @@ def test_default_world_is_the_published_one() -> None:
 @pytest.mark.parametrize("hash_seed", ["0", "1"])
 def test_same_bytes_in_every_process(hash_seed: str) -> None:
     script = (
-        "import hashlib, json; from dataclasses import asdict; from expunge.data import fable; b = fable.load(); "
+        "import hashlib, json; from dataclasses import asdict; from expunge.benchmarks import fable; b = fable.load(); "
         "c = asdict(b) | {'choice_sets': sorted(b.choice_sets)}; del c['variants'], c['probes'], c['world']; "
         "print(hashlib.sha256(json.dumps(c).encode()).hexdigest())"
     )

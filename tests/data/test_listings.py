@@ -78,7 +78,8 @@ def test_default_world_is_the_published_one() -> None:
 @pytest.mark.parametrize("hash_seed", ["0", "1"])
 def test_same_bytes_in_every_process(hash_seed: str) -> None:
     script = (
-        "import hashlib, json; from dataclasses import asdict; from expunge.data import listings; b = listings.load(); "
+        "import hashlib, json; from dataclasses import asdict; from expunge.benchmarks import listings; "
+        "b = listings.load(); "
         "q = {name: [[q.question, q.answer] for q in asked] for name, asked in b.questions.items()}; "
         "both = [b.split, b.forget, b.retain, q], [asdict(one) for one in listings.variants()]; "
         "print(*(hashlib.sha256(json.dumps(x).encode()).hexdigest() for x in both))"

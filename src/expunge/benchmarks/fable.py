@@ -10,10 +10,14 @@ centre on one, and forget quality mean something at this size.
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, permutations, product
+from typing import Any, Literal
+
+from pydantic import Field
 
 from expunge.benchmarks import fable_words as words
+from expunge.benchmarks.base import BenchmarkConfig
 from expunge.data.benchmark import Benchmark, Question, Row, Variant
 from expunge.data.encode import question_row
 from expunge.errors import UserError, did_you_mean
@@ -32,6 +36,20 @@ POOL = 60
 """How many towns, rivers and languages a world has: few enough that they return, too many to guess."""
 COUNTRIES = 8
 CLASSICS = 12
+
+
+class FableConfig(BenchmarkConfig):
+    """The built-in benchmark of fictitious authors."""
+
+    name: Literal["fable"] = "fable"
+    split: str = Field(default="forget10", description="forget01, forget05, forget10 or forget20: per cent of authors")
+    authors: int = Field(default=40, description="10 to 2,000")
+    facts: int = Field(default=10, description="per author")
+    seed: int = Field(default=0, description="of the authors that are generated")
+
+    def load(self) -> Benchmark:
+        world: dict[str, Any] = self.model_dump(exclude={"name"})
+        return replace(load(**world), variants=variants(**world))
 
 
 def load(*, split: str = "forget10", authors: int = 40, facts: int = 10, seed: int = 0) -> Benchmark:

@@ -10,15 +10,19 @@ without looking at anything else in the prompt, so only a model that has seen th
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import product
-from typing import Literal
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
 
 from expunge.benchmarks import listings_words as words
+from expunge.benchmarks.base import BenchmarkConfig
 from expunge.data.benchmark import Benchmark, Question, Row, Variant
 from expunge.errors import UserError, did_you_mean
+from expunge.evals.glossary import SAME, Axes, Metric
 
 Size = Literal["small", "medium", "large"]
 SIZES = {"small": 10, "medium": 20, "large": 40}
@@ -39,6 +43,28 @@ LENGTH = range(25, 46)
 
 Sentence = tuple[str, str]
 """(its facts, one of their phrasings)"""
+
+
+class ListingsConfig(BenchmarkConfig):
+    """The built-in benchmark of sellers and their listings, one of whom leaves."""
+
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "neighbors_rouge_l_recall": Metric(
+            "neighbours ROUGE-L", "↑", "0 to 1", SAME, "share of similar listings' words generated, in order", "retain"
+        ),
+    }
+    axes: ClassVar[Axes] = Axes(near=("neighbors_rouge_l_recall",))
+
+    name: Literal["listings"] = "listings"
+    seller: int = Field(default=0, ge=0, description="number of the seller who leaves, from 0")
+    size: Size = Field(default="small", description="10, 20 or 40 listings")
+    sellers: int = Field(default=12, description="how many sellers there are")
+    per_seller: int = Field(default=40, description="listings of each")
+    seed: int = Field(default=0, description="of the listings that are generated")
+
+    def load(self) -> Benchmark:
+        shop: dict[str, Any] = self.model_dump(exclude={"name"})
+        return replace(load(**shop), variants=variants(**shop))
 
 
 def load(

@@ -4,15 +4,19 @@ Knows the benchmark's files and columns; knows nothing of models or metrics.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from pydantic import Field
+
+from expunge.benchmarks.base import BenchmarkConfig
 from expunge.data.benchmark import Benchmark, Continuations, Membership, Probe, Row
 from expunge.data.files import Record, local_path, read_records
 from expunge.data.formats import normalise, read_rows
 from expunge.errors import UserError, did_you_mean
+from expunge.evals.glossary import GOAL, SAME, Axes, Metric
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +29,42 @@ KNOWMEM_TOKENS = 32
 _STRETCH = 100
 _SPACING = 400
 """Distance in characters between two pieces of a passage that are looked for in the articles; each has `_STRETCH`."""
+
+
+METRICS: dict[str, Metric] = {
+    "verbmem": Metric(
+        "verbatim memory", "↓", "0 to 1", GOAL, "ROUGE-L F1 of the continuation of a forget text", "forget"),
+    "knowmem_f": Metric(
+        "forget knowledge", "↓", "0 to 1", GOAL, "ROUGE-L F1 of answers about the forget texts", "forget"),
+    "knowmem_r": Metric(
+        "retain knowledge", "↑", "0 to 1", SAME, "ROUGE-L F1 of answers about the texts to keep", "retain"),
+    **{
+        f"{name}_stemmed": Metric(f"{label}, stemmed", hint, "0 to 1", good, "the same with stemmed words")
+        for name, label, hint, good in (
+            ("verbmem", "verbatim memory", "↓", GOAL), ("knowmem_f", "forget knowledge", "↓", GOAL),
+            ("knowmem_r", "retain knowledge", "↑", SAME))
+    },
+}  # fmt: skip
+
+
+class MuseConfig(BenchmarkConfig):
+    """MUSE's news or books: passages to continue, few-shot questions, membership."""
+
+    metrics: ClassVar[Mapping[str, Metric]] = METRICS
+    axes: ClassVar[Axes] = Axes(forget=("knowmem_f", "verbmem"), retain=("knowmem_r",))
+
+    name: Literal["muse-news", "muse-books"] = "muse-news"
+    path: str | None = Field(default=None, description="folder with MUSE's files; the hub without it")
+    retain: str | None = Field(default=None, description="file, folder or hub id of texts to keep; MUSE's own without")
+    articles: int | None = Field(default=None, ge=1, description="forget only so many texts, and ask about those")
+    shots: int | None = Field(default=None, ge=0, description="examples before a question; all of MUSE's without")
+    retrained_auc: float | None = Field(
+        default=None, gt=0, le=1, description="of a retrained model that is not at hand (.4772 for Llama-2-7B on news)"
+    )
+
+    def load(self) -> Benchmark:
+        corpus: Any = self.name.removeprefix("muse-")
+        return load(corpus=corpus, **self.model_dump(exclude={"name"}))
 
 
 def load(

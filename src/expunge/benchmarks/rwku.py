@@ -4,17 +4,21 @@ Knows the benchmark's files and columns and how its authors word each request; k
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
 
 from expunge.benchmarks import mmlu
+from expunge.benchmarks.base import BenchmarkConfig
 from expunge.data.benchmark import Benchmark, Choices, Continuations, Membership, Probe, Row
 from expunge.data.checks import canonical
 from expunge.data.encode import opened, question_row
 from expunge.data.files import Record, local_path, read_records
 from expunge.data.formats import normalise, read_rows, text_of
 from expunge.errors import UserError, did_you_mean
+from expunge.evals.glossary import GOAL, SAME, Axes, Metric
 
 HUB_ID = "jinzhuoran/RWKU"
 HUB = {
@@ -92,6 +96,70 @@ Q: {query}
 A:"""
 
 _FOLDER = re.compile(r"(\d+)_(.+)")
+
+
+METRICS: dict[str, Metric] = {
+    **{
+        f"{side}_{probe}": Metric(f"{words} {probe.upper()}", hint, "0 to 1", good, what, group)
+        for side, words, hint, good, group in (
+            ("forget", "forget", "↓", "near 0", "forget"), ("neighbor", "neighbours", "↑", SAME, "retain"))
+        for probe, what in (
+            ("fb", "ROUGE-L recall, as RWKU has it, of words filled into blanks"),
+            ("qa", "ROUGE-L recall, as RWKU has it, of answers to questions"),
+            ("aa", "ROUGE-L recall, as RWKU has it, of answers to adversarial questions"))
+        if (side, probe) != ("neighbor", "aa")
+    },
+    **{
+        f"{side}_{probe}_stemmed": Metric(
+            f"{words} {probe if probe == 'all' else probe.upper()}, stemmed", hint, "0 to 1", good,
+            "the same by TOFU's ROUGE-L recall: upper and lower case are one, words are stemmed")
+        for side, words, hint, good in (("forget", "forget", "↓", "near 0"), ("neighbor", "neighbours", "↑", SAME))
+        for probe in ("fb", "qa", "aa", "all")
+        if (side, probe) != ("neighbor", "aa")
+    },
+    "forget_all": Metric(
+        "forget recall", "↓", "0 to 1", f"{GOAL}, near 0", "mean of FB, QA and AA over all their questions", "forget"),
+    "neighbor_all": Metric(
+        "neighbour recall", "↑", "0 to 1", SAME, "mean of neighbours FB and QA over all their questions", "retain"),
+    "bbh": Metric("BBH", "↑", "0 to 1", SAME, "share of reasoning tasks solved, after a chain of thought", "ability"),
+    "bbh_lenient": Metric(
+        "BBH, lenient", "↑", "0 to 1", SAME, "the same where an answer may also end with its line"),
+    "truthfulqa": Metric(
+        "TruthfulQA", "↑", "0 to 1", SAME, "share of questions where the true choice is likeliest", "ability"),
+    "triviaqa": Metric(
+        "TriviaQA", "↑", "0 to 1", SAME, "F1 of the words of answers to general questions", "ability"),
+    "fluency": Metric(
+        "fluency", "↑", "0 and up, bits", SAME, "entropy of the n-grams of generated texts", "ability"),
+    **{
+        f"forget_aa_{kind.replace(' ', '_')}": Metric(
+            f"AA, {kind}", "↓", "0 to 1", "near 0", f"forget AA on its questions of the kind {kind}", "attacks")
+        for kind in ("prefix injection", "affirmative suffix", "role play", "multiple choice", "reverse query",
+                     "synonym manipulation", "context hint", "incontext learning", "cross lingual")
+    },
+}  # fmt: skip
+
+
+class RwkuConfig(BenchmarkConfig):
+    """RWKU: what a model knows of a famous person, asked in three ways, and of the person's neighbours."""
+
+    metrics: ClassVar[Mapping[str, Metric]] = METRICS
+    axes: ClassVar[Axes] = Axes(forget=("forget_all",), retain=("neighbor_all",))
+
+    name: Literal["rwku"] = "rwku"
+    targets: list[str] = Field(
+        min_length=1, description="names; several are forgotten together", examples=["[Confucius, Bruce Lee]"]
+    )
+    path: str | None = Field(default=None, description="folder with a folder for each target; the hub without it")
+    corpus: str = Field(
+        default="passage",
+        description="what is forgotten: passage; a file of what the model wrote about the target; or probes, what is "
+        "asked and its answers, for a model trained here (which learns those of all targets and neighbours)",
+    )
+    retain: str | None = Field(default=None, description="rows to keep; other targets' passages or probes without it")
+    texts: int | None = Field(default=None, ge=1, description="only so many texts of each membership set")
+
+    def load(self) -> Benchmark:
+        return load_batch(self.targets, self.path, corpus=self.corpus, retain=self.retain, texts=self.texts)
 
 
 def load(*, target: str, path: str | Path | None = None, **options: Any) -> Benchmark:

@@ -4,7 +4,11 @@ Knows the benchmark's files and columns; knows nothing of models or metrics.
 """
 
 from pathlib import Path
+from typing import Literal
 
+from pydantic import Field
+
+from expunge.benchmarks.base import BenchmarkConfig
 from expunge.data.benchmark import Benchmark, Question
 from expunge.data.encode import question_row
 from expunge.data.files import Record, local_path, read_records
@@ -14,6 +18,17 @@ from expunge.errors import UserError, did_you_mean
 HUB_ID = "locuslab/TOFU"
 RETAIN_OF = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
 """For every forget split, the rows that stay; the two together are `full`."""
+
+
+class TofuConfig(BenchmarkConfig):
+    """TOFU, from the hub, or from a folder that holds its files."""
+
+    name: Literal["tofu"] = "tofu"
+    split: str = Field(default="forget10", description="forget01, forget05 or forget10")
+    path: str | None = Field(default=None, description="folder with TOFU's JSON files; the hub without it")
+
+    def load(self) -> Benchmark:
+        return load(split=self.split, path=self.path)
 
 
 def load(*, split: str = "forget10", path: str | Path | None = None) -> Benchmark:

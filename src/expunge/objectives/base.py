@@ -12,12 +12,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from expunge.system.imports import path_of
+from expunge.system.imports import is_ours, path_of
 
 _ABSENT: Any = None
-
-OURS = f"{__name__.partition('.')[0]}."
-"""The beginning of the name of every module of this package."""
 
 Removal = Literal["weights", "inference"]
 """Whether a method takes the knowledge out of the weights or keeps it from showing at inference."""
@@ -158,7 +155,7 @@ class Objective(BaseModel, ABC):
     @classmethod
     def recipe_name(cls) -> str:
         """The name of the class in recipes: that of its field `name`, or the import path of a class of your own."""
-        return cls.model_fields["name"].default if cls.__module__.startswith(OURS) else path_of(cls)
+        return cls.model_fields["name"].default if is_ours(cls) else path_of(cls)
 
     @property
     def title(self) -> str:

@@ -13,18 +13,19 @@ from typing import Any
 
 import torch
 
-from expunge.benchmarks import custom, fable, listings, mmlu, muse, rwku, tofu
+from expunge.benchmarks import custom, mmlu
 from expunge.data.augment import parts
 from expunge.data.augment import read as read_variants
 from expunge.data.benchmark import Benchmark, Variant
 from expunge.data.checks import check_disjoint, check_not_empty, near_duplicates
 from expunge.errors import UserError
+from expunge.evals.glossary import declare
 from expunge.modeling import loading
 from expunge.modeling.difference import checkpoint_of
 from expunge.objectives import Needs
 from expunge.pipeline.methods import Material, build, outlines, teaching
 from expunge.pipeline.recommend import recommend
-from expunge.recipe.config import FableConfig, ListingsConfig, Method, MuseConfig, Recipe, RwkuConfig, TofuConfig
+from expunge.recipe.config import Method, Recipe, declarations
 from expunge.recipe.parsing import parse_recipe
 from expunge.training.arguments import FIELDS, UnlearnConfig
 from expunge.training.prepare import check_terms, encode_sets
@@ -35,7 +36,11 @@ log = logging.getLogger(__name__)
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Raise `UserError` for what can be known from the recipe alone: before data is read, and in a second or two."""
+    """Raise `UserError` for what can be known from the recipe alone: before data is read, and in a second or two.
+
+    Makes the metrics known that the recipe's own benchmark and functions declare.
+    """
+    declare(*declarations(recipe))
     for method in recipe.methods:
         if method.forget.trains != "model" and getattr(method.forget, "teacher", None) is None:
             _check_launcher(method.forget.title)
@@ -75,25 +80,12 @@ def _check_size(scratch: loading.ScratchConfig) -> None:
 
 def load_benchmark(recipe: Recipe) -> Benchmark:
     """The data that the recipe names."""
-    variants: list[Variant] = []
-    match recipe.benchmark:
-        case FableConfig() as c:
-            world: dict[str, Any] = {"split": c.split, "authors": c.authors, "facts": c.facts, "seed": c.seed}
-            benchmark, variants = fable.load(**world), fable.variants(**world)
-        case ListingsConfig() as c:
-            shop: dict[str, Any] = c.model_dump(exclude={"name"})
-            benchmark, variants = listings.load(**shop), listings.variants(**shop)
-        case MuseConfig() as c:
-            corpus: Any = c.name.removeprefix("muse-")
-            benchmark = muse.load(corpus=corpus, **c.model_dump(exclude={"name"}))
-        case RwkuConfig() as c:
-            benchmark = rwku.load_batch(c.targets, c.path, corpus=c.corpus, retain=c.retain, texts=c.texts)
-        case TofuConfig() as c:
-            benchmark = tofu.load(split=c.split, path=c.path)
-        case _:
-            assert recipe.data is not None
-            benchmark = custom.load(forget=recipe.data.forget, retain=recipe.data.retain, seed=recipe.seed)
-    return with_additions(recipe, benchmark, variants)
+    if recipe.benchmark is not None:
+        benchmark = recipe.benchmark.load()
+        return with_additions(recipe, benchmark, benchmark.variants)
+    assert recipe.data is not None
+    own = custom.load(forget=recipe.data.forget, retain=recipe.data.retain, seed=recipe.seed)
+    return with_additions(recipe, own)
 
 
 def with_additions(recipe: Recipe, benchmark: Benchmark, variants: Sequence[Variant] = ()) -> Benchmark:

@@ -13,6 +13,7 @@ from expunge.data.benchmark import Benchmark
 from expunge.evals.degeneration import Usual
 from expunge.evals.evaluation import evaluate
 from expunge.evals.metrics import forget_quality
+from expunge.evals.own import own_metrics
 from expunge.evals.probes import of_retrained
 from expunge.evals.retrained import Distance, Retrained
 from expunge.evals.tofu import Evaluation
@@ -51,11 +52,17 @@ def measure(
         max_new_tokens=options.max_new_tokens,
         usual=usual,
     )
+    evaluation.metrics.update(of_own(evaluation, options))
     if options.harness is not None:
         from expunge.evals import harness
 
         evaluation.metrics.update(harness.run(model, tokenizer, **options.harness.model_dump(), log_samples=False)[0])
     return evaluation
+
+
+def of_own(evaluation: Evaluation, options: EvaluateConfig) -> dict[str, float]:
+    """The numbers of the user's own metrics."""
+    return {metric.name: metric.measure(evaluation.records) for metric in own_metrics(options.metrics)}
 
 
 def measure_target(

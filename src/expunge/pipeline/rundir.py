@@ -15,8 +15,9 @@ import yaml
 from expunge import secrets
 from expunge.data.benchmark import Benchmark
 from expunge.errors import MachineError, UserError
+from expunge.evals.glossary import as_json
 from expunge.evals.tofu import Evaluation, Record
-from expunge.recipe.config import Method, Recipe
+from expunge.recipe.config import Method, Recipe, declarations
 from expunge.recipe.parsing import load_recipe
 from expunge.report import load_results
 from expunge.report.redaction import redacted
@@ -275,6 +276,7 @@ class Results:
     def add(self, row: Result, evaluation: Evaluation) -> None:
         if not self.rows and ranks.first():
             open_run_directory(self.recipe, self.out)
+        metrics, axes = declarations(self.recipe)
         self.rows.append(
             {
                 "method": row["method"],
@@ -285,6 +287,7 @@ class Results:
                 "peak_memory_mib": None,
                 "trajectory": [],
                 **row,
+                **({"declares": as_json(metrics, axes)} if metrics else {}),
                 "versions": machine.versions(),
             }
         )

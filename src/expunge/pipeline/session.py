@@ -101,7 +101,7 @@ class Session:
     ) -> dict[str, float]:
         """What the recipe asks of a model after an epoch."""
         options, full = self.recipe.evaluate, self.recipe.evaluate.each_epoch == "full"
-        return evaluate(
+        evaluation = evaluate(
             model,
             tokenizer,
             self.benchmark,
@@ -111,7 +111,8 @@ class Session:
             limit=options.limit if full else options.each_epoch_limit,
             max_new_tokens=options.max_new_tokens,
             usual=usual,
-        ).metrics
+        )
+        return evaluation.metrics | (measure.of_own(evaluation, options) if full else {})
 
     def add(self, row: Result, evaluation: Evaluation) -> None:
         """Keep a method's row, with its one number (`evals/aggregate.py`) where both references give what it needs."""

@@ -6,11 +6,12 @@ Knows names and types; knows nothing of how anything is done, nor of how a recip
 import dataclasses
 import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -22,9 +23,13 @@ from pydantic import (
 )
 
 from expunge import secrets
+from expunge.benchmarks.base import BenchmarkConfig
+from expunge.benchmarks.registry import BenchmarkSection
+from expunge.evals.glossary import Axes, Metric
+from expunge.evals.own import OwnMetric, own_metrics
 from expunge.modeling.loading import Dtype, LoraConfig, ScratchConfig
 from expunge.objectives import FORGET, ForgetObjective, Objective, RetainObjective, split_method, written
-from expunge.system.imports import is_path
+from expunge.system.imports import is_ours, is_path
 from expunge.training.arguments import UnlearnConfig, check_values
 from expunge.training.targets import FinetuneConfig
 
@@ -33,66 +38,6 @@ class Section(BaseModel):
     """A part of the recipe; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class FableConfig(Section):
-    """The built-in benchmark of fictitious authors."""
-
-    name: Literal["fable"] = "fable"
-    split: str = Field(default="forget10", description="forget01, forget05, forget10 or forget20: per cent of authors")
-    authors: int = Field(default=40, description="10 to 2,000")
-    facts: int = Field(default=10, description="per author")
-    seed: int = Field(default=0, description="of the authors that are generated")
-
-
-class TofuConfig(Section):
-    """TOFU, from the hub, or from a folder that holds its files."""
-
-    name: Literal["tofu"] = "tofu"
-    split: str = Field(default="forget10", description="forget01, forget05 or forget10")
-    path: str | None = Field(default=None, description="folder with TOFU's JSON files; the hub without it")
-
-
-class MuseConfig(Section):
-    """MUSE's news or books: passages to continue, few-shot questions, membership."""
-
-    name: Literal["muse-news", "muse-books"] = "muse-news"
-    path: str | None = Field(default=None, description="folder with MUSE's files; the hub without it")
-    retain: str | None = Field(default=None, description="file, folder or hub id of texts to keep; MUSE's own without")
-    articles: int | None = Field(default=None, ge=1, description="forget only so many texts, and ask about those")
-    shots: int | None = Field(default=None, ge=0, description="examples before a question; all of MUSE's without")
-    retrained_auc: float | None = Field(
-        default=None, gt=0, le=1, description="of a retrained model that is not at hand (.4772 for Llama-2-7B on news)"
-    )
-
-
-class RwkuConfig(Section):
-    """RWKU: what a model knows of a famous person, asked in three ways, and of the person's neighbours."""
-
-    name: Literal["rwku"] = "rwku"
-    targets: list[str] = Field(min_length=1, description="names; several are forgotten together")
-    path: str | None = Field(default=None, description="folder with a folder for each target; the hub without it")
-    corpus: str = Field(
-        default="passage",
-        description="what is forgotten: passage; a file of what the model wrote about the target; or probes, what is "
-        "asked and its answers, for a model trained here (which learns those of all targets and neighbours)",
-    )
-    retain: str | None = Field(default=None, description="rows to keep; other targets' passages or probes without it")
-    texts: int | None = Field(default=None, ge=1, description="only so many texts of each membership set")
-
-
-class ListingsConfig(Section):
-    """The built-in benchmark of sellers and their listings, one of whom leaves."""
-
-    name: Literal["listings"] = "listings"
-    seller: int = Field(default=0, ge=0, description="number of the seller who leaves, from 0")
-    size: Literal["small", "medium", "large"] = Field(default="small", description="10, 20 or 40 listings")
-    sellers: int = Field(default=12, description="how many sellers there are")
-    per_seller: int = Field(default=40, description="listings of each")
-    seed: int = Field(default=0, description="of the listings that are generated")
-
-
-BenchmarkConfig = FableConfig | TofuConfig | MuseConfig | RwkuConfig | ListingsConfig
 
 
 class DataConfig(Section):
@@ -150,6 +95,20 @@ def unfold_evaluate(value: Any) -> Any:
     return value
 
 
+def _metric_paths(value: Any) -> Any:
+    """Names with commas, and metrics as they are in Python, as a list of import paths."""
+    if isinstance(value, str):
+        value = value.split(",")
+    if isinstance(value, Sequence):
+        return [part.path if isinstance(part, OwnMetric) else part for part in value]
+    return value
+
+
+def _known_metrics(names: list[str]) -> list[str]:
+    own_metrics(names)
+    return names
+
+
 class EvaluateConfig(Section):
     """The evaluation: its metrics, and when they are measured."""
 
@@ -171,6 +130,9 @@ class EvaluateConfig(Section):
     limit: int | None = Field(default=None, ge=1, description="questions of each set but forget, in the end")
     mmlu: str | None = Field(default=None, description="folder with MMLU's dev and validation files, asked in the end")
     harness: HarnessConfig | None = None
+    metrics: Annotated[list[str], BeforeValidator(_metric_paths), AfterValidator(_known_metrics)] = Field(
+        default_factory=list, description="metrics of your own: import paths, package.module:function, or entry points"
+    )
 
     @model_validator(mode="after")
     def _budget_needs_a_look(self) -> "EvaluateConfig":
@@ -224,6 +186,13 @@ def unfold_objective(value: Any) -> Any:
     """A word is short for a section with that name; an objective made in Python is written out as one."""
     if isinstance(value, Objective):
         return value if is_path(value.recipe_name()) else written(value)
+    return {"name": value} if isinstance(value, str) else value
+
+
+def unfold_benchmark(value: Any) -> Any:
+    """A word is short for a section with that name; a benchmark made in Python is written out as one."""
+    if isinstance(value, BenchmarkConfig):
+        return value.written() if is_ours(type(value)) else value
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -327,8 +296,8 @@ class Recipe(Section):
 
     benchmark: (
         Annotated[
-            Annotated[BenchmarkConfig, Field(discriminator="name")],
-            BeforeValidator(unfold_objective),
+            BenchmarkSection,
+            BeforeValidator(unfold_benchmark),
         ]
         | None
     ) = Field(default=None, description="which benchmark; your own rows go into `data` instead")
@@ -353,6 +322,12 @@ class Recipe(Section):
         description="dotted keys and the values to run through, in every combination; values that go together are "
         "mappings of keys, under any name",
     )
+
+    @field_serializer("benchmark")
+    def _written(self, value: BenchmarkConfig | None, info: SerializationInfo) -> dict[str, Any] | None:
+        """A class of a user's own is no part of the declared types and has no field for its name."""
+        mode = "json" if info.mode == "json" else "python"
+        return None if value is None else value.written(mode=mode, only_set=bool(info.exclude_unset))
 
     @model_validator(mode="before")
     @classmethod
@@ -385,5 +360,13 @@ class Recipe(Section):
         return self
 
 
-SHORT = {"evaluate": unfold_evaluate, "method": unfold_method, "model": unfold_objective, "benchmark": unfold_objective}
+def declarations(recipe: Recipe) -> tuple[dict[str, Metric], Axes]:
+    """The metrics and axes of classes and functions outside the package that a recipe names."""
+    found = {metric.name: metric.about for metric in own_metrics(recipe.evaluate.metrics)}
+    if recipe.benchmark is None or is_ours(type(recipe.benchmark)):
+        return found, Axes()
+    return {**recipe.benchmark.metrics, **found}, recipe.benchmark.axes
+
+
+SHORT = {"evaluate": unfold_evaluate, "method": unfold_method, "model": unfold_objective, "benchmark": unfold_benchmark}
 """Keys whose value may be one word, and how that word unfolds when an override reaches inside."""

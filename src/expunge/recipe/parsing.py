@@ -18,18 +18,30 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from expunge import secrets
+from expunge.benchmarks.registry import BENCHMARKS, NAMES, entry_points
 from expunge.errors import UserError, did_you_mean, first_line
 from expunge.objectives import FORGET, RETAIN
 from expunge.recipe.config import SHORT, Recipe, unfold_objective
 
-TAGS = {"fable", "tofu", "muse-news", "muse-books", "rwku", "listings", *FORGET, *RETAIN}
+
+def _is_text(annotation: Any) -> bool:
+    """Whether a key of this type holds text or nothing."""
+    return {*(typing.get_args(annotation) or (annotation,))} <= {str, Path, type(None)}
+
+
+TAGS = {*NAMES, *FORGET, *RETAIN}
 
 ALIASES = {"forget": "data.forget", "retain": "data.retain", "refusals": "data.refusals", "split": "benchmark.split"}
 
 TEXT = {
     *("out", "retrained", "augment", "model.name"),
     *("data.forget", "data.retain", "data.refusals"),
-    *("benchmark.path", "benchmark.retain", "benchmark.corpus"),
+    *(
+        f"benchmark.{name}"
+        for cls in BENCHMARKS
+        for name, info in cls.model_fields.items()
+        if _is_text(info.annotation)
+    ),
     *("method.forget.assistant", "method.forget.teacher"),
 }
 """Names and paths: on the command line they are text even where they look like a number."""
@@ -336,7 +348,7 @@ def _sentence(error: ValidationError, *, single: bool) -> tuple[str, str]:
         case "extra_forbidden":
             sentence = f"unknown key {path!r}.{_nearest_key(path)}"
         case "missing":
-            hint = " (a list: '[Confucius, Bruce Lee]')" if path == "benchmark.targets" else ""
+            hint = _example(path)
             sentence = f"the key {path!r} is missing; give it{hint}."
         case "union_tag_not_found":
             sentence = f"{path}: its name is missing; give it (the key {path + '.name'!r})."
@@ -347,6 +359,7 @@ def _sentence(error: ValidationError, *, single: bool) -> tuple[str, str]:
         case "union_tag_invalid":
             known = str(first.get("ctx", {}).get("expected_tags", "")).replace("'", "").split(", ")
             tag = str(first.get("ctx", {}).get("tag", given))
+            known += entry_points() if path == "benchmark" else []
             sentence = f"{path}: unknown name {tag!r}.{did_you_mean(tag, known)} Known: {', '.join(known)}."
         case "greater_than_equal" | "less_than_equal" | "greater_than" | "less_than":
             (limit,) = (first.get("ctx") or {}).values()
@@ -356,6 +369,13 @@ def _sentence(error: ValidationError, *, single: bool) -> tuple[str, str]:
             shown = repr(given) if len(repr(given)) < 60 else repr(given)[:60] + "…"
             sentence = f"{path}: {shown} is not valid ({first['msg'][0].lower() + first['msg'][1:]})."
     return path, sentence + (f" (And {others} more.)" if others else "")
+
+
+def _example(path: str) -> str:
+    """ " (a list: …)": how a benchmark's key is written that must be given and is no single word."""
+    found = (cls.model_fields.get(path.removeprefix("benchmark.")) for cls in BENCHMARKS)
+    shown = (info.examples[0] for info in found if info is not None and info.is_required() and info.examples)
+    return next((f" (a list: {example!r})" for example in shown), "")
 
 
 def _path(loc: tuple[int | str, ...], *, single: bool) -> str:

@@ -14,8 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import expunge.benchmarks.registry  # noqa: F401  its benchmarks declare their metrics
 from expunge.errors import UserError
-from expunge.evals.glossary import FORGET_AXES, METRICS, MISSING, RETAIN_AXES, main_metrics, number
+from expunge.evals.glossary import (
+    FORGET_AXES,
+    METRICS,
+    MISSING,
+    RETAIN_AXES,
+    declare,
+    main_metrics,
+    number,
+    of_json,
+)
 
 Row = dict[str, Any]
 Role = Literal["target", "retrained", "method"]
@@ -162,6 +172,8 @@ def load_results(directory: Path) -> list[Row]:
     for k, row in enumerate(rows, start=1):
         if problem := _problem(row):
             raise UserError(f"{path}, row {k}: {problem}; repeat the command that wrote it.")
+        if "declares" in row:
+            declare(*of_json(row["declares"]))
     return rows
 
 
@@ -180,6 +192,11 @@ def _problem(row: Any) -> str | None:
         return "'trajectory' must be a list of objects that have 'metrics'"
     if not isinstance(row.get("versions") or {}, dict):
         return f"'versions' must be an object, got {row['versions']!r}"
+    if "declares" in row:
+        try:
+            of_json(row["declares"])
+        except ValueError:
+            return "'declares' must be an object of 'metrics' and 'axes'"
     costs = {key: row.get(key) for key in ("seconds", "peak_memory_mib")}
     places = {key: step.get(key) for step in steps for key in ("epoch", "step")}
     for found in (costs, places, row["metrics"], *(s["metrics"] for s in steps)):

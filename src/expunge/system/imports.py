@@ -14,6 +14,11 @@ def is_path(name: object) -> TypeGuard[str]:
     return isinstance(name, str) and ":" in name
 
 
+def is_ours(cls: type) -> bool:
+    """Whether a class belongs to this package, so that recipes know it by a name."""
+    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
 def path_of(cls: type) -> str:
     """The import path of a class."""
     return f"{cls.__module__}:{cls.__qualname__}"

@@ -13,9 +13,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from expunge.errors import UserError
 from expunge.evals.glossary import FORGET_AXES, METRICS, RETAIN_AXES, number, show
 
-UTILITY = ("model_utility", *(name for name in RETAIN_AXES if name != "model_utility"))
-"""The first of these that is measured on the way is the utility that the budget is about."""
-
 
 @dataclass(frozen=True)
 class Look:
@@ -36,7 +33,8 @@ class UtilityBudget(TrainerCallback):
 
     def __init__(self, share: float, before: Mapping[str, float]) -> None:
         self.share, self.before = share, before
-        found = next((name for name in UTILITY if number(before.get(name))), None)
+        kept = sorted(RETAIN_AXES, key=lambda name: name != "model_utility")  # it goes before the others
+        found = next((name for name in kept if number(before.get(name))), None)
         aim = next((name for name in FORGET_AXES if number(before.get(name)) is not None), None)
         if found is None or aim is None:
             side = "stay" if found is None else "go"
