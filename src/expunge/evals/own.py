@@ -1,14 +1,11 @@
-"""Metrics of a user's own: pure functions of an evaluation's records, with their range and best value.
-
-Knows how such a function is declared, found and checked; knows nothing of models or recipes.
-"""
+"""Metrics of a user's own: pure functions of an evaluation's records, with their range and best value."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
-from expunge.errors import UserError
+from expunge.errors import UserError, first_line
 from expunge.evals.glossary import GOAL, METRICS, Metric
 from expunge.evals.tofu import Record
 from expunge.system.imports import attribute, is_path
@@ -42,9 +39,8 @@ class OwnMetric:
         try:
             value = float(self.function(records))
         except Exception as error:  # a stranger's function may raise anything
-            first = next(iter(str(error).splitlines()), "")
             raise UserError(
-                f"evaluate.metrics: {self.path} raises {type(error).__name__} ({first}); mend it."
+                f"evaluate.metrics: {self.path} raises {type(error).__name__} ({first_line(error)}); mend it."
             ) from error
         low, high = self.range
         if math.isnan(value) or (low is not None and value < low) or (high is not None and value > high):

@@ -4,7 +4,7 @@ import inspect
 from importlib import import_module
 from typing import TypeGuard, TypeVar
 
-from expunge.errors import UserError, did_you_mean
+from expunge.errors import UserError, did_you_mean, first_line
 
 T = TypeVar("T")
 
@@ -56,8 +56,9 @@ def attribute(path: str, what: str) -> object:
             ) from error
         raise UserError(f"{path}: importing {module_name} needs {error.name}, which is not installed.") from error
     except Exception as error:  # a stranger's module may raise anything
-        first = next(iter(str(error).splitlines()), "")
-        raise UserError(f"{path}: importing {module_name} raises {type(error).__name__} ({first}); mend it.") from error
+        raise UserError(
+            f"{path}: importing {module_name} raises {type(error).__name__} ({first_line(error)}); mend it."
+        ) from error
     for part in name.split("."):
         if not hasattr(found, part):
             raise UserError(f"{path}: {module_name} has no {name}.{did_you_mean(part, dir(found))}")
