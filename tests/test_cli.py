@@ -40,6 +40,7 @@ def run(
 ) -> Run:
     """Runs a command in an empty folder; gives exit code, stdout, and stderr with the log that pytest keeps from it."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")  # the command sets it, and would leave it set
 
     def call(*words: str) -> tuple[int, str, str]:
         code = main([str(word) for word in words])

@@ -39,11 +39,3 @@ def test_every_combination_is_a_recipe(path: Path) -> None:
         expected *= len(values)
     assert len({name for name, _ in found}) == len(found) == expected
     assert all(own.methods == recipe.methods and not own.over for _, own in found)
-
-
-@each
-def test_what_is_trained_here_needs_no_network(path: Path) -> None:
-    recipe = load_recipe(path)
-    if recipe.model.scratch is not None:
-        assert recipe.model.name is None
-        assert recipe.retrained is None
