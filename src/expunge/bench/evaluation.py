@@ -42,7 +42,7 @@ PROMPTS = {"plain": (0, 0), "chat": (35, 5), "examples": (300, 0)}
 KNOWN = "whole, retain known"
 """An evaluation of a model that answers the retain questions rightly, as an unlearned one should."""
 END = 37
-"""One token in so many ends an answer. Random answers then have about as many tokens as TOFU's, and as many lengths."""
+"""One token in this many ends an answer. Lengths of random answers are then spread about as those of TOFU are."""
 
 
 def measure(

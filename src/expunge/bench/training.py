@@ -159,7 +159,7 @@ def table(found: dict[str, Any]) -> Table:
 
 def markdown(found: dict[str, Any], *, command: str) -> str:
     """The same as a page, with the command that repeats it and what it ran on."""
-    again = ", layers' activations made again" if found["checkpointing"] else ""
+    again = ", activation checkpointing" if found["checkpointing"] else ""
     return page(
         f"""# What an unlearning step costs
 
@@ -176,7 +176,7 @@ for each:""",
 
 
 def svg(found: dict[str, Any]) -> str:
-    """Time and memory of every method, floor, naive and ours side by side."""
+    """Time and memory of every method: floor, naive and ours."""
     return picture.steps(found["rows"])
 
 

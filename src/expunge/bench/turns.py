@@ -46,7 +46,7 @@ def count_flops(step: Callable[[], object]) -> int:
 
 
 def utilisation(flops: int, ms: float, device: str) -> float | None:
-    """The share of a device's speed in bfloat16 that so many operations in so many milliseconds are, if it is known."""
+    """Share of a device's bfloat16 speed that `flops` operations in `ms` milliseconds reach; `None` if unknown."""
     speed = next((speed for name, speed in DENSE_BF16.items() if name in device), None)
     return None if speed is None else 1000 * flops / ms / speed
 

@@ -20,7 +20,7 @@ HELD_OUT = 0.1
 """The share of retain rows that is never trained on, so that what is kept is measured on something unseen."""
 
 QUESTIONS = 200
-"""At most so many rows of a set are asked about."""
+"""Most rows of a set that are asked about."""
 
 _SPACE = re.compile(r"\s")
 

@@ -56,7 +56,9 @@ class MuseConfig(BenchmarkConfig):
     name: Literal["muse-news", "muse-books"] = "muse-news"
     path: str | None = Field(default=None, description="folder with MUSE's files; the hub without it")
     retain: str | None = Field(default=None, description="file, folder or hub id of texts to keep; MUSE's own without")
-    articles: int | None = Field(default=None, ge=1, description="forget only so many texts, and ask about those")
+    articles: int | None = Field(
+        default=None, ge=1, description="number of texts to forget and to ask about; all of them if left out"
+    )
     shots: int | None = Field(default=None, ge=0, description="examples before a question; all of MUSE's without")
     retrained_auc: float | None = Field(
         default=None, gt=0, le=1, description="of a retrained model that is not at hand (.4772 for Llama-2-7B on news)"

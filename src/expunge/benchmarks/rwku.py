@@ -156,7 +156,9 @@ class RwkuConfig(BenchmarkConfig):
         "asked and its answers, for a model trained here (which learns those of all targets and neighbours)",
     )
     retain: str | None = Field(default=None, description="rows to keep; other targets' passages or probes without it")
-    texts: int | None = Field(default=None, ge=1, description="only so many texts of each membership set")
+    texts: int | None = Field(
+        default=None, ge=1, description="number of texts of each membership set; all of them if left out"
+    )
 
     def load(self) -> Benchmark:
         return load_batch(self.targets, self.path, corpus=self.corpus, retain=self.retain, texts=self.texts)
@@ -198,7 +200,7 @@ def load_batch(
       them is kept. Unlearning is not shown their AA: it tells whether forgetting goes beyond the words it was trained
       on, while FB and QA tell whether memorised answers are gone.
 
-    `retain` gives other rows to keep. With `texts`, only so many texts of each target's FM and RM are asked about.
+    `retain` gives other rows to keep. `texts` is the number of texts of each target's FM and RM that are asked about.
     """
     source = _Source(path)
     names = source.names(targets)
@@ -337,7 +339,7 @@ def _pair(cells: Any) -> Row | None:
 
 
 def _spread(rows: list[Row], most: int) -> list[Row]:
-    """At most so many of the rows, at even distances."""
+    """At most `most` of the rows, at even distances."""
     count = min(most, len(rows))
     return [rows[i * len(rows) // count] for i in range(count)]
 
@@ -400,7 +402,7 @@ def _worded(source: _Source, file: str, names: Sequence[str], prompt: str) -> li
 
 
 def _texts(source: _Source, file: str, names: Sequence[str], most: int | None) -> list[str]:
-    """The texts of a file, of each target only the first so many."""
+    """The texts of a file; of each target only the first `most`."""
     return [_text(record, "text") for name in names for record in source.read(file, [name])[:most]]
 
 

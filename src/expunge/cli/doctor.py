@@ -1,4 +1,4 @@
-"""What to look at when something does not work: versions, device, caches, one tiny training step.
+"""Checks for when something does not work: versions, device, caches, one tiny training step.
 
 Knows the environment; knows nothing of recipes.
 """

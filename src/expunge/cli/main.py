@@ -121,8 +121,10 @@ def _parser() -> _Parser:
     )
     sub.add_argument("recipe", nargs="?", help="YAML file; not needed when the keys are given here")
     sub.add_argument("--out", help="run directory (default runs/<name of the recipe>)")
-    sub.add_argument("--seeds", type=int, help="run it so many times, with one seed after the other")
-    sub.add_argument("--workers", type=int, default=1, help="of several runs (--seeds, over), so many at a time")
+    sub.add_argument("--seeds", type=int, help="number of seeds: run once for each, one seed after the other")
+    sub.add_argument(
+        "--workers", type=int, default=1, help="number of runs at a time, where there are several (--seeds, over)"
+    )
     sub.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
     sub.add_argument("--dry-run", action="store_true", help="say what would be done: rows, steps, parameters, memory")
     run_options(sub)
@@ -162,10 +164,10 @@ def _parser() -> _Parser:
         "%(default)s)",
     )
     sub.add_argument("--workers", type=int, default=1, help="processes on this machine (default %(default)s)")
-    sub.add_argument("--minutes", type=float, help="begin no trial after so many")
+    sub.add_argument("--minutes", type=float, help="begin no trial after this many minutes")
     sub.add_argument("--storage", help="database that machines share: postgresql://user:password@host/database")
     sub.add_argument("--study", help="name of the sweep there (default a hash of recipe and space)")
-    sub.add_argument("--seeds", type=int, help="run every trial so many times; objectives are means")
+    sub.add_argument("--seeds", type=int, help="number of seeds of each trial; objectives are means over them")
     sub.add_argument("--out", type=Path, help="folder (default runs/<name of the recipe>-sweep)")
     sub.add_argument("--json", action="store_true", help="print trials.json instead of tables")
 
@@ -179,7 +181,7 @@ def _parser() -> _Parser:
     sub.add_argument("name", nargs="?", help="one of the list, or a YAML file of your own")
     sub.add_argument("--recipe-set", help="which models (default those trained here)")
     sub.add_argument("--splits", help="which splits, with commas (default the first)")
-    sub.add_argument("--seeds", type=int, help="every method so many times on the same target, with intervals")
+    sub.add_argument("--seeds", type=int, help="number of seeds of each method on the same target, with intervals")
     sub.add_argument("--runs", type=Path, help="folder of the runs (default runs)")
     sub.add_argument("--out", type=Path, help="folder of the page (default docs/results)")
     sub.add_argument("--dry-run", action="store_true", help="say what is there and what would be run")
@@ -206,7 +208,7 @@ def _parser() -> _Parser:
         "augment",
         commands.augment,
         "write paraphrases and wrong answers of the forget rows (--forget FILE, or --benchmark NAME) with a model "
-        "(--model NAME), for ULD to train on; an interrupted call, made again, goes on",
+        "(--model NAME), for ULD to train on; the same command goes on after an interruption",
         keys=True,
     )
     sub.add_argument("--out", type=Path, required=True, help="JSON Lines file, for --augment of expunge run")
@@ -236,7 +238,7 @@ def _parser() -> _Parser:
     sub.add_argument("--allowed-hosts", help="names that clients call this machine by, with commas (default its own)")
     sub.add_argument("--timeout", type=float, default=120, help="seconds that an answer may take (default %(default)s)")
 
-    sub = command("chat", commands.chat, "ask a checkpoint in the terminal, or two the same questions side by side")
+    sub = command("chat", commands.chat, "ask a checkpoint in the terminal, or compare the answers of two")
     sub.add_argument("model", help="folder or hub name")
     sub.add_argument("--against", help="a second model, such as the one before unlearning")
     sub.add_argument("--max-new-tokens", type=int, default=256, help="of an answer (default %(default)s)")

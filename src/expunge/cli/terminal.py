@@ -1,4 +1,4 @@
-"""What a terminal of eighty columns shows: results, plans and lists as tables.
+"""Output for a terminal of eighty columns: results, plans and lists as tables.
 
 Knows rows and widths; knows nothing of where they come from.
 """

@@ -28,7 +28,7 @@ DEEPEST = 64
 
 
 LONGEST_WORD = 1_000_000
-"""Characters without white space. Tokenizers merge them as one word, a second or more for so many."""
+"""Most characters of one word. A tokenizer takes a second or more for a longer one."""
 
 
 class PlacedRow(dict[str, Any]):

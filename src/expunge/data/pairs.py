@@ -114,7 +114,7 @@ class PairSampler(Sampler[Pair]):
         self.epoch = epoch
 
     def retain_rows(self, epochs: int) -> set[int]:
-        """The retain rows that stand beside forget rows in so many epochs: not all, where the forget set is small."""
+        """Numbers of the retain rows paired with forget rows in `epochs` epochs: not all of a large retain set."""
         if self.sets.lead == Role.RETAIN:
             return set(range(len(self.sets.retain)))
         now, drawn = self.epoch, set[int]()

@@ -126,7 +126,7 @@ class Usual:
         gc.collect()
 
     def limits(self, kind: str, tokens: int) -> tuple[float, float] | None:
-        """Nats a token from which on a text of so many tokens, or its second half, is broken; None if not known."""
+        """Nats a token above which a text of this many tokens, or its second half, is broken; None if unknown."""
         cut = [nll[:tokens] for nll in self.readings.get(kind, [])]
         if len(cut) < FEWEST:
             return None

@@ -64,7 +64,7 @@ def measure(
       each (`<name>_<attack>_<side>`); else `privleak`, where the retrained model's AUC is known, from
       `retrained_records` or the probe.
 
-    `limit` takes the first so many rows of each probe that is not to be asked whole. Raises `UserError` for a prompt
+    `limit` is the number of rows taken of each probe that need not be asked whole. Raises `UserError` for a prompt
     that does not fit the context, and for a passage to recognise of a single token.
     """
     probes = [_first(probe, limit) for probe in probes]

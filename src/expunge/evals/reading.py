@@ -19,7 +19,7 @@ from expunge.modeling.forward import forward_supervised
 from expunge.modeling.logprobs import Head
 
 AtHead = Callable[[Sequence[tuple[Encoded, int]], Tensor, Tensor, Head], Tensor]
-"""(where N tokens are: a sequence, and the how manieth of its supervised ones; their hidden states [N, D]; the tokens
+"""(where N tokens are: (sequence, index of its supervised token); their hidden states [N, D]; the tokens
 [N]; the head) → something for each, [N, …]. Sequences that begin alike share the tokens that they begin with."""
 
 

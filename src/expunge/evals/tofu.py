@@ -153,7 +153,7 @@ def evaluate(
 
 
 def encode_answers(questions: Iterable[Question], tokenizer: Any, context: int, name: str = FORGET) -> list[Encoded]:
-    """Every question with its own answer, as it was trained on, for a model with a context of so many tokens.
+    """Every question with its own answer, as it was trained on, for a model with a context of `context` tokens.
 
     Raises `UserError` for a question that can't be encoded or fills the context, with its number and its row's place.
     """

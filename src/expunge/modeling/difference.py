@@ -113,7 +113,7 @@ def neutralise(assistant_CV: Tensor, base_CV: Tensor, tau: float) -> Tensor:
 
 
 class DifferenceHead(nn.Module):
-    """[…, n·D] hidden states of base and assistant side by side → the difference's logits […, V].
+    """[…, n·D] hidden states of base and assistant, concatenated → the difference's logits […, V].
 
     A head that the two share is applied once, to both hidden states as one product (to their difference where no
     filter has to see the base's logits).

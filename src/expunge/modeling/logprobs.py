@@ -493,7 +493,7 @@ def _chunks(tokens: int) -> list[slice]:
 
 
 def _by_chunks(fn: Callable[..., Tensor], *columns: Tensor) -> Tensor:
-    """Apply `fn` to `CHUNK` rows at a time; logits are made again in the backward instead of being kept."""
+    """Apply `fn` to `CHUNK` rows at a time; the backward recomputes the logits instead of keeping them."""
     if not torch.is_grad_enabled():
         return torch.cat([fn(*(c[i : i + CHUNK] for c in columns)) for i in range(0, max(1, len(columns[0])), CHUNK)])
     parts = []

@@ -25,7 +25,7 @@ POWERS = (0, math.log10(0.5), -1, -2, -4, -6, -10, -15, -20, -30)
 
 @dataclass(frozen=True)
 class Axis:
-    """What one direction of a picture means; `log` is for p-values, and cuts them off at `FLOOR`.
+    """One direction of a picture; `log` is for p-values, and cuts them off at `FLOOR`.
 
     It draws −√(−log10 p), not log10 p: from 1e-30 to 1, what matters (is it .01, .2 or .9?) would be a thirtieth of the
     height, and every good method and the retrained model would lie on one spot.
@@ -41,7 +41,7 @@ class Axis:
 
 @contextmanager
 def figure(width: float, height: float) -> Iterator[Any]:
-    """A figure of so many inches whose pixels are SVG points; the caller's matplotlib settings stay as they are."""
+    """A figure whose pixels are SVG points, its size in inches; the caller's matplotlib settings stay as they are."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -81,10 +81,10 @@ def to_svg(fig: Any, name: str, titles: Mapping[str, str] | None = None) -> str:
 
 
 class Titles(dict[str, str]):
-    """What a reader is told who points at a mark, for `to_svg`."""
+    """Tooltip texts of marks, for `to_svg`."""
 
     def put(self, artists: Sequence[Any], words: str) -> None:
-        """Of the one artist that a call of `plot` returns."""
+        """Add the text of the one artist that a call of `plot` returns."""
         (artist,), gid = artists, f"mark-{len(self)}"
         artist.set_gid(gid)
         self[gid] = words

@@ -53,7 +53,7 @@ class Entry:
 
     @property
     def names(self) -> list[str]:
-        """What each run is called where a reader points at it: its folder, the model and the seed."""
+        """Tooltip text of each run: its folder, the model and the seed."""
         pairs = zip(self.runs, self.directories, strict=True)
         return [f"{'/'.join(d.parts[-2:])}: {run['method']}, seed {run['seed']}" for run, d in pairs]
 
@@ -139,7 +139,7 @@ class Section:
         return (share := self.kept(entry)) is not None and share < COLLAPSE
 
     def broken(self, entry: Entry) -> bool:
-        """Whether so many of its forget answers are broken text, and more than of the references, that it counts."""
+        """Whether enough of its forget answers are broken text, and more than of the references', to count."""
         usual = max((e.value("degeneration") or 0.0 for e in self.entries if e.role != "method"), default=0.0)
         return (entry.value("degeneration") or 0.0) >= max(BROKEN, usual + 0.1)
 
@@ -225,7 +225,7 @@ def cost(row: Row) -> tuple[str, str]:
 
 
 def versions(rows: Iterable[Row]) -> list[tuple[str, list[str]]]:
-    """What the rows were made with: each name and, where rows differ, every value of it."""
+    """Versions and settings behind the rows: each name and, where rows differ, every value of it."""
     found: dict[str, list[str]] = {}
     for row in rows:
         for name, value in (row.get("versions") or {}).items():

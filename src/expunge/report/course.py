@@ -23,14 +23,14 @@ class Step(NamedTuple):
 
 
 def steps(entry: Entry) -> list[Step]:
-    """Of the first seed that has a trajectory, in order; steps count where epochs are not given."""
+    """Evaluations of the first seed that has a trajectory, in order; steps count where epochs are not given."""
     found = next((r["trajectory"] for r in entry.runs if r.get("trajectory")), [])
     each = [(s["step"] if s.get("epoch") is None else s["epoch"], s) for s in found if {"epoch", "step"} & s.keys()]
     return sorted((Step(float(at), s.get("seconds"), s["metrics"]) for at, s in each if at is not None))
 
 
 def unit(section: Section) -> str:
-    """What evaluations on the way are counted in."""
+    """The unit of the evaluations on the way."""
     found = [s for e in section.methods for r in e.runs for s in r.get("trajectory") or []]
     return "epoch" if any(s.get("epoch") is not None for s in found) else "step"
 
@@ -93,7 +93,7 @@ def trajectory(section: Section) -> Figure | None:
 
 
 def efficiency(section: Section) -> Figure | None:
-    """What forgetting costs: the forget metric against training time, as a multiple of ULD's, else of the longest."""
+    """Cost of forgetting: the forget metric against training time, as a multiple of ULD's, else of the longest."""
     aim = section.axis(FORGET_AXES)
     timed = [(e, run) for e in section.methods if (run := _timed(e, aim)) is not None]
     if aim is None or len(timed) < 2:

@@ -56,7 +56,7 @@ def _cell(entry: Entry, metric: str) -> strips.Cell | None:
 
 
 def _faults(found: Overview) -> Iterator[str]:
-    """What two metrics don't show: a model that lost the rest, and forgetting that is broken text."""
+    """Faults that two metrics don't show: a model that lost the rest, and forgetting that is broken text."""
     lost, garbled = "less than half of the rest is left", "a fifth or more of the forget answers is broken text"
     for which, words in ((Section.collapsed, lost), (Section.broken, garbled)):
         splits = {

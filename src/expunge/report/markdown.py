@@ -78,7 +78,7 @@ def interval_cell(name: str, values: Sequence[float]) -> str:
 
 
 def version_lines(rows: Iterable[Row]) -> list[str]:
-    """What the rows were made with, as a list."""
+    """Versions and settings behind the rows, as a list."""
     return [f"- {escaped(name)}: {escaped(', '.join(values))}" for name, values in versions(rows)]
 
 
@@ -89,7 +89,7 @@ def picture_line(title: str, file: str) -> str:
 def write_markdown(directories: Sequence[Path], out: Path) -> Path:
     """Write a table per split with seeds, versions and machine, and the command that repeats it; returns `out`.
 
-    Where splits stand side by side, their table and picture come first; the picture is written beside `out`.
+    Where a page compares splits, their table and picture come first; the picture is written beside `out`.
     """
     out = Path(out)
     with writing(out.parent):

@@ -1,4 +1,4 @@
-"""Several splits of one benchmark side by side, after Unilogit's figure 4 (arXiv 2505.06027).
+"""Several splits of one benchmark in one table, after Unilogit's figure 4 (arXiv 2505.06027).
 
 Knows which metrics, splits and models stand there, in what order, and what a cell holds. Knows nothing of pages,
 Markdown or drawing.
@@ -54,7 +54,7 @@ class Overview:
 
     @property
     def legend(self) -> list[str]:
-        """What the numbers of a cell are."""
+        """The kind of number in a cell."""
         return [f"{METRICS[name].label} {METRICS[name].hint}" for name in self.metrics]
 
 

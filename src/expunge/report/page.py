@@ -171,7 +171,7 @@ def _runs(section: Section) -> Table:
 
 
 def _glossary(found: Sequence[Section]) -> Table:
-    """What the metrics that occur mean."""
+    """The meaning of the metrics that occur."""
     columns = [*left("Metric"), Column(head="in results.json", kind="code"), *left("Range", "Good", "What it is")]
     names = dict.fromkeys(n for section in found for n in section.metrics())
     known = [(n, metric(n)) for n in names]

@@ -84,7 +84,7 @@ def epochs(panels: Sequence[Panel], *, unit: str, forget: str, retain: str, goal
 def distances(
     parts: Sequence[Stems | Curves], *, base: tuple[float, str] | None, axis: str, methods: Mapping[str, bool]
 ) -> str:
-    """The panels side by side, each on a scale of its own, of which `axis` names the unit.
+    """The panels in a row, each on a scale of its own, of which `axis` names the unit.
 
     `base` is what all are held against, and its name: one value far out in one panel leaves the others readable.
 
@@ -115,7 +115,7 @@ def distances(
 
 @dataclass(frozen=True)
 class _Sheet:
-    """What a panel must know beside its values (see `distances`): its scale ends at `top`, stems have `rows` rows."""
+    """Settings of a panel beside its values (see `distances`): its scale ends at `top`, stems have `rows` rows."""
 
     top: float
     rows: int

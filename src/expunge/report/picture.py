@@ -1,4 +1,4 @@
-"""What a picture is to a page: its SVG with a title, the same in words, and how to read it.
+"""A picture of a page: its SVG with a title, the same in words, and how to read it.
 
 Knows which metric makes which axis; knows nothing of what is drawn.
 """
@@ -27,7 +27,7 @@ def axis_of(name: str) -> Axis:
 
 
 def says(who: str, **metrics: float | None) -> str:
-    """What a mark tells who points at it."""
+    """Tooltip text of a mark."""
     return f"{who}: " + ", ".join(f"{METRICS.get(n, UNKNOWN).label or n} {show(n, v)}" for n, v in metrics.items())
 
 

@@ -30,7 +30,7 @@ SMALL = {"ms": 5.5, "mew": 1.1}
 
 @dataclass(frozen=True)
 class Cell:
-    """What a model has on one metric, the lowest and highest of its seeds, and the same in words."""
+    """A model's value of one metric, the lowest and highest of its seeds, and the same in words."""
 
     value: float
     low: float

@@ -1,4 +1,4 @@
-"""`expunge reproduce`: a table or a figure of a paper, made again: what is missing is run, what is there is kept.
+"""`expunge reproduce`: a table or a figure of a paper. Missing runs are made, finished ones kept.
 
 A reproduction is a YAML file: `definition` says what it may hold and which recipes follow from it, `jobs` what of them
 is done and how the rest is run, `page` what is written. None of them knows how a number comes about.

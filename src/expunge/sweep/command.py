@@ -63,7 +63,7 @@ def sweep(
     objectives: two metrics, each maximised or, where less is better, minimised. Chosen is the trial with the best first
         one among those that keep at least the share `keep` of the target's second one.
     workers: processes on this machine, each with its share of the threads.
-    minutes: after so many no trial begins; those that run are finished.
+    minutes: no trial begins after this time; those that run are finished.
     storage: a database's URL; the same sweep with the same one on another machine works off the same queue.
     study: the sweep's name there; without it a hash of all that decides the sweep.
     watch: called about once a second with the rows as they stand.

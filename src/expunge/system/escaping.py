@@ -13,7 +13,7 @@ _MARKS = (
     r"|\](?=[(\[:])"  # links
     r"|^[#+=-](?![\d.])"  # headings, rules and lists
 )
-"""What Markdown would not show as it stands."""
+"""Characters that Markdown would not show as they are."""
 
 
 def visible(text: str) -> str:
