@@ -32,7 +32,9 @@ def blocks(page: str, kind: str) -> list[str]:
 
 def shell(page: str) -> list[str]:
     """The commands on a page, without the remarks behind them."""
-    return [line.split("  #")[0].strip() for text in blocks(page, "sh") for line in text.splitlines()]
+    text = "\n".join(blocks(page, "sh")).replace("\\\n", " ")
+    lines = [" ".join(line.split("  #")[0].split()) for line in text.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def execute(page: str, line: str, *more: str) -> int:
