@@ -75,6 +75,7 @@ def test_the_schema_takes_every_recipe(path: Path) -> None:
         {"train": {"torch_compile": True}},
         {"model": {"nmae": "m"}},
         {"seed": -1},
+        {"benchmark": {"name": "tofu", "splitt": "forget01"}},
         {"methods": [{"forget": {"name": "npo", "betta": 1}}]},
     ],
 )
@@ -83,6 +84,8 @@ def test_the_schema_marks_a_mistake(mistake: dict[str, Any]) -> None:
     validator = Draft202012Validator(recipe_schema())
     assert validator.is_valid(recipe)
     assert validator.is_valid({**recipe, "method": {"forget": {"name": "own.losses:Mine", "floor": -3}}})
+    own = {"model": "m", "benchmark": {"name": "cities", "cities": 3}}
+    assert validator.is_valid(own)
     assert not validator.is_valid({**recipe, **mistake})
 
 

@@ -5,6 +5,7 @@ Knows the short forms that a recipe may use and `Recipe` unfolds; the keys thems
 
 from typing import Any
 
+from expunge.benchmarks.registry import NAMES
 from expunge.recipe.config import SHORT, Recipe
 from expunge.training.arguments import REFUSED
 
@@ -15,7 +16,13 @@ _OWN = {
     "required": ["name"],
 }
 """An objective of a user's own, by its import path; its options are known to its class alone."""
-_UNFOLDED = {"Method": ("forget", "retain")}
+_OWN_BENCHMARK = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "not": {"enum": list(NAMES)}}},
+    "required": ["name"],
+}
+"""A benchmark of a user's own, by its import path or its entry point."""
+_UNFOLDED = {"Method": ("forget", "retain"), "EvaluateConfig": ("metrics",)}
 """Keys inside a section that may be one word too."""
 
 
@@ -31,10 +38,11 @@ def recipe_schema() -> dict[str, Any]:
     top["methods"]["items"] = {"anyOf": [method, _WORD]}
     top["method"] = {"anyOf": [method, _WORD], "description": "short for `methods` with one method"}
     for key in SHORT.keys() - {"method"}:
-        top[key] = _or_a_word(top[key])
+        top[key] = _or_a_word(top[key], *([_OWN_BENCHMARK] if key == "benchmark" else []))
     for section, keys in _UNFOLDED.items():
         for key in keys:
-            parts[section]["properties"][key] = _or_a_word(parts[section]["properties"][key], _OWN)
+            others = [_OWN] if section == "Method" else []
+            parts[section]["properties"][key] = _or_a_word(parts[section]["properties"][key], *others)
     for key in REFUSED:
         parts["TrainConfig"]["properties"].pop(key, None)
     # A default of whole sections repeats every key of them, in words that nobody reads.
