@@ -27,7 +27,7 @@ from expunge.bench.turns import count_flops, milliseconds, own_cache, page, titl
 from expunge.data.encode import Encoded
 from expunge.data.pairs import Collator, Role, Sets
 from expunge.modeling.agreement import ways_of
-from expunge.objectives import FORGET, RETAIN, ULD, Needs, Objective, Uniform
+from expunge.objectives import FORGET, RETAIN, Needs, Objective
 from expunge.objectives.base import Share
 from expunge.report.table import Table, left, right
 from expunge.system.machine import peak_memory, resident, versions
@@ -223,11 +223,12 @@ def ours(method: str, model: Any, sets: Sets) -> Callable[[dict[str, Tensor]], T
 
 
 def terms(method: str) -> tuple[Objective, Objective]:
-    """The forget and the retain objective of `npo+kl`, as their defaults are; ULD brings its own."""
-    if method == "uld":
-        return ULD(), Uniform(weight=5.0)
+    """The forget and the retain objective of `npo+kl`, as their defaults are; ULD brings its own retain objective."""
     forget, _, kept = method.partition("+")
-    return FORGET[forget](), RETAIN[kept]()
+    objective = FORGET[forget]()
+    retain = RETAIN[kept]() if kept else objective.own_retain
+    assert retain is not None
+    return objective, retain
 
 
 def needs_of(method: str) -> dict[Role, Needs]:
