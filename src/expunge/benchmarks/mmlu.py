@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from expunge.data.benchmark import Choices, Row
-from expunge.data.files import Record, local_path, read_records
+from expunge.data.files import Record
 from expunge.data.formats import text_of
+from expunge.data.source import Source
 from expunge.errors import UserError, did_you_mean
 
 HUB_ID = "cais/mmlu"
+REMEDY = (
+    "put mmlu_all_val.json there, and for every subject dev/<subject>_dev.csv, both from the hub data set " + HUB_ID
+)
 LETTERS = "ABCD"
 
 DESCRIPTION = "The following are multiple choice questions (with answers) about {subject}.\n\n"
@@ -63,10 +67,10 @@ def load(path: str | Path, *, shots: int = 5) -> Choices:
 
     Raises `UserError` for a file that is missing or has other columns.
     """
-    folder = local_path(path, "evaluate.mmlu")
-    questions = [read_item(cells, where) for where, cells in read_records(_file(folder, "mmlu_all_val.json"))]
+    source = Source.at(path, title="MMLU", hub_id=HUB_ID, remedy=REMEDY, key="evaluate.mmlu")
+    questions = [read_item(cells, where) for where, cells in source.read("mmlu_all_val.json")]
     subjects = dict.fromkeys(item.subject for item in questions)
-    dev = {s: [_of_csv(record, s) for record in read_records(_file(folder, f"dev/{s}_dev.csv"))] for s in subjects}
+    dev = {s: [_of_csv(record, s) for record in source.read(f"dev/{s}_dev.csv")] for s in subjects}
     return probe(questions, dev, shots=shots)
 
 
@@ -95,17 +99,6 @@ def _of_csv(record: Record, subject: str) -> Item:
     where, cells = record
     choices = [cells.get(f"choice{i}") for i in range(len(LETTERS))]
     return read_item({**cells, "subject": subject, "choices": choices}, where)
-
-
-def _file(folder: Path, name: str) -> Path:
-    file = folder / name
-    if not file.is_file():
-        there = "which does not have it" if folder.is_dir() else "which does not exist"
-        raise UserError(
-            f"MMLU needs the file {name} in {folder}, {there}; put mmlu_all_val.json there, and for every subject "
-            f"dev/<subject>_dev.csv, both from the hub data set {HUB_ID}."
-        )
-    return file
 
 
 def _asked(item: Item) -> str:

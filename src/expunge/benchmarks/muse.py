@@ -13,8 +13,9 @@ from pydantic import Field
 
 from expunge.benchmarks.base import BenchmarkConfig
 from expunge.data.benchmark import Benchmark, Continuations, Membership, Probe, Row
-from expunge.data.files import Record, local_path, read_records
+from expunge.data.files import Record
 from expunge.data.formats import normalise, read_rows
+from expunge.data.source import Source
 from expunge.errors import UserError, did_you_mean
 from expunge.evals.glossary import GOAL, SAME, Axes, Metric
 
@@ -142,8 +143,8 @@ def _retain(files: "_Files", retain: str | None) -> list[Row]:
     log.warning(
         "there are no retain rows: %s does not have raw/retain1.json; take it from the hub data set %s, "
         "or name other rows to retain",
-        files.folder,
-        files.hub_id,
+        files.source.folder,
+        files.source.hub_id,
     )
     return []
 
@@ -155,11 +156,12 @@ class _Files:
     """The configurations and splits of one corpus, here or on the hub."""
 
     def __init__(self, corpus: str, path: str | Path | None) -> None:
-        self.hub_id = HUB_IDS[corpus]
-        self.folder = None if path is None else local_path(path, "benchmark.path")
+        hub_id = HUB_IDS[corpus]
+        remedy = f"write the splits of the hub data set {hub_id} there, or leave the path out to load them from the hub"
+        self.source = Source.at(path, title="MUSE", hub_id=hub_id, remedy=remedy)
 
     def has(self, config: str, split: str) -> bool:
-        return self.folder is None or (self.folder / config / f"{split}.json").is_file()
+        return self.source.has(f"{config}/{split}.json")
 
     def texts(self, config: str, split: str, *, may_be_blank: bool = False) -> list[str]:
         records = self._read(config, split)
@@ -168,7 +170,7 @@ class _Files:
         if may_be_blank:  # as one of the news articles is
             records = [record for record in records if not _is_blank(record)]
             if not records:
-                raise UserError(f"{config}/{split} of {self.folder or self.hub_id} has only blank texts; write others.")
+                raise UserError(f"{config}/{split} of {self.source.place} has only blank texts; write others.")
         return [text for (text,) in self._checked(records, "text")]
 
     def cells(self, config: str, split: str, *columns: str) -> list[list[str]]:
@@ -184,22 +186,14 @@ class _Files:
         ]
 
     def _read(self, config: str, split: str) -> list[Record]:
-        if self.folder is None:
-            return read_records(f"{self.hub_id}:{config}", split=split)
-        if not self.has(config, split):
-            there = "which does not have it" if self.folder.is_dir() else "which does not exist"
-            raise UserError(
-                f"MUSE needs the file {config}/{split}.json in {self.folder}, {there}; write the splits of the hub "
-                f"data set {self.hub_id} there, or leave the path out to load them from the hub."
-            )
-        return read_records(self.folder / config / f"{split}.json")
+        return self.source.read(f"{config}/{split}.json", config, split=split)
 
     def _checked(self, records: Sequence[Record], *columns: str) -> list[list[str]]:
         for where, record in records:
             if not isinstance(record, dict) or any(column not in record for column in columns):
                 raise UserError(
                     f"{where} is not one of MUSE's: it needs {' and '.join(columns)}; take the file from the hub data "
-                    f"set {self.hub_id}."
+                    f"set {self.source.hub_id}."
                 )
         return [
             [normalise({"text": record[column]}, f"{where}: {column}")["text"] for column in columns]

@@ -15,12 +15,14 @@ from expunge.benchmarks.base import BenchmarkConfig
 from expunge.data.benchmark import Benchmark, Choices, Continuations, Membership, Probe, Row
 from expunge.data.checks import canonical
 from expunge.data.encode import opened, question_row
-from expunge.data.files import Record, local_path, read_records
+from expunge.data.files import Record, read_records
 from expunge.data.formats import normalise, read_rows, text_of
+from expunge.data.source import Source
 from expunge.errors import UserError, did_you_mean
 from expunge.evals.glossary import GOAL, SAME, Axes, Metric
 
 HUB_ID = "jinzhuoran/RWKU"
+REMEDY = f"download the folder Target of the hub data set {HUB_ID}, or leave the path out to load from the hub"
 HUB = {
     "forget_level1": ("forget_level1", "test"),
     "forget_level2": ("forget_level2", "test"),
@@ -202,7 +204,7 @@ def load_batch(
 
     `retain` gives other rows to keep. `texts` is the number of texts of each target's FM and RM that are asked about.
     """
-    source = _Source(path)
+    source = _Targets(path)
     names = source.names(targets)
     world: list[Row] | None = None
     if corpus == "probes":
@@ -237,15 +239,15 @@ def load_batch(
 
 def targets(path: str | Path | None = None) -> list[str]:
     """The names of the targets that a folder (or else the hub) holds, by number."""
-    return list(_Source(path).known)
+    return list(_Targets(path).known)
 
 
-class _Source:
+class _Targets:
     """A folder of per-target folders, or the hub. `known` maps a target's name to that of its folder."""
 
     def __init__(self, path: str | Path | None):
-        self.folder = None if path is None else local_path(path, "benchmark.path")
-        self.known = _on_hub() if self.folder is None else _in_folder(self.folder)
+        self.source = Source.at(path, title="RWKU", hub_id=HUB_ID, remedy=REMEDY)
+        self.known = _on_hub(self.source) if self.source.folder is None else _in_folder(self.source.folder)
 
     def names(self, wanted: Sequence[str]) -> list[str]:
         """The targets' names, each once."""
@@ -256,36 +258,27 @@ class _Source:
             spelled |= {folder: name, folder.partition("_")[0]: name}
         for target in wanted:
             if target not in spelled:
-                where = HUB_ID if self.folder is None else self.folder
                 some = ", ".join([*self.known][:6]) + (", …" if len(self.known) > 6 else "")
                 raise UserError(
-                    f"RWKU has no target {target!r} in {where}; choose one of {some} ({len(self.known)} targets)."
-                    f"{did_you_mean(target, spelled)}"
+                    f"RWKU has no target {target!r} in {self.source.place}; choose one of {some} ({len(self.known)} "
+                    f"targets).{did_you_mean(target, spelled)}"
                 )
         return list(dict.fromkeys(spelled[target] for target in wanted))
 
     def read(self, file: str, names: Iterable[str], *, may_be_missing: bool = False) -> list[Record]:
         """The rows of one kind about each of the targets, one target after the other."""
-        if self.folder is None:
-            config, split = HUB[file]
+        config, split = HUB[file]
+        if self.source.folder is None:
             rows: dict[str, list[Record]] = {name: [] for name in names}
-            for where, cells in read_records(f"{HUB_ID}:{config}", split=split):
+            for where, cells in self.source.read("", config, split=split):
                 if (subject := _text((where, cells), "subject")) in rows:
                     rows[subject].append((where, cells))
             if missing := [name for name, own in rows.items() if not own and not may_be_missing]:
                 raise UserError(f"{HUB_ID}:{config} has no rows about {missing[0]}; use a local copy that has.")
             return [record for own in rows.values() for record in own]
-        files = [self.folder / self.known[name] / f"{file}.json" for name in names]
-        records: list[Record] = []
-        for own in files:
-            if own.is_file():
-                records += read_records(own)
-            elif not may_be_missing:
-                raise UserError(
-                    f"RWKU needs the file {own.name} in {own.parent}, which does not have it; download the folder "
-                    f"Target of the hub data set {HUB_ID}, or leave the path out to load from the hub."
-                )
-        return records
+        folders = [self.source.within(self.known[name]) for name in names]
+        there = [own for own in folders if not may_be_missing or own.has(f"{file}.json")]
+        return [record for own in there for record in own.read(f"{file}.json")]
 
     def passages(self, names: Iterable[str], *, may_be_missing: bool = False) -> list[Row]:
         return [
@@ -293,9 +286,9 @@ class _Source:
         ]
 
 
-def _on_hub() -> dict[str, str]:
+def _on_hub(source: Source) -> dict[str, str]:
     # The official scripts number the targets in this order too.
-    records = enumerate(read_records(f"{HUB_ID}:forget_target"), 1)
+    records = enumerate(source.read("", "forget_target"), 1)
     names = [(i, _text(record, "target")) for i, record in records]
     return {name: f"{i}_{name.replace(' ', '_')}" for i, name in names}
 
@@ -347,7 +340,7 @@ def _spread(rows: list[Row], most: int) -> list[Row]:
 # ---- what is asked ---------------------------------------------------------------------------------------------
 
 
-def _probes(source: _Source, names: list[str], texts: int | None) -> list[Probe]:
+def _probes(source: _Targets, names: list[str], texts: int | None) -> list[Probe]:
     attacks, kinds = _attacks(source, names)
     return [
         _asked("forget_fb", _worded(source, "forget_level1", names, CLOZE)),
@@ -381,14 +374,14 @@ AROUND = ("neighbor_level1", "neighbor_level2", "retain_mia")
 """Blanks, questions and texts about the targets, and those about neighbours and others."""
 
 
-def _taught(source: _Source, files: tuple[str, str, str], names: Sequence[str], texts: int | None) -> list[Row]:
+def _taught(source: _Targets, files: tuple[str, str, str], names: Sequence[str], texts: int | None) -> list[Row]:
     """The questions in plain words, as rows to learn."""
     blanks, questions, mia = files
     rows: list[Row] = [{"text": text} for text in _texts(source, mia, names, texts)]
     return [*_worded(source, blanks, names, CLOZE), *_worded(source, questions, names, SIMPLE), *rows]
 
 
-def _attacks(source: _Source, names: Sequence[str]) -> tuple[list[Row], list[str]]:
+def _attacks(source: _Targets, names: Sequence[str]) -> tuple[list[Row], list[str]]:
     """The adversarial questions and the kind of each."""
     records = source.read("forget_level3", names)
     types = [_text(record, "type") for record in records]
@@ -397,11 +390,11 @@ def _attacks(source: _Source, names: Sequence[str]) -> tuple[list[Row], list[str
     return rows, [t.partition(" (")[0] for t in types]
 
 
-def _worded(source: _Source, file: str, names: Sequence[str], prompt: str) -> list[Row]:
+def _worded(source: _Targets, file: str, names: Sequence[str], prompt: str) -> list[Row]:
     return [_question(record, prompt, OPENING) for record in source.read(file, names)]
 
 
-def _texts(source: _Source, file: str, names: Sequence[str], most: int | None) -> list[str]:
+def _texts(source: _Targets, file: str, names: Sequence[str], most: int | None) -> list[str]:
     """The texts of a file; of each target only the first `most`."""
     return [_text(record, "text") for name in names for record in source.read(file, [name])[:most]]
 

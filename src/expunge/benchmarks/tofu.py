@@ -11,11 +11,13 @@ from pydantic import Field
 from expunge.benchmarks.base import BenchmarkConfig
 from expunge.data.benchmark import Benchmark, Question
 from expunge.data.encode import question_row
-from expunge.data.files import Record, local_path, read_records
+from expunge.data.files import Record
 from expunge.data.formats import normalise, read_rows, text_of
+from expunge.data.source import Source
 from expunge.errors import UserError, did_you_mean
 
 HUB_ID = "locuslab/TOFU"
+REMEDY = f"download the files of the hub data set {HUB_ID} there, or leave the path out to load them from the hub"
 RETAIN_OF = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
 """For every forget split, the rows that stay; the two together are `full`."""
 
@@ -49,33 +51,20 @@ def load(*, split: str = "forget10", path: str | Path | None = None) -> Benchmar
         "real_authors": "real_authors_perturbed",
         "world_facts": "world_facts_perturbed",
     }
+    source = Source.at(path, title="TOFU", hub_id=HUB_ID, remedy=REMEDY)
     questions = {
-        name: [_question(record) for record in read_records(_source(file, path))] for name, file in sources.items()
+        name: [_question(record) for record in source.read(f"{file}.json", file)] for name, file in sources.items()
     }
     return Benchmark(
         name="tofu",
         split=split,
-        forget=read_rows(_source(split, path)),
-        retain=read_rows(_source(RETAIN_OF[split], path)),
+        forget=read_rows(source.locate(f"{split}.json", split)),
+        retain=read_rows(source.locate(f"{RETAIN_OF[split]}.json", RETAIN_OF[split])),
         questions=questions,
         utility=[
             question_row(q.question, q.answer) for name in ("real_authors", "world_facts") for q in questions[name]
         ],
     )
-
-
-def _source(name: str, path: str | Path | None) -> str | Path:
-    if path is None:
-        return f"{HUB_ID}:{name}"
-    folder = local_path(path, "benchmark.path")
-    file = folder / f"{name}.json"
-    if not file.is_file():
-        there = "which does not have it" if folder.is_dir() else "which does not exist"
-        raise UserError(
-            f"TOFU needs the file {file.name} in {folder}, {there}; download the files of the hub data set {HUB_ID} "
-            "there, or leave the path out to load them from the hub."
-        )
-    return file
 
 
 def _question(record: Record) -> Question:
