@@ -92,3 +92,16 @@ def test_the_schema_marks_a_mistake(mistake: dict[str, Any]) -> None:
 def test_the_command_prints_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes", "--schema"]) == 0
     assert json.loads(capsys.readouterr().out) == recipe_schema() == json.loads(PAGES["reference/recipe.schema.json"])
+
+
+def test_the_table_of_files_names_every_module_and_no_other() -> None:
+    page = (ROOT / "docs" / "explanation" / "files.md").read_text(encoding="utf-8")
+    package = ROOT / "src" / "expunge"
+    named = set(
+        re.findall(r"`((?:\w+/)*\w+\.py|(?:\w+/)+)`", "\n".join(re.findall(r"^\| ([^|]+) \|", page, re.MULTILINE)))
+    )
+    assert not {name for name in named if not (package / name).exists()}
+    modules = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+    modules = {name for name in modules if not re.search(r"(^|/)__\w+__\.py$|_words\.py$", name)}
+    folders = tuple(name for name in named if name.endswith("/"))
+    assert not {name for name in modules - named if not name.startswith(folders)}
