@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from expunge import UnlearnConfig, UnlearnTrainer, evaluate, objectives, run
+from expunge import UnlearnConfig, UnlearnTrainer, UserError, evaluate, objectives, run
 from expunge.cli.main import main
 from expunge.evals.own import Records, metric
 from expunge.recipe.parsing import parse_recipe, recipe_of
+from expunge.training.prepare import objectives_of
 
 LOSSES = """
     from torch import Tensor
@@ -43,6 +44,10 @@ LOSSES = """
 
         def loss(self, s: Signals) -> Tensor:
             return self.sharpness * super().loss(s)
+
+
+    class Choosy(Mine):
+        rate: float
 
 
     class Half(Objective):
@@ -191,6 +196,14 @@ def test_the_plan_knows_it(workplace: Path, capsys: pytest.CaptureFixture[str]) 
     assert [row["method"] for row in json.loads(capsys.readouterr().out)] == ["mine+nll"]
 
 
+def test_options_without_a_default_are_asked_for(workplace: Path) -> None:
+    with pytest.raises(UserError, match=r"own\.losses:Choosy has no default for rate; give Choosy\(rate=…\)\."):
+        objectives_of("own.losses:Choosy", None)
+    assert (
+        recipe_of({**FABLE, "method": {"forget": {"name": "own.losses:Choosy", "rate": 2}}}).methods[0].name == "choosy"
+    )
+
+
 MISTAKES = {
     "own.losse:Mine": "own.losse:Mine: there is no module own.losse; install it, or put its folder on PYTHONPATH.",
     "nowhere:Mine": "method: nowhere:Mine: there is no module nowhere; install it, or put its folder on PYTHONPATH.",
@@ -305,6 +318,14 @@ def test_a_metric_s_mistake(installed: Path, metrics: str, capsys: pytest.Captur
     assert main(command) == 2
     told = capsys.readouterr().err
     assert METRIC_MISTAKES[metrics] in told
+    assert not Path("out").exists()
+
+
+def test_a_sweep_knows_its_direction(installed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--search", "grid", "--space", "{train.learning_rate: {choices: [1e-3, 1e-2]}}", "--out", "out"]
+    asked = ["--objectives", "length,retain_probability", "--evaluate.metrics", "length"]
+    assert main(["sweep", recipe_file(["ga"]), *words, *asked]) == 2
+    assert "--objectives: length is best at the retrained model's value" in capsys.readouterr().err
     assert not Path("out").exists()
 
 

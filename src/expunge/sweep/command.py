@@ -26,10 +26,10 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from expunge.errors import MachineError, UserError, did_you_mean
-from expunge.evals.glossary import METRICS, number
+from expunge.evals.glossary import METRICS, declare, number
 from expunge.pipeline.inputs import check_data, check_methods, check_recipe, load_benchmark, with_default_method
 from expunge.pipeline.rundir import alone_in, check_run_directory, results_damage
-from expunge.recipe.config import Recipe
+from expunge.recipe.config import Recipe, declarations
 from expunge.report import write_markdown, write_report
 from expunge.report.pareto import pareto
 from expunge.sweep.choice import Row, rows_of
@@ -72,6 +72,7 @@ def sweep(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     began, threads = time.time(), torch.get_num_threads()
+    declare(*declarations(recipe))
     _check_options(objectives, keep=keep, workers=workers, minutes=minutes)
     points = space.points(search, trials, seed=recipe.seed)
     with ExitStack() as held:

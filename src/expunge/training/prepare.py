@@ -179,15 +179,23 @@ def objectives_of(objective: Any, retain: Any) -> tuple[Objective | None, Object
                 f"objective {objective!r} trains an assistant beside the model, which a recipe does: expunge run "
                 f"--method {objective}."
             )
-        objective, retain = kind(), parts.get("retain", {}).get("name", retain)
+        objective, retain = _without_options(kind), parts.get("retain", {}).get("name", retain)
         retain = objective.own_retain if retain is None else retain
     if isinstance(retain, str):
-        retain = objective_class(retain, RETAIN, "retain objective")()
+        retain = _without_options(objective_class(retain, RETAIN, "retain objective"))
     for name, value in (("objective", objective), ("retain", retain)):
         if value is not None and not isinstance(value, Objective):
             made = " (call it: an objective is an instance)" if isinstance(value, type) else ""
             raise UserError(f"{name} must be an objective, such as objectives.NPO(), or a name, got {value!r}{made}.")
     return objective, NLL() if objective is None and retain is None else retain
+
+
+def _without_options(kind: type[Objective]) -> Objective:
+    """An objective of all defaults. Raises `UserError` for a class of a user's own that has options without one."""
+    wanting = [name for name, field in kind.model_fields.items() if field.is_required()]
+    if wanting:
+        raise UserError(f"{kind.recipe_name()} has no default for {wanting[0]}; give {kind.__name__}({wanting[0]}=…).")
+    return kind()
 
 
 def rows_of(dataset: Any, name: str) -> Sequence[Row]:
