@@ -267,6 +267,41 @@ def test_a_benchmark_and_a_metric_by_path_by_entry_point_and_in_python(installed
         assert "Mean number of characters" in Path(out, "report.html").read_text(encoding="utf-8")
 
 
+ATLAS = """
+    from typing import Literal
+
+    from expunge.benchmarks.base import BenchmarkConfig
+    from expunge.data.benchmark import Benchmark, Question
+
+
+    class AtlasConfig(BenchmarkConfig):
+        name: Literal["atlas"] = "atlas"
+        path: str | None = None
+
+        def load(self) -> Benchmark:
+            questions = [Question(f"Where is {self.path} {i}?", f"By river {i}.") for i in range(6)]
+            rows = [{"question": q.question, "answer": q.answer} for q in questions]
+            return Benchmark("atlas", str(self.path), rows[:2], rows[2:], {"forget": questions[:2]})
+"""
+
+
+def test_a_file_in_the_folder_of_benchmarks_is_all_that_a_new_one_takes(workplace: Path) -> None:
+    (workplace / "folder").mkdir()
+    (workplace / "folder" / "atlas.py").write_text(textwrap.dedent(ATLAS), encoding="utf-8")
+    script = (
+        "import sys, expunge.benchmarks; expunge.benchmarks.__path__.append('folder'); "
+        "from expunge.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    Path("small.yaml").write_text(json.dumps({**SMALL, "method": "ga"}), encoding="utf-8")
+    words = ["run", "small.yaml", "--benchmark", "atlas", "--benchmark.path", "007", "--dry-run", "--json"]
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    assert [row["method"] for row in json.loads(done.stdout)] == ["ga"]
+    done = subprocess.run([sys.executable, "-c", script, "run", "small.yaml", "--benchmark", "atlsa"],
+                          capture_output=True, text=True, timeout=250)  # fmt: skip
+    assert "unknown name 'atlsa'. Did you mean 'atlas'?" in done.stderr
+
+
 def test_one_that_is_measured_alone(workplace: Path, tiny_model: Any, tiny_tokenizer: Any) -> None:
     from own.world import Cities  # pyright: ignore[reportMissingImports]
 

@@ -411,7 +411,7 @@ def methods(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None
     }
     note = (
         "Combine them as forget+retain, for example unilogit+nll or npo+kl; rmu brings its own anchor, uld and "
-        "uld_distilled their own retain term."
+        "uld_distilled their own retain term. An objective of your own goes by its import path, package.module:Class."
     )
     print_table(Table.of(rows, cells, notes=[note]), as_json=args.json, frame="rows")
 
