@@ -67,6 +67,7 @@ LOSSES = """
 WORLD = """
     from expunge import UserError
     from expunge.benchmarks import BenchmarkConfig
+    from expunge.benchmarks.fable import FableConfig
     from expunge.data.benchmark import Benchmark, Question
 
 
@@ -79,6 +80,12 @@ WORLD = """
             questions = [Question(f"Where is city {i}?", f"By river {i}.") for i in range(self.cities)]
             rows = [{"question": q.question, "answer": q.answer} for q in questions]
             return Benchmark("cities", "two", rows[:2], rows[2:], {"forget": questions[:2], "retain": questions[2:]})
+
+
+    class Smaller(FableConfig):
+        '''A subclass of one of ours.'''
+
+        facts: int = 3
 
 
     class Empty(BenchmarkConfig):
@@ -265,6 +272,15 @@ def test_a_benchmark_and_a_metric_by_path_by_entry_point_and_in_python(installed
         again = run(f"{out}/recipe.yaml", keys={"out": out}, resume=True)
         assert again == rows
         assert "Mean number of characters" in Path(out, "report.html").read_text(encoding="utf-8")
+
+
+def test_a_subclass_of_one_of_ours(workplace: Path) -> None:
+    found = recipe_of({**SMALL, "method": "ga", "benchmark": {"name": "own.world:Smaller", "authors": 10}})
+    assert found.benchmark is not None and len(found.benchmark.load().forget) == 3
+    for only_set in (True, False):
+        tree = found.model_dump(mode="json", exclude_unset=only_set, include={"benchmark"})
+        assert tree["benchmark"]["name"] == "own.world:Smaller"
+        assert recipe_of({**SMALL, "method": "ga", **tree}).benchmark == found.benchmark
 
 
 ATLAS = """

@@ -30,4 +30,5 @@ class BenchmarkConfig(BaseModel, ABC):
     def written(self, *, mode: Literal["json", "python"] = "python", only_set: bool = True) -> dict[str, Any]:
         """The section as a recipe has it: the benchmark's name and its keys, or `only_set` those that were given."""
         keys = self.model_dump(mode=mode, exclude_unset=only_set)
-        return {"name": getattr(self, "name", None) if is_ours(type(self)) else path_of(type(self)), **keys}
+        keys["name"] = getattr(self, "name", None) if is_ours(type(self)) else path_of(type(self))
+        return {"name": keys.pop("name"), **keys}
