@@ -77,9 +77,7 @@ def answering(model: Any, longest: int) -> How:
     ways_of(model, longest)
 
     def measure(length: int) -> How:
-        for how in get_args(How):
-            if how == "uncached" or _decodes_plainly(model, length, how):
-                break
+        how: How = next(way for way in get_args(How) if way == "uncached" or _decodes_plainly(model, length, way))
         if how in WORDS:
             say(model, WORDS[how])
         return how

@@ -250,7 +250,9 @@ class LogitDifferenceForCausalLM(PreTrainedModel, GenerationMixin):
                 f"{[*lost, *found.unexpected_keys][0]}); copy the checkpoint again, or train it anew."
             )
 
-    def save_pretrained(self, save_directory: str | Path, **_kwargs: Any) -> None:
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  options of shards mean nothing here
+        self, save_directory: str | Path, **_kwargs: Any
+    ) -> None:
         """Write the configuration and the assistant; of the base only its name."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from math import log
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -37,7 +37,7 @@ class Subtraction(Objective):
     alone: ClassVar[bool] = True
     variants: ClassVar[Mapping[str, int]] = {"paraphrases": 4, "perturbations": 1}
 
-    name: str
+    name: Any
     alpha: float = Field(default=0.8, gt=0, description="how much of the assistant's logits is subtracted")
     tau: float = Field(
         default=1e-2,
@@ -149,7 +149,7 @@ class Offset(Objective):
     removal: ClassVar[Removal] = "inference"
     trains: ClassVar[Trained] = "difference"
 
-    name: str
+    name: Any
     scale: float = Field(default=1.0, gt=0, description="w, the weight of the assistant's change")
     assistant: str | None = Field(
         default=None,
@@ -167,7 +167,7 @@ class OffsetGA(GA, Offset):
     Use to compare ULD with. Source: Huang et al. 2024, arXiv 2404.11045, with the loss of `ga`.
     """
 
-    name: Literal["offset-ga"] = "offset-ga"
+    name: Literal["offset-ga"] = "offset-ga"  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 class OffsetDPO(DPO, Offset):
@@ -176,7 +176,7 @@ class OffsetDPO(DPO, Offset):
     Use to compare ULD with. Source: Huang et al. 2024, arXiv 2404.11045, with the loss of `dpo`.
     """
 
-    name: Literal["offset-dpo"] = "offset-dpo"
+    name: Literal["offset-dpo"] = "offset-dpo"  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 class OffsetNPO(NPO, Offset):
@@ -185,4 +185,4 @@ class OffsetNPO(NPO, Offset):
     Use to compare ULD with. Source: Huang et al. 2024, arXiv 2404.11045, with the loss of `npo`.
     """
 
-    name: Literal["offset-npo"] = "offset-npo"
+    name: Literal["offset-npo"] = "offset-npo"  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -176,7 +176,7 @@ def _cut(text: str, size: int) -> str:
 class _Loader(yaml.SafeLoader):
     """Reads as YAML 1.2 does: `no`, `off` and dates are words, 1e-5 is a number; and no key is listed twice."""
 
-    yaml_implicit_resolvers: typing.ClassVar[dict[str, Any]] = {
+    yaml_implicit_resolvers: typing.ClassVar[dict[str, Any]] = {  # pyright: ignore[reportIncompatibleVariableOverride]
         first: [(tag, pattern) for tag, pattern in pairs if not tag.endswith((":bool", ":timestamp"))]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
