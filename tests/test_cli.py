@@ -327,3 +327,14 @@ def test_the_table_fits_a_terminal_of_80(capsys: pytest.CaptureFixture[str], mon
     out = capsys.readouterr().out
     assert "…" not in out and max(map(len, out.splitlines())) <= 80
     assert [line.split()[-1] for line in out.splitlines() if line.startswith((" uld", " offset"))] == ["99.9", "12346"]
+
+
+def test_a_name_neither_styles_nor_steers_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = {"forget_probability": 0.1, "retain_probability": 0.9, "degeneration": 0.0}
+    rows = [
+        {"method": name, "benchmark": "b", "split": "s", "seed": 0, "metrics": metrics, "seconds": 1.0}
+        for name in ("target", "[red]npo[/red]\x1b[31m")
+    ]
+    print_results(rows, "runs/x", as_json=False)
+    table, words = capsys.readouterr().out.split("[red]npo[/red]\\x1b[31m", 1)
+    assert "target" in table and "[red]npo[/red]\\x1b[31m" in words.replace("\n", "")

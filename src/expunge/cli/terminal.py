@@ -41,6 +41,7 @@ def print_results(rows: list[dict[str, Any]], out: str, *, as_json: bool) -> Non
         return
     from expunge.report.comparison import compare, means
     from expunge.report.verdict import verdict
+    from expunge.system.escaping import visible
 
     groups = {(row["benchmark"], row["split"], row["seed"]) for row in rows}
     if len(groups) > 1:
@@ -51,7 +52,7 @@ def print_results(rows: list[dict[str, Any]], out: str, *, as_json: bool) -> Non
     _print_rows(f"{rows[0]['benchmark']} {rows[0]['split']}", rows)
     (section,) = compare([(Path(out), row) for row in rows])
     if section.methods:
-        console().print(verdict(section), end="\n\n")
+        console().print(visible(verdict(section)), end="\n\n")
     console().print(f"results, records and report: {out}/  (open {out}/report.html)")
 
 
@@ -109,4 +110,4 @@ def print_table(table: "Table", *, as_json: bool = False, frame: "Frame" = "none
 def console() -> Any:
     from rich.console import Console
 
-    return Console()
+    return Console(markup=False)  # names come from users

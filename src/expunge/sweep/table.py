@@ -26,7 +26,7 @@ class Watch:
     """Shows the rows that it is called with: a live table in a terminal, elsewhere a line per finished trial."""
 
     def __init__(self, objectives: Objectives, *, quiet: bool = False) -> None:
-        console = Console(stderr=True)
+        console = Console(stderr=True, markup=False)
         self.objectives = objectives
         self.live = Live(console=console, auto_refresh=False, transient=True)
         self.shown = console.is_terminal and not quiet
