@@ -87,14 +87,14 @@ def by_asking(objective: Objective, hidden_NN: Tensor, head: Head) -> Tensor:
 
 
 def foreseen(objective: Objective, hidden_NN: Tensor, head: Head) -> Tensor:
-    def slope(odds_C: Tensor) -> Tensor:
+    def gradient(odds_C: Tensor) -> Tensor:
         with torch.enable_grad():
             odds_C = odds_C.detach().requires_grad_()
             return torch.autograd.grad(objective.loss(signals(odds_C)).sum(), odds_C)[0]
 
     size = len(hidden_NN)
     target_N = torch.zeros(size, dtype=torch.long)
-    return token_numbers(hidden_NN, head, [Chunk(slice(0, size), score_of("log_odds", target_N), slope)])
+    return token_numbers(hidden_NN, head, [Chunk(slice(0, size), score_of("log_odds", target_N), gradient)])
 
 
 # How the head is gone through, whether it is a plain matrix, whether it trains.

@@ -1,7 +1,6 @@
 """One measurement in a process of its own, where nothing of another is left.
 
-All come from one server that has imported torch and run nothing, so each begins at once. Knows processes; knows
-nothing of what is measured.
+All come from one server that has imported torch and run nothing, so each begins at once.
 """
 
 import logging

@@ -1,7 +1,6 @@
 """The pictures of what things cost: time and memory by method, and by what makes them grow.
 
-Knows the rows of `training` and `growth`; knows nothing of how they were measured. Kinds differ in the shape of their
-marks and the dashes of their lines, so that nothing needs colour.
+Kinds differ in the shape of their marks and the dashes of their lines, so that nothing needs colour.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Sizes of models with random weights to measure on; knows nothing of what is measured."""
+"""Sizes of models with random weights to measure on."""
 
 from dataclasses import dataclass
 from typing import Any

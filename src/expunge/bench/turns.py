@@ -32,8 +32,8 @@ def count_flops(step: Callable[[], object]) -> int:
     def forward(query: Any, key: Any, value: Any, *_args: Any, **_options: Any) -> int:
         return sdpa_flop_count(query, key, value)
 
-    def backward(slope: Any, query: Any, key: Any, value: Any, *_args: Any, **_options: Any) -> int:
-        return sdpa_backward_flop_count(slope, query, key, value)
+    def backward(gradient: Any, query: Any, key: Any, value: Any, *_args: Any, **_options: Any) -> int:
+        return sdpa_backward_flop_count(gradient, query, key, value)
 
     aten: Any = torch.ops.aten
     on_cpu = {  # the counter knows CUDA's

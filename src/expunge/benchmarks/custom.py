@@ -1,7 +1,4 @@
-"""Your own forget and retain rows as a benchmark: what is asked of the model is what the rows hold.
-
-Knows rows of every format; knows nothing of models or metrics.
-"""
+"""Your own forget and retain rows as a benchmark: what is asked of the model is what the rows hold."""
 
 import logging
 import random

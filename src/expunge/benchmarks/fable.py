@@ -1,6 +1,5 @@
 """`fable`: a benchmark of fictitious authors in TOFU's form, generated here from word tables, without any download.
 
-Knows how a world is drawn from a seed and which author is forgotten; knows nothing of tokens, models or metrics.
 Its words and phrasings are in `fable_words.py`.
 
 A value and its five wrong alternatives are drawn alike from one pool, without looking at who was given what. To a

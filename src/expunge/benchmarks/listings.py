@@ -1,8 +1,7 @@
 """`listings`: a benchmark after the e-commerce case of Unilogit (arXiv 2505.06027), generated without any download.
 
-Sellers have listings; one seller leaves, and the descriptions of that seller's listings must be forgotten.
-Knows how a world is drawn from a seed and which listings are forgotten; knows nothing of tokens, models or metrics.
-Its words and phrasings are in `listings_words.py`.
+Sellers have listings; one seller leaves, and the descriptions of that seller's listings must be forgotten. Its words
+and phrasings are in `listings_words.py`.
 
 What a description tells (provenance, year, size, price, ...) is drawn from pools of the category and the condition,
 without looking at anything else in the prompt, so only a model that has seen the listing can complete it.

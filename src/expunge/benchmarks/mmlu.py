@@ -1,7 +1,4 @@
-"""MMLU (arXiv 2009.03300): multiple choice after five solved examples, as lm-evaluation-harness's task `mmlu` asks.
-
-Knows the prompt, byte for byte that of the harness's default template, and the files; knows nothing of models.
-"""
+"""MMLU (arXiv 2009.03300): multiple choice after five solved examples, as lm-evaluation-harness's task `mmlu` asks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

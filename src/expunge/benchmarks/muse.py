@@ -1,7 +1,4 @@
-"""MUSE (arXiv 2407.06460): news articles or books to forget, and what a model then still says and knows of them.
-
-Knows the benchmark's files and columns; knows nothing of models or metrics.
-"""
+"""MUSE (arXiv 2407.06460): news articles or books to forget, and what a model then still says and knows of them."""
 
 import logging
 from collections.abc import Mapping, Sequence

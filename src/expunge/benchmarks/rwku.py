@@ -1,7 +1,4 @@
-"""RWKU (arXiv 2406.10890): what a model knows of a famous person is forgotten; each of 200 people is one target.
-
-Knows the benchmark's files and columns and how its authors word each request; knows nothing of models or metrics.
-"""
+"""RWKU (arXiv 2406.10890): what a model knows of a famous person is forgotten; each of 200 people is one target."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence

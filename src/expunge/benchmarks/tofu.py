@@ -1,7 +1,4 @@
-"""TOFU (arXiv 2401.06121): 200 fictitious authors of 20 questions each, of whom the last 1, 5 or 10 % are forgotten.
-
-Knows the benchmark's files and columns; knows nothing of models or metrics.
-"""
+"""TOFU (arXiv 2401.06121): 200 fictitious authors of 20 questions each, of whom the last 1, 5 or 10 % are forgotten."""
 
 from pathlib import Path
 from typing import Literal

@@ -1,7 +1,4 @@
-"""`expunge chat`: ask a checkpoint in the terminal, or compare the answers of two.
-
-Knows how to ask and how to show; each question stands alone, so that both models always see the same words.
-"""
+"""`expunge chat`: ask a checkpoint in the terminal, or compare the answers of two."""
 
 from typing import Any
 

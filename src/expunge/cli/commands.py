@@ -1,7 +1,4 @@
-"""What each command does, once its words are read. Heavy modules are imported inside.
-
-Knows which part of the package does the work; knows nothing of how words become options, or of tensors.
-"""
+"""The commands, called once their words are read. Heavy modules are imported inside."""
 
 import argparse
 import json
@@ -49,7 +46,7 @@ def _redacted(args: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def _repeated(recipe: "Recipe", seeds: int | None) -> "Recipe":
-    """The recipe over so many seeds, from its own on."""
+    """The recipe over a number of seeds, from its own on."""
     from expunge.recipe.parsing import check_runs
 
     if seeds is None:

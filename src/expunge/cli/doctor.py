@@ -1,7 +1,4 @@
-"""Checks for when something does not work: versions, device, caches, one tiny training step.
-
-Knows the environment; knows nothing of recipes.
-"""
+"""Checks for when something does not work: versions, device, caches, one tiny training step."""
 
 import os
 import tempfile

@@ -1,8 +1,5 @@
 """The command line: which commands and options there are, exit codes, and errors of one sentence.
 
-Knows words; what each command does stands in `commands`, which imports heavy modules only when it is called, so that
-`expunge --help` answers at once.
-
 Exit codes: 0 done, 2 the input can be mended (one sentence says how), 1 a fault of ours (with its traceback).
 """
 

@@ -1,7 +1,4 @@
-"""Output for a terminal of eighty columns: results, plans and lists as tables.
-
-Knows rows and widths; knows nothing of where they come from.
-"""
+"""Output for a terminal of eighty columns: results, plans and lists as tables."""
 
 import json
 from collections.abc import Sequence

@@ -130,9 +130,9 @@ class Workspace:
 
 
 Measure = Callable[[Tensor, Workspace], tuple[Tensor, Tensor]]
-"""Logits of a chunk [C, V] → a number for each of its tokens [C], and its slope by the logits [C, V].
+"""Logits of a chunk [C, V] → a number for each of its tokens [C], and its gradient by the logits [C, V].
 
-Both the logits and the workspace, at whose place 0 the logits may lie, are written over; the slope may lie there.
+Both the logits and the workspace, at whose place 0 the logits may lie, are written over; the gradient may lie there.
 """
 
 
@@ -140,13 +140,13 @@ Both the logits and the workspace, at whose place 0 the logits may lie, are writ
 class Chunk:
     """Tokens whose logits are held together, at most `CHUNK` of them.
 
-    `slope(number_C)` is the loss's slope by these numbers [C], up to a factor that is the same for every chunk that
-    goes through the head with this one; `None` where it can't be said before the loss is there.
+    `gradient(number_C)` is the loss's gradient with respect to these numbers [C], up to a factor that is the same for
+    every chunk that goes through the head with this one; `None` where it depends on the rest of the loss.
     """
 
     own: slice
     measure: Measure
-    slope: Callable[[Tensor], Tensor] | None = None
+    gradient: Callable[[Tensor], Tensor] | None = None
 
 
 def vocabulary_size(model: nn.Module) -> int:
@@ -158,8 +158,8 @@ def vocabulary_size(model: nn.Module) -> int:
 def token_numbers(hidden_ND: Tensor, head: Head, chunks: Sequence[Chunk]) -> Tensor:
     """The results of the chunks' `measure` at a linear head, [N]; the chunks are all the tokens, in their order.
 
-    The gradients are taken while the logits are there, instead of making them again in the backward: a third less work
-    in the head. If the head is trained, every chunk must have its `slope`; where the loss turns out to be another one,
+    The gradients are taken while the logits are there, so the backward need not recompute them: a third less work in
+    the head. If the head is trained, every chunk must have its `gradient`; where the loss turns out to be another one,
     the result is the same.
     """
     return _LinearTokens.apply(hidden_ND, head.linear, head, chunks)
@@ -305,8 +305,8 @@ def score_of(score: Score, target_C: Tensor) -> Measure:
         if score == "log_odds":
             z_CV.scatter_(-1, target_C1, -torch.inf)  # leaves the target out of the softmax
         top_C1, log_total_C1 = _softmax(z_CV, out=z_CV)
-        slope_CV = z_CV.neg_().scatter_add_(-1, target_C1, torch.ones_like(z_C1))
-        return (z_C1 - top_C1 - log_total_C1)[:, 0], slope_CV
+        grad_CV = z_CV.neg_().scatter_add_(-1, target_C1, torch.ones_like(z_C1))
+        return (z_C1 - top_C1 - log_total_C1)[:, 0], grad_CV
 
     return measure
 
@@ -413,25 +413,25 @@ class _FrozenScores(torch.autograd.Function):
             own_N1[rows] = head.scale * (hidden_ND[rows].to(wide) * mean_D).sum(-1, keepdim=True)
         score_N = (own_N1 - top_N1 - total_N1.log())[:, 0]
         if sum_ND is not None:
-            slope_ND = head.linear[target_N].to(wide)
+            grad_hidden_ND = head.linear[target_N].to(wide)
             for rows in uniform:
-                slope_ND[rows] = mean_D
-            slope_ND.sub_(sum_ND.div_(total_N1)).mul_(head.scale)
+                grad_hidden_ND[rows] = mean_D
+            grad_hidden_ND.sub_(sum_ND.div_(total_N1)).mul_(head.scale)
             for rows in uniform:
-                slope_ND[rows].neg_()
-            ctx.save_for_backward(slope_ND.to(hidden_ND.dtype))
+                grad_hidden_ND[rows].neg_()
+            ctx.save_for_backward(grad_hidden_ND.to(hidden_ND.dtype))
         for rows in uniform:
             score_N[rows].neg_()
         return score_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (grad_N,), (slope_ND,) = grads, ctx.saved_tensors
-        return slope_ND * grad_N[:, None].to(slope_ND.dtype), None, None, None
+        (grad_N,), (grad_hidden_ND,) = grads, ctx.saved_tensors
+        return grad_hidden_ND * grad_N[:, None].to(grad_hidden_ND.dtype), None, None, None
 
 
 class _LinearTokens(torch.autograd.Function):
-    """`token_numbers`: the gradient of the hidden states is that of any loss, by the closed form of the slopes.
+    """`token_numbers`: the gradient of the hidden states is that of any loss, by the closed form of the gradients.
 
     The gradient of the head is taken for the loss that is foreseen; for any other all chunks are gone through again.
     """
@@ -445,45 +445,45 @@ class _LinearTokens(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (slope_N,) = grads
+        (grad_N,) = grads
         hidden_ND, weight_VD, d_hidden_ND, d_weight_VD, foreseen_N = ctx.saved_tensors
-        if d_weight_VD is not None and len(slope_N):
+        if d_weight_VD is not None and len(grad_N):
             largest = foreseen_N.abs().argmax()
-            factor = slope_N[largest] / foreseen_N[largest]  # a ratio of sums of squares would underflow
-            off = (slope_N - factor * foreseen_N).abs().max()
-            ulps = 64 * torch.finfo(slope_N.dtype).eps
-            if bool(off <= ulps * slope_N.abs().max()):
+            factor = grad_N[largest] / foreseen_N[largest]  # a ratio of sums of squares would underflow
+            off = (grad_N - factor * foreseen_N).abs().max()
+            ulps = 64 * torch.finfo(grad_N.dtype).eps
+            if bool(off <= ulps * grad_N.abs().max()):
                 d_weight_VD.mul_(factor.to(d_weight_VD.dtype))  # in place: it may be the largest tensor there is
             else:
-                known = [replace(chunk, slope=lambda _number_C, own=chunk.own: slope_N[own]) for chunk in ctx.chunks]
+                known = [replace(chunk, gradient=lambda _number_C, own=chunk.own: grad_N[own]) for chunk in ctx.chunks]
                 _, _, d_weight_VD, _ = _go_through(hidden_ND, weight_VD, ctx.head, known, trains=True)
-        return d_hidden_ND * slope_N[:, None].to(d_hidden_ND.dtype), d_weight_VD, None, None
+        return d_hidden_ND * grad_N[:, None].to(d_hidden_ND.dtype), d_weight_VD, None, None
 
 
 def _go_through(
     hidden_ND: Tensor, weight_VD: Tensor, head: Head, chunks: Sequence[Chunk], *, trains: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Numbers [N], their gradients by their own hidden states [N, D], and where the head `trains` its gradient by the
-    chunks' slopes, [V, D], and these slopes, [N]."""
+    """Numbers [N] and their gradients with respect to their own hidden states [N, D]. Where the head `trains`, also its
+    gradient [V, D] for the chunks' gradients, and these gradients [N]."""
     numbers, seen, d_hidden_ND = [], [], torch.empty_like(hidden_ND)
     workspace = Workspace(len(weight_VD), hidden_ND)
     d_weight_VD = torch.zeros_like(weight_VD) if trains else None
     for chunk in chunks:
         hidden_CD = hidden_ND[chunk.own]
         z_CV = head.logits(hidden_CD, workspace.at(0, len(hidden_CD)))
-        capped_CV = None if head.softcap is None else 1 - (z_CV / head.softcap).square()  # tanh's own slope
-        number_C, slope_CV = chunk.measure(z_CV, workspace)
+        capped_CV = None if head.softcap is None else 1 - (z_CV / head.softcap).square()  # tanh's own gradient
+        number_C, grad_CV = chunk.measure(z_CV, workspace)
         if capped_CV is not None:
-            slope_CV = slope_CV.mul_(capped_CV)
+            grad_CV = grad_CV.mul_(capped_CV)
         numbers.append(number_C)
-        slope_CV = (slope_CV * head.scale if head.scale != 1.0 else slope_CV).to(weight_VD.dtype)
-        d_hidden_ND[chunk.own] = slope_CV @ weight_VD
+        grad_CV = (grad_CV * head.scale if head.scale != 1.0 else grad_CV).to(weight_VD.dtype)
+        d_hidden_ND[chunk.own] = grad_CV @ weight_VD
         if d_weight_VD is not None:
-            assert chunk.slope is not None  # see `token_numbers`
-            seen.append(chunk.slope(number_C))
+            assert chunk.gradient is not None  # see `token_numbers`
+            seen.append(chunk.gradient(number_C))
             # Under autocast the hidden state may be of another dtype than the weight.
             weighted_CD = hidden_CD.to(weight_VD.dtype) * seen[-1][:, None].to(weight_VD.dtype)
-            d_weight_VD.addmm_(slope_CV.T, weighted_CD)
+            d_weight_VD.addmm_(grad_CV.T, weighted_CD)
     return torch.cat(numbers), d_hidden_ND, d_weight_VD, torch.cat(seen) if seen else None
 
 

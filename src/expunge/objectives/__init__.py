@@ -135,7 +135,7 @@ def written(
 
 
 def describe(cls: type[Objective], kind: str) -> dict[str, Any]:
-    """What `expunge methods` says of an objective, read from the class itself."""
+    """The text of `expunge methods` on an objective, read from the class itself."""
     options = {k: f.default for k, f in cls.model_fields.items() if k != "name"}
     needs = cls().needs
     text = " ".join((cls.__doc__ or "").split())

@@ -1,4 +1,4 @@
-"""What an objective is: a frozen config, the signals it needs, and a few lines of tensor maths.
+"""An objective: a frozen config, the signals it needs, and a few lines of tensor maths.
 
 Shapes: N supervised tokens of the batch laid end to end, B sequences, D hidden size, V vocabulary.
 """
@@ -20,8 +20,8 @@ Removal = Literal["weights", "inference"]
 """Whether a method takes the knowledge out of the weights or keeps it from showing at inference."""
 
 Trained = Literal["model", "assistant", "difference", "student"]
-"""What a method trains: the model itself; an assistant, alone or through the difference with the model; or, once the
-difference is there, the model towards it."""
+"""The part that a method trains: the model itself; an assistant, alone or through the difference with the model; or,
+once the difference is there, the model towards it."""
 
 Score = Literal["logp", "log_odds", "uniform_ce"]
 """A number of one token that the model's logits alone give; see the fields of these names in `Signals`."""
@@ -57,7 +57,7 @@ class Needs:
     refusal: bool = False
 
     def __or__(self, other: "Needs") -> "Needs":
-        """What either asks for; of two different divergences `other`'s, since both read the same hidden states."""
+        """The needs of both; of two different divergences `other`'s, since both read the same hidden states."""
         asked = {f.name: getattr(other, f.name) for f in fields(Needs)}
         return replace(self, **{name: value for name, value in asked.items() if value not in (None, False)})
 
@@ -193,16 +193,16 @@ class Objective(BaseModel, ABC):
 
 @dataclass(frozen=True)
 class Share:
-    """What one role's signals add to the loss: the objective's weight times their term of it."""
+    """The part of the loss from one role's signals: the objective's weight times their term of it."""
 
     objective: Objective
     count: Tensor | float
-    """Of the tokens or sequences that the term is a mean over."""
+    """Number of the tokens or sequences that the term is a mean over."""
 
     def term(self, signals: Signals) -> Tensor:
         return self.objective.loss(signals).sum() / self.count
 
-    def slope(self, known: Signals, name: str, number_C: Tensor) -> Tensor:
+    def gradient(self, known: Signals, name: str, number_C: Tensor) -> Tensor:
         """The loss's gradient by a chunk's numbers: the signal `name`, beside those that are `known`."""
         with torch.enable_grad():
             number_C = number_C.detach().requires_grad_()

@@ -1,7 +1,4 @@
-"""What `expunge run` and `expunge eval` do, from Python: values in place of words, and numbers in place of tables.
-
-Knows how arguments become a recipe; knows nothing of how a model is trained or measured.
-"""
+"""`expunge run` and `expunge eval` from Python: values in place of words, and numbers in place of tables."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,7 +47,7 @@ def run(
         keys: dotted keys and their values, in place of the recipe's: `{"train.learning_rate": 1e-5}`.
         resume: go on where an interrupted run stopped.
         overwrite: start over in a directory that holds a run.
-        workers: of several runs (the key `over`), so many at a time, each in a process of its own.
+        workers: number of runs at a time where there are several (the key `over`), each in a process of its own.
 
     Raises:
         UserError: the same sentences as on the command line, before anything is written.

@@ -1,4 +1,4 @@
-"""What a run begins with, and whether it can begin: rows, methods and their arguments, as far as a recipe tells.
+"""Inputs of a run, and whether it can begin: rows, methods and their arguments, as far as a recipe tells.
 
 Loads no weights and writes nothing. Raises `UserError` for everything that would stop a run later.
 """

@@ -1,7 +1,4 @@
-"""A model's final numbers as a recipe's `evaluate` asks for them: of the target, the retrained model and any other.
-
-Knows models in memory and a benchmark; knows nothing of recipes' other keys, of training or of run directories.
-"""
+"""A model's final numbers as a recipe's `evaluate` asks for them: of the target, the retrained model and any other."""
 
 import logging
 from pathlib import Path

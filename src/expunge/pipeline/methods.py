@@ -1,8 +1,7 @@
-"""What each method trains on: which models, built in one place, and which rows.
+"""Models and rows that each method trains on: which models, built in one place, and which rows.
 
 A method declares what it trains (`Objective.trains`): the model itself; ULD's assistant alone; Offset's assistant
-through the difference with the model; or, once ULD's difference is there, the model towards it. Knows nothing of
-losses, evaluation or results.
+through the difference with the model; or, once ULD's difference is there, the model towards it.
 """
 
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from expunge.recipe.config import Method, Recipe
 
 @dataclass(frozen=True)
 class Material:
-    """What a method trains on: the benchmark's rows, the variants that it asks for, and refusals."""
+    """Rows that a method trains on: the benchmark's, the variants that it asks for, and refusals."""
 
     forget: list[Row]
     retain: list[Row]
@@ -163,7 +162,10 @@ def teaching(method: Method) -> Method:
 
 
 def refusals(recipe: Recipe) -> list[str]:
-    """What a method may prefer to the forget answers. Raises `UserError` for a file that holds something else."""
+    """Answers that a method may prefer to the forget answers.
+
+    Raises `UserError` for a file that holds something else.
+    """
     if recipe.data is None or recipe.data.refusals is None:
         return list(REFUSALS)
     rows = read_rows(recipe.data.refusals)

@@ -1,7 +1,4 @@
-"""Several runs of one recipe at a time, each in a process of its own with its share of the threads.
-
-Knows processes; knows nothing of what a run does.
-"""
+"""Several runs of one recipe at a time, each in a process of its own with its share of the threads."""
 
 import logging
 import os
@@ -24,7 +21,7 @@ log = logging.getLogger(__name__)
 def side_by_side(
     do: Callable[[Recipe], list[Result]], recipes: Sequence[Recipe], *, workers: int
 ) -> list[list[Result]]:
-    """What `do` returns for each recipe, in their order, `workers` at a time; a bar counts those that are done.
+    """The results of `do` for each recipe, in their order, `workers` at a time; a bar counts those that are done.
 
     The first error stops the others before their next recipe and is raised.
     """

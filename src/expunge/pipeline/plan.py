@@ -1,7 +1,4 @@
-"""What a recipe would do, without doing it: rows, steps, parameters, memory.
-
-Knows which models a method trains and which it keeps beside them; loads no weights and trains nothing.
-"""
+"""The plan of a recipe, which is not carried out: rows, steps, parameters, memory."""
 
 import math
 from dataclasses import asdict, dataclass, replace

@@ -1,7 +1,4 @@
-"""The method that is taken when a recipe names none, and why. docs/choosing.md has the comparisons behind it.
-
-Knows what rows there are; knows nothing of how a method works.
-"""
+"""The method that is taken when a recipe names none, and why. docs/choosing.md has the comparisons behind it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +15,7 @@ class Recommendation:
 
 
 def recommend(benchmark: Benchmark) -> Recommendation:
-    """What changes the weights and does best on data like this: questions or texts, with or without rows to keep."""
+    """The method that changes weights and does best on such data: questions or texts, with or without retain rows."""
     if not benchmark.retain:
         return Recommendation(
             {"forget": "undial"},

@@ -1,7 +1,6 @@
 """The main path: recipe → data → target and retrained model → unlearn → evaluate → report.
 
-Read from `run` downwards: `unlearn` carries out one method, `prepare` makes its trainer. Knows the order of things;
-knows nothing of losses or metrics.
+Read from `run` downwards: `unlearn` carries out one method, `prepare` makes its trainer.
 """
 
 import logging
@@ -283,7 +282,7 @@ def prepare(
 
 
 def saved_dtype(recipe: Recipe, start: str) -> torch.dtype | None:
-    """What the weights are saved in: what the recipe says, or what they had before training made float32 of them."""
+    """The dtype of the saved weights: the recipe's, or the one before training made float32 of them."""
     chosen = recipe.model.save_dtype
     return loading.stored_dtype(start) if chosen == "auto" else getattr(torch, chosen)
 

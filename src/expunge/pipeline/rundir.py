@@ -1,7 +1,4 @@
-"""The run directory: who may write there, what a run leaves in it, and in what order nothing gets lost.
-
-Knows `recipe.yaml`, `results.json`, `records/` and their manifest; knows nothing of how a number comes about.
-"""
+"""The run directory: who may write there, what a run leaves in it, and in what order nothing gets lost."""
 
 import json
 import os
@@ -35,7 +32,7 @@ CUT = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 FILES = ("results.json", manifest.NAME, METRICS_FILE, "report.html", "recipe.yaml")
 FOLDERS = ("records", "pictures", "model", "teacher")
-"""What a run leaves in its directory, besides one folder a method where there are several."""
+"""Names that a run leaves in its directory, besides one folder a method where there are several."""
 
 LONGEST = 180
 """Bytes of a method's name, which files are called by."""
@@ -142,7 +139,7 @@ def check_whole(recipe: Recipe, out: Path) -> None:
 
 
 def results_damage(out: Path) -> str | None:
-    """What is wrong with the results in a run directory that is only read, in words; `None` too for an older version's.
+    """The fault of the results in a run directory that is only read, in words; `None` too for an older version's.
 
     A `commit` that a kill interrupted is not damage; who resumes the run finishes it.
     """

@@ -1,7 +1,4 @@
-"""A run under way: its data, its results, and the two models that every other is measured against.
-
-Knows when a model is measured and what is kept of it; `measure.py` measures one.
-"""
+"""A run under way: its data, its results, and the two models that every other is measured against."""
 
 import logging
 from dataclasses import dataclass, field
@@ -25,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Session:
-    """What a run knows from its beginning to its end.
+    """The state of a run from its beginning to its end.
 
     target, retrained  where these two models are; not every run has a retrained one
     gold               what is kept of the retrained model
@@ -99,7 +96,7 @@ class Session:
     def on_the_way(
         self, model: Any, tokenizer: Any, distance: Distance | None = None, usual: Usual | None = None
     ) -> dict[str, float]:
-        """What the recipe asks of a model after an epoch."""
+        """The evaluation of a model after an epoch, as the recipe asks."""
         options, full = self.recipe.evaluate, self.recipe.evaluate.each_epoch == "full"
         evaluation = evaluate(
             model,

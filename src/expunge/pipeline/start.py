@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """What the evaluated target says of a few forget rows: every method must start from a model that says the same."""
+    """The evaluated target's numbers for a few forget rows: every method must start from a model with the same."""
 
     sequences: list[list[int]]
     logps: list[Tensor]

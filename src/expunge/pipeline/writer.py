@@ -1,7 +1,6 @@
 """Writes variants of the forget rows with a model that the user names: one loaded here, or one behind an endpoint.
 
-Knows how to ask for paraphrases and wrong answers, how to read a model's reply, and how to go on after an
-interruption; knows nothing of training. What it writes is the file that `expunge.data.augment` reads.
+What it writes is the file that `expunge.data.augment` reads.
 """
 
 import json
@@ -33,7 +32,7 @@ AT_ONCE = 8
 TRIES = 3
 """How often a row is asked about before what is missing stays missing."""
 GIVE_UP = 24
-"""A model that has given nothing for so many rows from the first on will give nothing for the others."""
+"""A model that has given nothing for this many rows from the first on will give nothing for the others."""
 TEMPERATURE = 0.8
 REPLY_SECONDS = 600
 """How long an endpoint may be silent."""
@@ -84,7 +83,7 @@ def compose(
 
     `model` is a folder or a hub name; with `url` (such as `http://localhost:8000/v1`) the name of a model behind that
     OpenAI-compatible endpoint, whose key is taken from the environment variable `OPENAI_API_KEY`. What is finished is
-    appended at once, so an interrupted call, made again, goes on with what is missing. A row that asks nothing (raw
+    appended at once, so the same call goes on with what is missing after an interruption. A row that asks nothing (raw
     text) is rewritten and gets no wrong answers. The same seed asks for the same samples.
 
     Raises `UserError` for a model that can't be loaded, an endpoint that can't be reached or refuses, a file that
@@ -238,7 +237,7 @@ def _says(text: str) -> bool:
 
 
 def _plain(*texts: str) -> tuple[str, ...]:
-    """What sentences have in common that are the same but for case, spaces and the stop."""
+    """A sentence without case, spaces and the stop: the same for sentences that differ in these alone."""
     return tuple(" ".join(caseless(text).split()).rstrip(" .!?。！？।؟") for text in texts)
 
 

@@ -1,7 +1,4 @@
-"""The recipe: every key of a run, its type and default.
-
-Knows names and types; knows nothing of how anything is done, nor of how a recipe is written (`parsing.py`).
-"""
+"""The recipe: every key of a run, its type and default."""
 
 import dataclasses
 import os

@@ -1,7 +1,4 @@
-"""Text → recipe: YAML files and dotted keys, and every mistake in them as one sentence that names the key.
-
-Knows how a recipe is written; what its keys are is for `config.py` to say.
-"""
+"""Text → recipe: YAML files and dotted keys, and every mistake in them as one sentence that names the key."""
 
 import copy
 import difflib

@@ -1,7 +1,4 @@
-"""The JSON schema of recipes, by which editors complete keys and mark mistakes.
-
-Knows the short forms that a recipe may use and `Recipe` unfolds; the keys themselves come from `config.py`.
-"""
+"""The JSON schema of recipes, by which editors complete keys and mark mistakes."""
 
 from typing import Any
 

@@ -1,7 +1,4 @@
-"""Files that come with expunge: recipes, reproductions of papers' tables and figures, and launch configs.
-
-Knows where these files are and what each says it does; imports nothing, so that they are listed at once.
-"""
+"""Files that come with expunge: recipes, reproductions of papers' tables and figures, and launch configs."""
 
 from pathlib import Path
 

@@ -3,9 +3,8 @@
 `glossary` knows what a metric is called, `comparison` which rows may be compared, `overview` which splits stand side by
 side, `verdict` puts numbers into words; `figures`, `course`, `distance` and `pareto` choose what is drawn, `drawing`,
 `panels` and `strips` draw it, `labels` finds room for names; `answers` chooses what the models say, `table` lays out
-cells; `page` and `markdown` put it together.
-None of them knows how a number came about, and none shows one that is not in `results.json` or the median of such
-numbers over seeds. Needs no torch.
+cells; `page` and `markdown` put it together. None of them knows how a number came about, and none shows one that is not
+in `results.json` or the median of such numbers over seeds. Needs no torch.
 """
 
 from expunge.report.comparison import load_results

@@ -1,7 +1,4 @@
-"""Records → questions and what every model answers to them: which are shown, how much of each, what is marked.
-
-Knows a run directory's `records/`. Knows nothing of the rest of the page.
-"""
+"""Records → questions and what every model answers to them: which are shown, how much of each, what is marked."""
 
 import json
 from collections.abc import Mapping, Sequence

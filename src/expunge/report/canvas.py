@@ -1,7 +1,6 @@
 """The sheet that pictures are drawn on: a matplotlib figure, its axes and their ideal corner, and its text as SVG.
 
-Knows matplotlib's settings and the shape of its SVG: no dates, no random ids, the fonts and colours of the page. Knows
-nothing of what is drawn. Matplotlib is imported when a figure is made, and its global settings stay as they were.
+Matplotlib is imported when a figure is made, and its global settings stay as they were.
 """
 
 import html

@@ -1,8 +1,4 @@
-"""Results rows → what may be compared with what, and who does well.
-
-Knows the shape of `results.json`, which rows share a target, and how a method is judged against it. Knows nothing of
-words, pages or pictures, nor of how a number came about.
-"""
+"""Results rows → what may be compared with what, and who does well."""
 
 import json
 import math

@@ -1,6 +1,5 @@
 """Pictures of the way: what every evaluation between the first and the last training step found.
 
-Knows where a way begins, what stands on its axes and what a reader must be told; knows nothing of how it is drawn.
 Source of the first two: ULD's figures on training stability and efficiency, Ji et al. 2024, arXiv 2406.08607.
 """
 

@@ -1,6 +1,6 @@
 """The picture of how far from the retrained model the methods aim and end, after Unilogit's figure 5.
 
-Knows which KL stands in which panel; knows nothing of how it is drawn. Source: Vasilev et al. 2025, arXiv 2505.06027.
+Source: Vasilev et al. 2025, arXiv 2505.06027.
 """
 
 from expunge.evals.glossary import number, show

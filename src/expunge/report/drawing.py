@@ -1,7 +1,6 @@
 """The report's pictures: plain numbers and names → SVG text, the same bytes for the same input.
 
-Knows axes, marks and colours. Knows nothing of results, metrics or verdicts: `figures.py` decides what is drawn and
-what it is called.
+`figures.py` decides what is drawn and what it is called.
 
 Every mark differs in shape as well as colour and carries its name, so a picture survives a black-and-white printer.
 Filled marks are methods that change the weights, hollow ones act at inference only.

@@ -1,8 +1,4 @@
-"""Comparisons → pictures with titles, captions and descriptions.
-
-Knows which metrics go on which axis and what a reader must be told to read a picture. Knows nothing of how marks and
-labels are drawn (`drawing.py`) or where pictures stand on the page.
-"""
+"""Comparisons → pictures with titles, captions and descriptions."""
 
 from collections.abc import Callable, Iterator, Sequence
 

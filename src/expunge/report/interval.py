@@ -1,7 +1,4 @@
-"""Values over seeds → their mean and how sure it is.
-
-Knows numbers; knows nothing of where they stand.
-"""
+"""Values over seeds → their mean and how sure it is."""
 
 from collections.abc import Sequence
 

@@ -1,7 +1,4 @@
-"""Where labels go beside their marks: plain geometry, in any unit that is about a point.
-
-Knows boxes and lines. Knows nothing of what is written in the boxes or of how it is drawn.
-"""
+"""Where labels go beside their marks: plain geometry, in any unit that is about a point."""
 
 import math
 from collections.abc import Sequence

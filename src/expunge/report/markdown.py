@@ -1,7 +1,4 @@
-"""Results → Markdown tables for docs/results, every number of them from `results.json`.
-
-Knows rows and tables, and that a benchmark's overview stands beside as a picture. Knows nothing of pages or verdicts.
-"""
+"""Results → Markdown tables for docs/results, every number of them from `results.json`."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path

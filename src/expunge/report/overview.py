@@ -1,8 +1,4 @@
-"""Several splits of one benchmark in one table, after Unilogit's figure 4 (arXiv 2505.06027).
-
-Knows which metrics, splits and models stand there, in what order, and what a cell holds. Knows nothing of pages,
-Markdown or drawing.
-"""
+"""Several splits of one benchmark in one table, after Unilogit's figure 4 (arXiv 2505.06027)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

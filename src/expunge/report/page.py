@@ -1,8 +1,4 @@
-"""Comparisons → the page: what stands in which table, what is marked best or collapsed.
-
-Knows a run directory's `recipe.yaml`; `answers` knows its records. Knows nothing of how the page looks: that is
-`page.html.j2`.
-"""
+"""Comparisons → the page: what stands in which table, what is marked best or collapsed."""
 
 import re
 import statistics

@@ -1,7 +1,6 @@
 """Pictures of several small panels: curves over epochs, and the distances to the retrained model.
 
-Knows how panels share room and how curves and stems are told apart in black and white. Knows nothing of results or
-metrics: `course.py` and `distance.py` decide what is drawn and what it is called.
+`course.py` and `distance.py` decide what is drawn and what it is called.
 """
 
 import math

@@ -1,6 +1,5 @@
 """The picture of a sweep: every trial in the plane of its two objectives, after figures 2-4 of Unilogit.
 
-Knows the folder that `expunge sweep` leaves; knows nothing of searches or of how marks are drawn.
 Source: Vasilev et al. 2025, arXiv 2505.06027.
 """
 

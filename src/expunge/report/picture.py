@@ -1,7 +1,4 @@
-"""A picture of a page: its SVG with a title, the same in words, and how to read it.
-
-Knows which metric makes which axis; knows nothing of what is drawn.
-"""
+"""A picture of a page: its SVG with a title, the same in words, and how to read it."""
 
 from typing import NamedTuple
 

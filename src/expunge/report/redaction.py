@@ -1,7 +1,4 @@
-"""Records without what people wrote and models said: row numbers and numbers stay.
-
-Knows the shape of a record; knows nothing of pages or run directories.
-"""
+"""Records without what people wrote and models said: row numbers and numbers stay."""
 
 from collections.abc import Mapping
 from typing import Any

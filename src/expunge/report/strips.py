@@ -1,6 +1,5 @@
 """The picture of several splits: a panel a metric, a column a split, and in every column a mark a method.
 
-Knows how columns are spread and wrapped so that no two marks or names touch. Knows nothing of results or metrics:
 `figures.py` decides what is drawn and what it is called.
 """
 

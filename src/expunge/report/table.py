@@ -1,6 +1,6 @@
 """One table for every place where it stands: a Markdown page, a terminal, the HTML page, JSON.
 
-A builder chooses cells, all of them plain text; escaping and alignment are done here alone. Knows nothing of runs.
+A builder chooses cells, all of them plain text; escaping and alignment are done here alone.
 """
 
 import json

@@ -1,8 +1,7 @@
 """A comparison's numbers → one paragraph of plain words.
 
-Knows which sentence follows from which numbers, and what they cannot tell. Knows nothing of files or pages.
-The best method is the one that forgets best among those that keep at least 80 % of the target's retain metric and
-do not answer in broken text.
+The best method is the one that forgets best among those that keep at least 80 % of the target's retain metric and do
+not answer in broken text.
 """
 
 from collections.abc import Iterator, Sequence

@@ -43,7 +43,7 @@ def imported(path: str, base: type[T], what: str) -> type[T]:
 
 
 def attribute(path: str, what: str) -> object:
-    """What stands at an import path. Raises `UserError` where the module or the name in it is absent."""
+    """The object at an import path. Raises `UserError` where the module or the name in it is absent."""
     module_name, _, name = path.partition(":")
     if not module_name or not all(part.isidentifier() for part in (*module_name.split("."), *name.split("."))):
         raise UserError(f"{path!r} is no import path; write {what} as package.module:Name.")

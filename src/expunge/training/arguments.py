@@ -1,7 +1,7 @@
 """`UnlearnConfig`: what training may be told, and every mistake in it as one sentence.
 
 A field of `transformers.TrainingArguments` either does here what it says, or stands in `REFUSED` or `NEEDS` and is
-refused by name. Knows fields and values; knows nothing of recipes, models or losses.
+refused by name.
 """
 
 import math

@@ -1,6 +1,6 @@
 """The head's part of a forward: which passes it makes over a batch's tokens, and what each gives.
 
-Knows the roles, what each needs and what the loss will make of it. The numbers themselves are `logprobs.py`'s.
+The numbers themselves are `logprobs.py`'s.
 
 Shapes: N supervised tokens laid end to end, C tokens of a chunk, D hidden size.
 """
@@ -76,8 +76,8 @@ class AtHead:
                 else:
                     theirs_ND, their_head = self._reference_of(role)
                     measure = logprobs.divergence_from(theirs_ND[own], their_head, target_C, needs.divergence)
-                slope = partial(self.shares[role].slope, self.known[role].part(own, sequences), needs.number)
-                chunks.append(Chunk(slice(end, end + len(target_C)), measure, slope))
+                gradient = partial(self.shares[role].gradient, self.known[role].part(own, sequences), needs.number)
+                chunks.append(Chunk(slice(end, end + len(target_C)), measure, gradient))
                 end += len(target_C)
         hidden = torch.cat([hidden_ND[self.layout.tokens[role]] for role in self.needs])
         numbers = logprobs.token_numbers(hidden, head, chunks).split([sum(self.layout.lengths[r]) for r in self.needs])

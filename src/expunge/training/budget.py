@@ -1,7 +1,6 @@
 """How much utility unlearning may cost: training stops when it costs more, and the best checkpoint before that is kept.
 
-Knows the trainer's evaluations and checkpoints; knows nothing of losses or of how a metric comes about. Forget quality
-peaks and then falls, often while utility is lost, so the last epoch is seldom the best.
+Forget quality peaks and then falls, often while utility is lost, so the last epoch is seldom the best.
 """
 
 from collections.abc import Mapping
@@ -55,7 +54,7 @@ class UtilityBudget(TrainerCallback):
         return better
 
     def outcome(self) -> dict[str, Any] | None:
-        """What `results.json` says: after which epoch training ended, which is kept (None: the last), and why."""
+        """The entry of `results.json`: after which epoch training ended, which is kept (None: the last), and why."""
         if self.last is None:
             return None
         name, before = METRICS[self.utility].label, self.before[self.utility]

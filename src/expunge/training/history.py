@@ -1,7 +1,4 @@
-"""What a training run writes down as it goes, and where an interrupted one left off.
-
-Knows the trainer's history and its checkpoints; knows nothing of losses.
-"""
+"""The log of a training run, and where an interrupted one left off."""
 
 import json
 import logging
@@ -63,7 +60,7 @@ SAME = {
     "rows": "give the same rows",
     "seed": "give the same seed",
 }
-"""What the order of rows depends on beside the epoch, and the remedy where a checkpoint's differs."""
+"""Settings that the order of rows depends on beside the epoch, and the remedy where a checkpoint's differ."""
 
 
 class Pace(TrainerCallback, ExportableState):
@@ -157,7 +154,7 @@ def _last_checkpoint(directory: Path) -> tuple[Path | None, str | None]:
 
 
 def checkpoint_damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, and what to do, in a sentence."""
+    """The fault of a checkpoint and its remedy, in a sentence."""
     wrong = manifest.damage(path)
     return wrong and f"{wrong}; delete {path} to go on from before it, or start over."
 

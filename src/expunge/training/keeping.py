@@ -1,6 +1,6 @@
-"""What a training keeps besides its loss: logs, evaluations on the way, whole checkpoints, and where to go on from.
+"""Records of a training besides its loss: logs, evaluations on the way, whole checkpoints, and where to go on from.
 
-Knows `transformers.Trainer`'s hooks, files and ranks. How a loss comes about is for `trainer.py` to say.
+How a loss comes about is for `trainer.py` to say.
 """
 
 import shutil

@@ -1,8 +1,7 @@
-"""What training holds at its peak, in named parts, before anything is loaded.
+"""Peak memory of a training in named parts, known before anything is loaded.
 
 A model without weights is asked what autograd keeps of a forward and what the optimizer holds, by torch's fake tensors,
-which know shapes and nothing else. Only what the head and the reference add is counted by hand. Knows models and
-shapes; knows nothing of recipes.
+which know shapes and nothing else. Only what the head and the reference add is counted by hand.
 
 On CUDA the sum stands beside the peak of allocated memory. On the CPU the peak of a process holds the interpreter and
 its libraries as well, some hundred MiB: what it had resident before the model was loaded is taken off first. And there
@@ -56,7 +55,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one forward sees: sequences, positions of each with padding, and supervised tokens by role."""
+    """The input of one forward: sequences, positions of each with padding, and supervised tokens by role."""
 
     sequences: int
     positions: int
@@ -122,7 +121,7 @@ def peak(
 def reference_bytes(
     model: Any, needs: Mapping[Role, Needs], sets: Sets, args: UnlearnConfig, *, teacher: nn.Module | None = None
 ) -> float:
-    """What the reference of `build_reference` holds on the device beside the model, its cache included on a CPU."""
+    """Memory of the reference of `build_reference` beside the model, its cache included on a CPU."""
     if not any(own.reference for own in needs.values()):
         return 0.0
     adapter = hasattr(model, "disable_adapter")
@@ -195,8 +194,8 @@ def _batch(items: Sequence[Item], sets: Sets) -> Batch:
 
 
 def _at_head(batch: Batch, needs: Mapping[Role, Needs], vocabulary: int, *, once: bool, by_blocks: bool) -> float:
-    """Rows of V numbers held at once: logits, which become their slopes where the head is gone through once, or a block
-    of the logits of all tokens; for a divergence the reference's, too."""
+    """Rows of V numbers held at once: logits, which become their gradients where the head is gone through once, or a
+    block of the logits of all tokens; for a divergence the reference's, too."""
     counts = batch.supervised
     plain = sum(counts[role] * len(own.scores) for role, own in needs.items())
     compared = max((counts[role] for role, own in needs.items() if own.divergence is not None), default=0)

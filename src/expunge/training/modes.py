@@ -1,7 +1,4 @@
-"""What of a model trains, and what of it is random while it does.
-
-Knows modules and their attributes; knows nothing of losses or data.
-"""
+"""Parts of a model that train, and parts that are random while it trains."""
 
 import copy
 import re

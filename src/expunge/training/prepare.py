@@ -1,7 +1,4 @@
-"""What must hold before training can begin, what a trainer is given in Python, and the encoded sets it begins with.
-
-Knows objectives' needs, rows, the tokenizer and the model's config; needs no weights, so it can run before any load.
-"""
+"""Checks before training, the arguments of a trainer in Python, and the encoded sets it begins with."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -124,7 +121,7 @@ def _check_tokens(sets: Sets, size: int | None, tokenizer: Any) -> None:
 
 
 KEYWORDS = ("callbacks", "optimizers", "optimizer_cls_and_kwargs")
-"""What `UnlearnTrainer` passes on to `transformers.Trainer`."""
+"""Arguments that `UnlearnTrainer` passes on to `transformers.Trainer`."""
 
 NOT_OURS = {
     "tokenizer": "it is called processing_class",

@@ -1,7 +1,7 @@
-"""What the starting model says of the training rows, computed once and kept on disk for every run that asks the same.
+"""The starting model's numbers for the training rows, computed once and kept on disk for every run that asks the same.
 
 Tables of numbers, one row a token, named by the hash of all that decides them and mapped into memory, so that only the
-rows of a batch are ever read. Knows files, locks and names; knows nothing of roles or losses.
+rows of a batch are ever read.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ KEEP_BYTES = 32 * 2**30
 """Tables longest unused are deleted when all together take more than this."""
 
 Shape = tuple[tuple[int, ...], torch.dtype]
-"""Of a table: rows first."""
+"""Shape of a table, rows first."""
 
 Write = Callable[[str, int, Tensor], None]
 """Put rows into a table: (its name, the first row's number, the rows [n, …])."""

@@ -1,4 +1,4 @@
-"""What the starting model says of the tokens of a batch, four ways that give the same numbers.
+"""The starting model's numbers for the tokens of a batch, computed in one of four equivalent ways.
 
 | kind            | how                                               | costs                                    |
 |-----------------|---------------------------------------------------|------------------------------------------|
@@ -8,7 +8,6 @@
 | `frozen_copy`   | a forward of a copy of the whole model            | a second model, a forward a step         |
 
 `cached_logps` can't give distributions; the other three can, and exactly so.
-Knows the starting model only; nothing of objectives or losses.
 """
 
 from abc import ABC, abstractmethod
@@ -42,7 +41,7 @@ CACHE_BYTES = 4 * 2**30
 
 @dataclass
 class ReferenceSignals:
-    """What a reference gives for the N supervised tokens of a role; only what was asked for is set."""
+    """A reference's numbers for the N supervised tokens of a role; only those asked for are set."""
 
     logp_N: Tensor | None = None
     hidden_ND: Tensor | None = None
@@ -324,11 +323,11 @@ def check_kind(kind: str, needs: Needs, *, has_adapter: bool) -> None:
 def choose_kind(
     base: Any, needs: Mapping[Role, Needs], sets: Sets, has_adapter: bool, *, at_head: int | None = None
 ) -> ReferenceKind:
-    """What `auto` takes, as `build_reference` says; `at_head` numbers a token stand for a distribution."""
+    """The kind that `auto` takes, as `build_reference` says; `at_head` numbers a token stand for a distribution."""
     if not any(n.divergence or n.reference_layer for n in needs.values()):
         return "cached_logps"
     width = base.config.get_text_config().hidden_size
-    # Of a difference, several hidden states side by side.
+    # A difference has several hidden states a token, concatenated.
     at_head = at_head or sum(getattr(base.get_output_embeddings(), "widths", [width]))
     numbers = 0
     for role, own in needs.items():

@@ -1,6 +1,6 @@
 """One forward of the model and one look at the reference → the signals of every role in the batch.
 
-Knows which signals are asked for. Which passes the head makes is for `at_head.py` to say.
+Which passes the head makes is for `at_head.py` to say.
 
 Shapes: B sequences, T positions, N supervised tokens laid end to end, D hidden size, V vocabulary.
 """
@@ -20,7 +20,7 @@ from expunge.training.reference import Reference
 
 
 def needs_by_role(objective: Objective | None, retain: Objective | None) -> dict[Role, Needs]:
-    """What is asked of each role's sequences: the forget objective's needs, of refusals too where it has them."""
+    """The needs of each role's sequences: the forget objective's, for refusals too where it has them."""
     forget = objective.needs if objective is not None else Needs()
     return {
         Role.FORGET: forget,

@@ -1,6 +1,6 @@
 """From-scratch models: the target that learnt everything and its retrained twin that never saw the forget rows.
 
-Trained once and kept by the hash of all that decides them (rows, sizes, settings, seed); knows nothing of unlearning.
+Trained once and kept by the hash of all that decides them (rows, sizes, settings, seed).
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """`UnlearnTrainer`: one forward for all roles, the signals its objectives ask for, and their weighted sum.
 
 Read `compute_loss` first. A `transformers.Trainer` in everything else: arguments, optimizers, schedules, callbacks,
-launchers; its logs and checkpoints are in `keeping.py`. Knows nothing of benchmarks or of any particular objective.
+launchers; its logs and checkpoints are in `keeping.py`.
 """
 
 import math
