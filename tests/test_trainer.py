@@ -73,6 +73,7 @@ def matrix() -> list[Any]:
         pairs += [(objective, None, False), (objective, NLL(), False), (objective, NLL(), True)]
         pairs.append((objective, RETAIN["kl"](), False))
     pairs += [(own["rmu"], Anchor(layer=1), lora) for lora in (False, True)]
+    pairs.append((own["rmu"], RETAIN["kl"](), True))
     pairs.append((Unilogit(min_surprisal=3.0, direction="forward"), NLL(), False))
     names = ["-".join([type(o).__name__, type(r).__name__, "lora" if lora else "full"]) for o, r, lora in pairs]
     return [pytest.param(*pair, id=name) for pair, name in zip(pairs, names, strict=True)]

@@ -2,6 +2,8 @@
 
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +46,18 @@ class LoraConfig(BaseModel):
             target_modules=self.targets,
             task_type="CAUSAL_LM",
         )
+
+
+@contextmanager
+def without_adapter(adapted: Any) -> Iterator[None]:
+    """Run the base alone. PEFT leaves every adapter weight trainable afterwards; here frozen ones stay frozen."""
+    frozen = [p for p in adapted.parameters() if not p.requires_grad]
+    try:
+        with adapted.disable_adapter():
+            yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
 
 
 def adapt(model: Any, config: Any) -> Any:

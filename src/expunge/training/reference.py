@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -25,6 +26,7 @@ from tqdm.auto import tqdm
 from expunge.data.encode import Encoded
 from expunge.data.pairs import Collator, Role, Sets
 from expunge.errors import UserError, did_you_mean
+from expunge.modeling.adapter import without_adapter
 from expunge.modeling.agreement import ways_of
 from expunge.modeling.forward import forward_supervised
 from expunge.modeling.logprobs import Head, token_logps
@@ -278,7 +280,7 @@ def build_reference(
         at_head = ways.vocab_size if ways.dense else None
         kind = choose_kind(base, needs, sets, has_adapter and not trained, at_head=at_head)
     if kind == "adapter_off":
-        return LiveReference(model, needs, kind, context=base.disable_adapter)
+        return LiveReference(model, needs, kind, context=partial(without_adapter, base))
     if kind == "frozen_copy":
         trains = any(p.requires_grad for p in base.parameters())
         return LiveReference(deepcopy(base).requires_grad_(False) if trains else base, needs, kind)
@@ -295,7 +297,7 @@ def _is_its_base(adapted: Any) -> bool:
     training = adapted.training
     adapted.eval()
     with_it = adapted(input_ids=ids_BT[None], use_cache=False).logits
-    with adapted.disable_adapter():
+    with without_adapter(adapted):
         without = adapted(input_ids=ids_BT[None], use_cache=False).logits
     adapted.train(training)
     return torch.allclose(with_it, without, rtol=8 * torch.finfo(with_it.dtype).eps, atol=1e-6)
