@@ -169,14 +169,18 @@ def trained_equal(model: Any, sets: Sets) -> None:
 
 
 def saved_equal(model: Any, model_type: str, sequence: Encoded, tokenizer: Any, folder: Path) -> None:
+    with torch.no_grad():
+        before = plain_logps(model, sequence)  # some models change their weights when they are evaluated
     save(model, tokenizer, folder)
     if model_type in UNLOADED:
         with pytest.raises(UserError, match=UNLOADED[model_type]):
             load(folder)
         return
     loaded, _ = load(folder)
+    atol = 5e-5 if model_type == "rwkv" else 1e-5  # it rounds otherwise once it divides its weights no more
     with torch.no_grad():
-        torch.testing.assert_close(plain_logps(loaded, sequence), plain_logps(model, sequence), rtol=0, atol=1e-5)
+        torch.testing.assert_close(plain_logps(loaded, sequence), before, rtol=0, atol=atol)
+        torch.testing.assert_close(plain_logps(model, sequence), before, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("model_type", REFUSED)

@@ -35,6 +35,7 @@ def save(model: nn.Module, tokenizer: Any, path: Path) -> None:
     """
     below = getattr(model.get_base_model(), "merged_adapter", None) if hasattr(model, "get_base_model") else None  # pyright: ignore[reportCallIssue]
     partial = partial_of(path)
+    stop_rescaling(model)
     with private(), writing(path):
         remove(partial)
         manifest.begin(partial)
@@ -47,6 +48,23 @@ def save(model: nn.Module, tokenizer: Any, path: Path) -> None:
         manifest.seal(partial)
         remove(path)
         partial.replace(path)
+
+
+def stop_rescaling(model: nn.Module) -> None:
+    """Give RWKV's weights their trained values, and keep them so.
+
+    In evaluation RWKV divides some of its weights by powers of two, against overflow in float16. They would be saved
+    divided, and an adapter on them would weigh too much. Its config is saved with `rescale_every: 0`, which computes
+    the same but for rounding.
+    """
+    for part in model.modules():
+        if hasattr(part, "layers_are_rescaled"):
+            rwkv: Any = part
+            if rwkv.layers_are_rescaled:
+                mode, rwkv.training = rwkv.training, True
+                rwkv._rescale_layers()
+                rwkv.training = mode
+            rwkv.config.rescale_every = 0
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from expunge.errors import UserError
 from expunge.modeling.adapter import Merged, check_adapter, check_mergeable
 from expunge.modeling.checkpoint import base_of, check_unchanged, is_adapter, load_config, not_loaded, whereabouts
+from expunge.modeling.saving import stop_rescaling
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ def _load_plain(name: str, options: dict[str, Any]) -> Any:
     if hasattr(model, "peft_config") and not Path(name).is_dir():
         raise UserError(f"model: {name!r} is an adapter; download it, and give its folder.")
     _check_keys(name, model, info)
+    stop_rescaling(model)
     return model
 
 

@@ -21,7 +21,7 @@ from expunge.modeling.adapter import adapt, check_adapter
 from expunge.modeling.agreement import check_training, ways_of
 from expunge.modeling.checkpoint import fit_tokenizer
 from expunge.modeling.loading import load, load_for_training, load_tokenizer_and_config
-from expunge.modeling.saving import name_base
+from expunge.modeling.saving import name_base, stop_rescaling
 from expunge.objectives import Objective
 from expunge.objectives.base import Share
 from expunge.training.arguments import UnlearnConfig
@@ -114,6 +114,7 @@ class UnlearnTrainer(KeptTrainer):
         start = adapt(start, peft_config) if peft_config is not None else start
         check_adapter(start, "model.lora")
         name_base(start)
+        stop_rescaling(start)
         if not any(p.requires_grad for p in start.parameters()):
             raise UserError("model: none of its weights trains (requires_grad); load it for training.")
         use_cache = getattr(start.config, "use_cache", None)
