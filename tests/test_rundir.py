@@ -513,3 +513,19 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing_finished(place: Path, cap
         assert {file: file.stat().st_mtime_ns for file in times} == times
         assert json.loads(results.read_text())[: len(rows)] == rows
         assert not list(Path("small").rglob("*.partial")) and not list(Path("small").rglob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("name", ["forget", "retain"])
+def test_a_run_goes_on_upon_the_rows_that_it_began_with(name: str) -> None:
+    """Rows that were edited under the same path are told, and nothing is written."""
+    own = recipe(methods="[ga, npo]")
+    run(own)
+    file = Path(f"{name}.jsonl")
+    before, written = file.read_text(), Path("out/results.json").read_text()
+    file.write_text(before.replace("town", "city", 1))
+    assert file.read_text() != before
+    with pytest.raises(UserError, match=rf"out/results\.json: {name} rows were others when the run began"):
+        run(own, resume=True)
+    assert Path("out/results.json").read_text() == written
+    file.write_text(before)
+    assert run(own, resume=True) == json.loads(written)

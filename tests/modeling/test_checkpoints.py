@@ -238,7 +238,7 @@ ADAPTERS: dict[str, tuple[Damage, str]] = {
     ),
     "prompt tuning": (
         change("adapter_config.json", peft_type="PROMPT_TUNING", num_virtual_tokens=2),
-        "no change of weights",
+        "does not change weights",
     ),
 }
 

@@ -283,7 +283,7 @@ def _read_hub(name: str, config: str | None, split: str) -> list[Record]:
         data = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # of a dozen types: no network, no such data set, configuration or split, no access
         raise UserError(
-            f"{source} (split {split}) is not a local file or folder, and could not be loaded from the hub "
+            f"{source} (split {split}) is no local file or folder, and could not be loaded from the hub "
             f"({type(error).__name__}: {first_line(error)}); check the path or the name, and the network."
         ) from error
     return _numbered(list(data), f"{source}[{split}]")

@@ -1,9 +1,11 @@
 """The run directory: who may write there, what a run leaves in it, and in what order nothing gets lost."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +245,27 @@ def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from _leaves(value, f"{path}.{key}".lstrip("."))
 
 
+def digests(benchmark: Benchmark) -> dict[str, str]:
+    """SHA-256 sums of what a run reads, by which a resumed one knows that it reads the same."""
+    parts = {
+        "forget rows": benchmark.forget,
+        "retain rows": [benchmark.retain, benchmark.utility, benchmark.world],
+        "variants": benchmark.variants,
+        "questions": [benchmark.questions, benchmark.probes],
+    }
+    texts = {name: json.dumps(part, sort_keys=True, default=_plain) for name, part in parts.items()}
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Questions, variants and probes as JSON holds them."""
+    if isinstance(value, frozenset | set):
+        return sorted(value)
+    if is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    return repr(value)
+
+
 class Results:
     """`results.json` and `records/`, written again after every method so that nothing finished is lost.
 
@@ -253,6 +276,12 @@ class Results:
         self.out, self.recipe, self.benchmark = out, recipe, benchmark
         self.path = out / "results.json"
         self.rows: list[Result] = load_results(out) if resume and self.path.exists() else []
+        self.inputs = digests(benchmark)
+        then = self.rows[0].get("inputs", self.inputs) if self.rows else self.inputs
+        if changed := [name for name, digest in self.inputs.items() if then.get(name) != digest]:
+            raise UserError(
+                f"{self.path}: {changed[0]} were others when the run began; give those again, or another --out."
+            )
 
     def has(self, method: str) -> bool:
         return any(row["method"] == method for row in self.rows)
@@ -285,6 +314,7 @@ class Results:
                 "trajectory": [],
                 **row,
                 **({"declares": as_json(metrics, axes)} if metrics else {}),
+                "inputs": self.inputs,
                 "versions": machine.versions(),
             }
         )
