@@ -171,3 +171,21 @@ def test_mistakes_are_one_sentence_and_nothing_is_written(workplace: Path, case:
 def test_the_names_are_documented() -> None:
     for name in ("run", "evaluate"):
         assert "Use when" in (getattr(expunge, name).__doc__ or "")
+
+
+def test_a_trainer_trains_after_the_model_was_measured(
+    workplace: Path, tiny_model: Model, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    rows = people(range(4))
+    trainer = UnlearnTrainer(
+        tiny_model(layers=1, hidden=16),
+        UnlearnConfig(output_dir=str(tmp_path / "trained"), num_train_epochs=1, save_strategy="no"),
+        objective=objectives.GA(),
+        forget_dataset=rows,
+        processing_class=tiny_tokenizer,
+    )
+    before = evaluate(trainer.model, tiny_tokenizer, forget=rows, limit=2, max_new_tokens=4).metrics
+    run({**FABLE, "method": "ga", "out": "between"})
+    trainer.train()
+    after = evaluate(trainer.model, tiny_tokenizer, forget=rows, limit=2, max_new_tokens=4).metrics
+    assert after["forget_probability"] < before["forget_probability"]

@@ -515,6 +515,16 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing_finished(place: Path, cap
         assert not list(Path("small").rglob("*.partial")) and not list(Path("small").rglob("checkpoint-*"))
 
 
+def test_a_report_on_edited_results_is_refused(capsys: Capture) -> None:
+    run(recipe())
+    results = Path("out/results.json")
+    results.write_text(results.read_text().replace('"seed": 0', '"seed": 1'))
+    assert main(["report", "out"]) == 2
+    assert "report: out/results.json is not as it was written" in capsys.readouterr().err
+    Path("out/manifest.json").unlink()
+    assert main(["report", "out"]) == 0
+
+
 @pytest.mark.parametrize("name", ["forget", "retain"])
 def test_a_run_goes_on_upon_the_rows_that_it_began_with(name: str) -> None:
     """Rows that were edited under the same path are told, and nothing is written."""

@@ -244,12 +244,16 @@ def chat(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
 
 def report(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     from expunge.data.files import file_to_write, local_path
+    from expunge.pipeline.rundir import results_damage
     from expunge.report import write_markdown, write_report
 
     if args.markdown is not None:
         _refuse(args, "out", "redact", when="with --markdown")
     for path in args.directory:
-        local_path(path, "report")
+        if wrong := results_damage(local_path(path, "report")):
+            raise UserError(
+                f"report: {wrong}; put it back as it was, or delete manifest.json to report on what is there."
+            )
     for path in (args.out, args.markdown):
         if path is not None:
             file_to_write(path, "report")

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from expunge.data.encode import Encoded
 from expunge.errors import UserError
 from expunge.evals.trees import Tree, grow
-from expunge.modeling.agreement import Ways, agree, plain_logits, probe_length, probes, remembered, say, tokens_of
+from expunge.modeling.agreement import NAN, Ways, agree, plain_logits, probe_length, probes, remembered, say, tokens_of
 from expunge.modeling.forward import forward_supervised
 from expunge.modeling.logprobs import Head
 
@@ -90,7 +90,7 @@ def at_trees(
     assert found is not None
     columns = [None if x is None else x.cpu() for x in found]
     if any(x is not None and x.isnan().any() for x in columns):
-        raise UserError("the model's log-probabilities are NaN: training has diverged; lower the learning rate.")
+        raise UserError(NAN)
     return [
         {s: x[i] for s, i in lot.indices.items()} if x is not None else {} for lot, x in zip(lots, columns, strict=True)
     ]

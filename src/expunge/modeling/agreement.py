@@ -25,6 +25,12 @@ from expunge.system import ranks
 
 log = logging.getLogger(__name__)
 
+NAN = (
+    "the model's log-probabilities are NaN: a weight is NaN, or training has diverged; give another checkpoint, or lower "
+    "the learning rate."
+)
+"""The sentence for a model that gives no numbers."""
+
 R = TypeVar("R")
 
 PROBE = 12
@@ -196,7 +202,7 @@ def plain_logits(model: Any, tokens: Sequence[int]) -> Tensor:
         ) from error
     assert logits_BTV.shape[:2] == ids_BT.shape, logits_BTV.shape
     if logits_BTV.isnan().any():
-        raise UserError("the model's log-probabilities are NaN: training has diverged; lower the learning rate.")
+        raise UserError(NAN)
     return logits_BTV[0]
 
 

@@ -1,10 +1,12 @@
 """`expunge run` and `expunge eval` from Python: values in place of words, and numbers in place of tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
 import torch
+from accelerate.state import AcceleratorState
 
 from expunge.benchmarks import custom
 from expunge.data.benchmark import Benchmark, Row
@@ -55,7 +57,8 @@ def run(
     `run({"benchmark": "fable", "model": {"scratch": {}}, "method": objectives.NPO(beta=0.2), "out": "runs/npo"})` is
     one run of NPO without a retain term.
     """
-    return run_all(recipe_of(recipe, keys), resume=resume, overwrite=overwrite, workers=workers)
+    with _state_of_trainers_kept():
+        return run_all(recipe_of(recipe, keys), resume=resume, overwrite=overwrite, workers=workers)
 
 
 def evaluate(
@@ -94,6 +97,31 @@ def evaluate(
 
     `evaluate("runs/run/model", forget="forget.jsonl").metrics["forget_probability"]` is one number of a saved model.
     """
+    with _state_of_trainers_kept():
+        return _evaluate(model, tokenizer, benchmark, forget, retain, retrained, augment, seed, options)
+
+
+@contextmanager
+def _state_of_trainers_kept() -> Iterator[None]:
+    """Keep accelerate's state, which new training arguments clear and a trainer that was built before them reads."""
+    before = dict(AcceleratorState._shared_state)
+    try:
+        yield
+    finally:
+        AcceleratorState._shared_state.update(before)
+
+
+def _evaluate(
+    model: Any,
+    tokenizer: Any,
+    benchmark: Any,
+    forget: Rows | None,
+    retain: Rows | None,
+    retrained: Any,
+    augment: str | Path | None,
+    seed: int,
+    options: Mapping[str, Any],
+) -> Evaluation:
     named = isinstance(model, str | Path)
     if named:
         whereabouts(str(model))
@@ -103,7 +131,7 @@ def evaluate(
             **_data(benchmark, forget, retain),
             **({} if augment is None else {"augment": str(augment)}),
             **({"retrained": str(retrained)} if isinstance(retrained, str | Path) else {}),
-            "evaluate": options,
+            "evaluate": dict(options),
             "methods": [],
             "seed": seed,
         },

@@ -131,7 +131,7 @@ def evaluate_only(recipe: Recipe, *, overwrite: bool = False) -> list[Result]:
     with alone_in(out, then="give the command again with --overwrite"):
         benchmark = load_benchmark(recipe)
         check_data(benchmark)
-        check_run_directory(recipe, resume=False, overwrite=overwrite)
+        check_run_directory(recipe, resume=False, overwrite=overwrite, resumable=False)
         check_methods(recipe, benchmark)
         results = Results(out, recipe, benchmark, resume=False)
         session = Session(recipe, benchmark, results, *starting_models(recipe, benchmark))

@@ -79,7 +79,7 @@ def alone_in(out: Path, *, then: str = "go on with --resume") -> Iterator[None]:
             yield
 
 
-def check_run_directory(recipe: Recipe, *, resume: bool, overwrite: bool) -> Path:
+def check_run_directory(recipe: Recipe, *, resume: bool, overwrite: bool, resumable: bool = True) -> Path:
     """Where the run will be written; nothing is written yet.
 
     Raises `UserError` for a path that can't be a folder and for one that holds something else than this run.
@@ -94,7 +94,8 @@ def check_run_directory(recipe: Recipe, *, resume: bool, overwrite: bool) -> Pat
             if model is not None and Path(os.path.realpath(model)).is_relative_to(os.path.realpath(out)):
                 raise UserError(f"--overwrite would delete {model}, which this run reads; give another --out.")
     elif written.exists() and not resume:
-        raise UserError(f"{out} already holds a run; go on with --resume, start over with --overwrite, or give --out.")
+        on = "go on with --resume, " if resumable else ""
+        raise UserError(f"{out} already holds a run; {on}start over with --overwrite, or give --out.")
     elif written.exists() and (key := first_difference(_written(written), recipe)):
         raise UserError(
             f"{written} is another recipe than the one to resume: {key} differs; give the same keys, or another --out."
@@ -176,7 +177,7 @@ def _first_damage(recipe: Recipe, out: Path) -> str | None:
         if method.name in finished:
             model = folder / "model"
             wrong = manifest.damage(model, extra=False) if model.exists() else None
-            wrong = wrong and f"{wrong}; delete {model}, or start over with --overwrite."
+            wrong = wrong and f"{wrong}; put it back as it was, or start over with --overwrite."
         else:
             wrong = _training_damage(folder) or _training_damage(folder / "teacher")
         if wrong is not None:
