@@ -26,8 +26,8 @@ from expunge.system import ranks
 log = logging.getLogger(__name__)
 
 NAN = (
-    "the model's log-probabilities are NaN: a weight is NaN, or training has diverged; give another checkpoint, or lower "
-    "the learning rate."
+    "the model's log-probabilities are NaN: a weight is NaN, or training has diverged; give another checkpoint, or "
+    "lower the learning rate."
 )
 """The sentence for a model that gives no numbers."""
 
