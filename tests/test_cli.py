@@ -223,6 +223,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "unknown benchmark": (["run", "tiny.yaml", "--benchmark", "fabel"], "Did you mean 'fable'"),
     "unknown split": (["run", "tiny.yaml", "--split", "forget11"], "forget11"),
     "missing data": (["run", "--model", "model", "--forget", "g.jsonl"], "g.jsonl"),
+    "two files where one counts": (
+        ["run", "--model", "model", "--forget", "f.jsonl", "--forget=text.jsonl"],
+        "--forget is given twice",
+    ),
     "malformed line": (["run", "--model", "model", "--forget", "cut.jsonl"], "cut.jsonl:2"),
     "missing column": (["run", "--model", "model", "--forget", "column.jsonl"], "column.jsonl"),
     "empty forget set": (["run", "--model", "model", "--forget", "empty.jsonl"], "empty.jsonl"),

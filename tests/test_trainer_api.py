@@ -99,6 +99,16 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "two to retain": ({"objective": "npo+kl"}, "names a retain objective, and retain is given too"),
     "an assistant's method": ({"objective": "uld", "retain": None}, "expunge run --method uld"),
     "a class": ({"objective": objectives.NPO}, "objective must be an objective, such as objectives.NPO(), or a name"),
+    "one to retain in the place of one to forget": (
+        {"objective": objectives.NLL(), "retain": None, "retain_dataset": []},
+        "objective can't be NLL, which is for the other rows; give it as retain",
+    ),
+    "one to forget in the place of one to retain": (
+        {"retain": objectives.NPO()},
+        "retain can't be NPO, which is for the other rows; give it as objective",
+    ),
+    "rows that nothing keeps": ({"retain": None}, "retain_dataset does nothing without retain; give retain too"),
+    "rows that nothing forgets": ({"objective": None}, "forget_dataset does nothing without objective"),
     "a tokenizer by its old name": (
         {"tokenizer": 1},
         "UnlearnTrainer takes no tokenizer: it is called processing_class",

@@ -312,6 +312,9 @@ def _split(words: Sequence[str], command: _Parser, parser: _Parser) -> tuple[lis
 
     They are parted first, because argparse would take the value of a key that it does not know for the recipe.
     """
+    names = [word.partition("=")[0] for word in words]
+    if twice := next((name for name in ("--forget", "--retain") if names.count(name) > 1), None):
+        raise UserError(f"{twice} is given twice; give one file, or a folder with one file that holds all rows.")
     own: list[str] = []
     pairs: list[tuple[str, str]] = []
     rest = list(words)

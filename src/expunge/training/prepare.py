@@ -184,7 +184,21 @@ def objectives_of(objective: Any, retain: Any) -> tuple[Objective | None, Object
         if value is not None and not isinstance(value, Objective):
             made = " (call it: an objective is an instance)" if isinstance(value, type) else ""
             raise UserError(f"{name} must be an objective, such as objectives.NPO(), or a name, got {value!r}{made}.")
+    for name, value, others, side in (
+        ("objective", objective, RETAIN, "retain"),
+        ("retain", retain, FORGET, "objective"),
+    ):
+        if type(value) in others.values():
+            raise UserError(f"{name} can't be {type(value).__name__}, which is for the other rows; give it as {side}.")
     return objective, NLL() if objective is None and retain is None else retain
+
+
+def check_used(objective: Objective | None, retain: Objective | None, forget: Any, retained: Any) -> None:
+    """Raise `UserError` for rows that no objective reads."""
+    for term, name, rows in ((objective, "objective", forget), (retain, "retain", retained)):
+        if term is None and len(rows):
+            data = "forget_dataset" if name == "objective" else "retain_dataset"
+            raise UserError(f"{data} does nothing without {name}; give {name} too, or leave {data} out.")
 
 
 def _without_options(kind: type[Objective]) -> Objective:

@@ -28,7 +28,15 @@ from expunge.training.arguments import UnlearnConfig
 from expunge.training.keeping import KeptTrainer
 from expunge.training.layout import Layout
 from expunge.training.modes import check_modes, switch_off_dropout, train_only
-from expunge.training.prepare import arguments_for, check_keywords, check_terms, encode_sets, objectives_of, rows_of
+from expunge.training.prepare import (
+    arguments_for,
+    check_keywords,
+    check_terms,
+    check_used,
+    encode_sets,
+    objectives_of,
+    rows_of,
+)
 from expunge.training.reference import build_reference
 from expunge.training.signals import gather_signals, needs_by_role
 
@@ -96,6 +104,7 @@ class UnlearnTrainer(KeptTrainer):
             "retain_rows": rows_of(retain_dataset, "retain_dataset"),
             "refusals": refusals,
         }
+        check_used(self.objective, self.retain, data["forget_rows"], data["retain_rows"])
         start, tokenizer = _loaded(model, processing_class, adapter=peft_config is not None)
         tokenizer = fit_tokenizer(tokenizer, start.config)
         data["config"] = start.config
