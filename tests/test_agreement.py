@@ -103,7 +103,6 @@ def trainer(model: Any, tokenizer: Any, folder: Any, **options: Any) -> UnlearnT
         UnlearnConfig(str(folder)),
         objective=objectives.NPO(),
         forget_dataset=rows(3),
-        retain_dataset=rows(4),
         processing_class=tokenizer,
         **options,
     )

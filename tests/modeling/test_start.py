@@ -168,7 +168,7 @@ def trainer(model: Any, tokenizer: Any, **kwargs: Any) -> UnlearnTrainer:
     args = UnlearnConfig(
         "out", reference=reference, max_steps=1, learning_rate=1e-9, save_strategy="no", disable_tqdm=True
     )
-    sets = {"forget_dataset": rows("forget"), "retain_dataset": rows("retain")}
+    sets = {"forget_dataset": rows("forget"), **({"retain_dataset": rows("retain")} if kwargs.get("retain") else {})}
     return UnlearnTrainer(
         model, args, **{"objective": objectives.NPO(), **sets, "processing_class": tokenizer, **kwargs}
     )
