@@ -15,16 +15,9 @@ from expunge.cli.main import main
 from expunge.modeling.loading import LoraConfig, save
 from expunge.pipeline.inputs import load_benchmark
 from expunge.recipe.parsing import load_recipe, recipe_of
+from tests.small import FABLE
 
 Model = Callable[..., Any]
-
-FABLE: dict[str, Any] = {
-    "benchmark": {"name": "fable", "authors": 10, "facts": 3, "split": "forget20"},
-    "model": {"scratch": {"layers": 1, "hidden": 16, "heads": 2, "vocab": 400, "context": 96}},
-    "finetune": {"epochs": 1},
-    "train": {"num_train_epochs": 1, "per_device_train_batch_size": 2, "learning_rate": 1e-3},
-    "evaluate": {"max_new_tokens": 4, "limit": 2, "each_epoch_limit": 2},
-}
 
 
 @pytest.fixture

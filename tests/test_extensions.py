@@ -16,6 +16,7 @@ from expunge.cli.main import main
 from expunge.evals.own import Records, metric
 from expunge.recipe.parsing import parse_recipe, recipe_of
 from expunge.training.prepare import objectives_of
+from tests.small import FABLE
 
 LOSSES = """
     from torch import Tensor
@@ -121,14 +122,6 @@ METRICS = """
     def plain(records):
         return 0
 """
-
-FABLE: dict[str, Any] = {
-    "benchmark": {"name": "fable", "authors": 10, "facts": 3, "split": "forget20"},
-    "model": {"scratch": {"layers": 1, "hidden": 16, "heads": 2, "vocab": 400, "context": 96}},
-    "finetune": {"epochs": 1},
-    "train": {"num_train_epochs": 1, "per_device_train_batch_size": 2, "learning_rate": 1e-3},
-    "evaluate": {"max_new_tokens": 4, "limit": 2, "each_epoch_limit": 2},
-}
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The code on the pages about extending expunge runs as it stands there, on a smaller world."""
+"""Run the code of the pages about extending expunge, word for word, on a smaller world."""
 
 import json
 import re
@@ -23,7 +23,7 @@ SMALL = {
     "train": {"num_train_epochs": 1},
     "evaluate": {"limit": 2, "max_new_tokens": 4, "each_epoch": "off"},
 }
-"""What makes a run small; it goes before the page's own keys."""
+"""Keys that make a run small; the page's own keys follow them."""
 
 
 @pytest.fixture

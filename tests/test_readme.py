@@ -1,4 +1,4 @@
-"""README, tutorial and how-to pages show what works: their commands and their Python run as they stand there."""
+"""Run the commands and the Python code of README, tutorial and how-to pages, word for word."""
 
 import io
 import json

@@ -114,7 +114,7 @@ class Axes:
     """The metrics that stand for a benchmark where there is room for one: the first that a run has is drawn.
 
     `forget` and `retain` are the axes of the trade-off and what a utility budget keeps; `near`, in an overview of
-    several splits, is what is like the forget rows and stays. Where none is found the usual ones stand there.
+    several splits, is what is like the forget rows and stays. A benchmark without such metrics shows the usual ones.
     """
 
     forget: Sequence[str] = ()

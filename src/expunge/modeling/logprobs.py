@@ -132,7 +132,8 @@ class Workspace:
 Measure = Callable[[Tensor, Workspace], tuple[Tensor, Tensor]]
 """Logits of a chunk [C, V] → a number for each of its tokens [C], and its gradient by the logits [C, V].
 
-Both the logits and the workspace, at whose place 0 the logits may lie, are written over; the gradient may lie there.
+A measure overwrites the logits and the workspace. The logits may lie at the workspace's place 0, and so may the
+gradient.
 """
 
 

@@ -32,6 +32,17 @@ GIVEN = "given in Python"
 """Stands in a recipe for a model or rows that are in memory."""
 
 
+@contextmanager
+def _state_of_trainers_kept() -> Iterator[None]:
+    """Keep accelerate's state, which new training arguments clear and a trainer that was built before them reads."""
+    before = dict(AcceleratorState._shared_state)
+    try:
+        yield
+    finally:
+        AcceleratorState._shared_state.update(before)
+
+
+@_state_of_trainers_kept()
 def run(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     *,
@@ -57,10 +68,10 @@ def run(
     `run({"benchmark": "fable", "model": {"scratch": {}}, "method": objectives.NPO(beta=0.2), "out": "runs/npo"})` is
     one run of NPO without a retain term.
     """
-    with _state_of_trainers_kept():
-        return run_all(recipe_of(recipe, keys), resume=resume, overwrite=overwrite, workers=workers)
+    return run_all(recipe_of(recipe, keys), resume=resume, overwrite=overwrite, workers=workers)
 
 
+@_state_of_trainers_kept()
 def evaluate(
     model: Any,
     tokenizer: Any = None,
@@ -97,31 +108,6 @@ def evaluate(
 
     `evaluate("runs/run/model", forget="forget.jsonl").metrics["forget_probability"]` is one number of a saved model.
     """
-    with _state_of_trainers_kept():
-        return _evaluate(model, tokenizer, benchmark, forget, retain, retrained, augment, seed, options)
-
-
-@contextmanager
-def _state_of_trainers_kept() -> Iterator[None]:
-    """Keep accelerate's state, which new training arguments clear and a trainer that was built before them reads."""
-    before = dict(AcceleratorState._shared_state)
-    try:
-        yield
-    finally:
-        AcceleratorState._shared_state.update(before)
-
-
-def _evaluate(
-    model: Any,
-    tokenizer: Any,
-    benchmark: Any,
-    forget: Rows | None,
-    retain: Rows | None,
-    retrained: Any,
-    augment: str | Path | None,
-    seed: int,
-    options: Mapping[str, Any],
-) -> Evaluation:
     named = isinstance(model, str | Path)
     if named:
         whereabouts(str(model))
@@ -131,7 +117,7 @@ def _evaluate(
             **_data(benchmark, forget, retain),
             **({} if augment is None else {"augment": str(augment)}),
             **({"retrained": str(retrained)} if isinstance(retrained, str | Path) else {}),
-            "evaluate": dict(options),
+            "evaluate": options,
             "methods": [],
             "seed": seed,
         },

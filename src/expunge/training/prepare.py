@@ -195,9 +195,11 @@ def objectives_of(objective: Any, retain: Any) -> tuple[Objective | None, Object
 
 def check_used(objective: Objective | None, retain: Objective | None, forget: Any, retained: Any) -> None:
     """Raise `UserError` for rows that no objective reads."""
-    for term, name, rows in ((objective, "objective", forget), (retain, "retain", retained)):
+    for term, name, data, rows in (
+        (objective, "objective", "forget_dataset", forget),
+        (retain, "retain", "retain_dataset", retained),
+    ):
         if term is None and len(rows):
-            data = "forget_dataset" if name == "objective" else "retain_dataset"
             raise UserError(f"{data} does nothing without {name}; give {name} too, or leave {data} out.")
 
 
