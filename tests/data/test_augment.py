@@ -143,7 +143,7 @@ def test_broken_lines_are_named(theirs: Path, shared_data: Path, tmp_path: Path)
     whole = file.read_text()
     for broken, says in (
         ("only,three,columns\n", "3 columns"),
-        (f'"{forget[0]["question"]}",b,[1],[2]\n', "no list of"),
+        (f'"{forget[0]["question"]}",b,[1],[2]\n', "not a list of"),
     ):
         file.write_text(broken + whole)
         with pytest.raises(UserError, match=rf"forget01_paraphrase\.csv:1.*{says}"):
