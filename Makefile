@@ -1,21 +1,14 @@
 # Everything from a bare machine: Python 3.11 and make are enough.
 #   make demo    the whole story on a small model     make test   the test suite (ARGS="-m 'not slow' -x")
-#   make tofu    the tables of docs/results           make lint   style and types
 #   make docs    the documentation site, in build/site
-#   make fuzz    hostile input for ten minutes        (MINUTES=1)
+#   make lint    style and types                      make fuzz   hostile input for ten minutes (MINUTES=1)
 #   make clean   back to a bare checkout, runs/ kept
 
 PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-# Where the files of the hub data set locuslab/TOFU are; empty takes them from the hub.
-TOFU ?=
-# Where ULD's paraphrases and wrong answers are (forgetNN_paraphrase.csv, forget10_perturb.csv); without them it is left out.
-AUGMENTED ?=
-SPLITS := forget01 forget05 forget10
-
-.PHONY: install demo test fuzz tofu lint docs clean
+.PHONY: install demo test fuzz lint docs clean
 
 install: $(STAMP)
 
@@ -37,20 +30,6 @@ MINUTES := 10
 fuzz: $(STAMP)
 	end=$$(( $$(date +%s) + 60 * $(MINUTES) )); while [ $$(date +%s) -lt $$end ]; do \
 	  $(BIN)/pytest -q -m fuzz --hypothesis-profile fuzz $(ARGS) || exit; done
-
-# docs/results/tofu-scratch.md: four models trained from scratch, then every method on three splits, and where AUGMENTED is
-# the folder of its authors' data, ULD and its distillation for three seeds. Hours on two cores.
-SEEDS := 0 1 2
-ULD := $(foreach split,$(SPLITS),$(SEEDS:%=runs/tofu-scratch-uld-$(split)-seed%) $(SEEDS:%=runs/tofu-scratch-distilled-$(split)-seed%))
-WITH := --resume $(if $(TOFU),--benchmark.path $(TOFU))
-tofu: $(STAMP)
-	for split in $(SPLITS); do $(BIN)/expunge run recipes/tofu/scratch/$$split.yaml $(WITH) || exit; done
-	$(if $(AUGMENTED),for split in $(SPLITS); do for seed in $(SEEDS); do \
-	  uld=runs/tofu-scratch-uld-$$split-seed$$seed; options="$(WITH) --augment $(AUGMENTED) --seed $$seed"; \
-	  $(BIN)/expunge run recipes/tofu/scratch/uld-$$split.yaml $$options --out $$uld && \
-	  $(BIN)/expunge run recipes/tofu/scratch/distilled-$$split.yaml $$options --method.forget.teacher $$uld/model \
-	    --out runs/tofu-scratch-distilled-$$split-seed$$seed || exit; done; done)
-	$(BIN)/expunge report $(SPLITS:%=runs/tofu-scratch-%) $(if $(AUGMENTED),$(ULD)) --markdown docs/results/tofu-scratch.md
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

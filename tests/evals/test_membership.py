@@ -102,24 +102,6 @@ def test_min_k_plus_plus_of_standard_positions_is_min_k(logps: list[float], k: f
     assert mi.min_k_plus_plus_score(array, zeros, ones, k) == close(mi.min_k_score(array, k))
 
 
-@pytest.mark.parametrize(
-    ("logps", "reference", "expected"),
-    [
-        ([-1.0, -2.0], [-2.0, -3.0], 1.0),
-        ([-1.0, -2.0], [-1.0, -2.0], 0.0),
-        ([0.0], [-1e4], 1e4),
-        ([-3.0], [-1.0, -1.0, -4.0], -1.0),  # another tokenizer
-    ],
-)
-def test_reference_score(logps: list[float], reference: list[float], expected: float) -> None:
-    assert mi.reference_score(np.array(logps), np.array(reference)) == close(expected)
-
-
-@pytest.mark.parametrize(("norms", "expected"), [([0.0], 0.0), ([2.0, 3.0], -2.5), ([1e30], -1e30)])
-def test_gradient_norm_score(norms: list[float], expected: float) -> None:
-    assert mi.gradient_norm_score(norms) == close(expected)
-
-
 @pytest.mark.parametrize("empty", [np.array([]), np.zeros((2, 2))])
 def test_scores_want_a_row_of_tokens(empty: np.ndarray) -> None:
     for score in (mi.loss_score, mi.min_k_score):

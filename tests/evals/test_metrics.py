@@ -43,28 +43,25 @@ def test_choice_probability(right: float, every: list[float], expected: float) -
 
 
 @pytest.mark.parametrize(
-    ("paraphrased", "perturbed", "geometric", "arithmetic"),
+    ("paraphrased", "perturbed", "expected"),
     [
-        (math.log(0.5), [math.log(0.1), math.log(0.4)], 0.4, 0.5),
-        (-1.5, [-1.5, -1.5, -1.5], 1.0, 1.0),
-        (-1.0, [-1.0 + math.log(8), -1.0 - math.log(8)], 1.0, (8 + 1 / 8) / 2),
-        (-1.0, [-3000.0], 0.0, 0.0),
-        (-3000.0, [-3000.0 + math.log(2)], 2.0, 2.0),  # both probabilities underflow; their ratio must not
-        (-3000.0, [-1.0], math.exp(700), math.exp(700)),
+        (math.log(0.5), [math.log(0.1), math.log(0.4)], 0.4),
+        (-1.5, [-1.5, -1.5, -1.5], 1.0),
+        (-1.0, [-1.0 + math.log(8), -1.0 - math.log(8)], 1.0),
+        (-1.0, [-3000.0], 0.0),
+        (-3000.0, [-3000.0 + math.log(2)], 2.0),  # both probabilities underflow; their ratio must not
+        (-3000.0, [-1.0], math.exp(700)),
     ],
 )
-def test_truth_ratio(paraphrased: float, perturbed: list[float], geometric: float, arithmetic: float) -> None:
-    assert m.truth_ratio(paraphrased, perturbed) == close(geometric)
-    assert m.truth_ratio(paraphrased, perturbed, "arithmetic") == close(arithmetic)
+def test_truth_ratio(paraphrased: float, perturbed: list[float], expected: float) -> None:
+    assert m.truth_ratio(paraphrased, perturbed) == close(expected)
 
 
 @given(log_probabilities, st.lists(log_probabilities, min_size=1, max_size=6))
-def test_truth_ratio_is_finite_and_geometric_is_the_lower(paraphrased: float, perturbed: list[float]) -> None:
-    geometric = m.truth_ratio(paraphrased, perturbed)
-    arithmetic = m.truth_ratio(paraphrased, perturbed, "arithmetic")
-    assert 0 <= geometric <= arithmetic * (1 + 1e-9) + 1e-300
-    assert math.isfinite(arithmetic)
-    assert 0 <= m.truth_score(geometric) <= 1
+def test_truth_ratio_is_finite(paraphrased: float, perturbed: list[float]) -> None:
+    ratio = m.truth_ratio(paraphrased, perturbed)
+    assert ratio >= 0 and math.isfinite(ratio)
+    assert 0 <= m.truth_score(ratio) <= 1
 
 
 @pytest.mark.parametrize(("ratio", "expected"), [(0.0, 1.0), (0.25, 0.75), (1.0, 0.0), (math.exp(700), 0.0)])
@@ -134,12 +131,6 @@ def plain_ratios(rows: dict[str, Any]) -> np.ndarray:
 @pytest.mark.parametrize("name", LOG_SETS)
 def test_truth_ratio_on_real_losses(log: dict[str, Any], name: str) -> None:
     np.testing.assert_allclose(our_ratios(log[name]), plain_ratios(log[name]), rtol=1e-9)
-    arithmetic = [
-        m.truth_ratio(-right, [-w for w in wrong], "arithmetic")
-        for right, wrong in zip(log[name]["avg_paraphrased_loss"], log[name]["average_perturb_loss"], strict=True)
-    ]
-    wrong = np.exp(-np.array(log[name]["average_perturb_loss"])).mean(-1)
-    np.testing.assert_allclose(arithmetic, wrong / np.exp(-np.array(log[name]["avg_paraphrased_loss"])), rtol=1e-9)
 
 
 def test_forget_quality_on_real_losses(log: dict[str, Any]) -> None:

@@ -64,24 +64,6 @@ def min_k_plus_plus_score(logps: np.ndarray, means: np.ndarray, deviations: np.n
     return _lowest_mean((logps - means) / np.maximum(deviations, MIN_DEVIATION), k)
 
 
-def reference_score(logps: np.ndarray, reference_logps: np.ndarray) -> float:
-    """Mean log-probability less that of a reference model that has not seen the text, nats per token.
-
-    Each is a mean over its own tokens, so the two may have different tokenizers. Range (−∞, ∞).
-    Source: Carlini et al. 2021, arXiv 2012.07805, as in OpenUnlearning, arXiv 2506.12618.
-    """
-    return loss_score(logps) - loss_score(reference_logps)
-
-
-def gradient_norm_score(norms: Sequence[float] | np.ndarray) -> float:
-    """−mean of `norms`, those of the gradient of the text's mean loss to each weight tensor: what is learned pulls
-    little.
-
-    Range (−∞, 0]; compares only within one model. Source: as in OpenUnlearning, arXiv 2506.12618.
-    """
-    return -float(_row(np.asarray(norms)).mean())
-
-
 def auc(members: Scores, others: Scores) -> float:
     """Probability that a member's score exceeds another's, ties counting half: area under the ROC curve, exact.
 

@@ -12,7 +12,6 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 from scipy.stats import ks_2samp
@@ -51,26 +50,17 @@ def choice_probability(right: float, all: Sequence[float]) -> float:
     return right / total if total > 0 else 0.0
 
 
-def truth_ratio(
-    paraphrased_logp_mean: float,
-    perturbed_logp_means: Sequence[float],
-    mean: Literal["geometric", "arithmetic"] = "geometric",
-) -> float:
+def truth_ratio(paraphrased_logp_mean: float, perturbed_logp_means: Sequence[float]) -> float:
     """R = mean_i P(perturbed_i)^(1/T_i) / P(paraphrased)^(1/T): wrong answers against the right one, in other words.
 
-    The geometric mean over the wrong answers, exp(mean_i logp_i), is what TOFU's code computes; the arithmetic one is
-    what its paper prints. Range [0, e^700]. A model that knows the fact has R well below 1, one that never saw it is
-    nearer to 1 (medians .50 and .80 for TOFU's retrained Llama-2-7B on what it learned and what it did not).
+    The mean over the wrong answers is the geometric one, exp(mean_i logp_i), as TOFU's code computes it; its paper
+    prints the arithmetic mean. Range [0, e^700]. A model that knows the fact has R well below 1, one that never saw it
+    is nearer to 1 (medians .50 and .80 for TOFU's retrained Llama-2-7B on what it learned and what it did not).
     Good: on the forget set distributed as in the retrained model (see `forget_quality`), elsewhere low.
     """
     logps = np.asarray(perturbed_logp_means, dtype=np.float64)
     assert logps.size > 0, "a truth ratio needs perturbed answers"
-    if mean == "geometric":
-        wrong = float(logps.mean())
-    else:
-        top = float(logps.max())
-        wrong = top + math.log(float(np.exp(logps - top).mean()))
-    return math.exp(min(wrong - paraphrased_logp_mean, MAX_LOG_RATIO))
+    return math.exp(min(float(logps.mean()) - paraphrased_logp_mean, MAX_LOG_RATIO))
 
 
 def truth_score(ratio: float) -> float:

@@ -1,6 +1,6 @@
 """Objectives on hidden states: misdirect them on the forget rows, anchor them on the retain rows."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -63,7 +63,6 @@ class Anchor(Objective):
     weight: float = Field(default=1200.0, ge=0, description="α of the paper")
     layer: int = Field(default=7, ge=0, description="decoder layer whose hidden states stay, from 0; that of `rmu`")
     reduction: Literal["sum", "mean"] = Field(default="sum", description="over the hidden size; that of `rmu`")
-    belongs_to: ClassVar[str] = "rmu"
 
     @property
     def needs(self) -> Needs:

@@ -165,11 +165,6 @@ def _file_name(value: Any) -> str:
     return re.sub(r"[^\w.+-]+", "_", text)
 
 
-def _cut(text: str, size: int) -> str:
-    """The beginning of a text, at most `size` bytes of it."""
-    return text.encode()[:size].decode(errors="ignore")
-
-
 class _Loader(yaml.SafeLoader):
     """Reads as YAML 1.2 does: `no`, `off` and dates are words, 1e-5 is a number; and no key is listed twice."""
 

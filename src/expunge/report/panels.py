@@ -76,7 +76,7 @@ def epochs(panels: Sequence[Panel], *, unit: str, forget: str, retain: str, goal
             if k + columns >= len(panels):
                 ax.tick_params(labelbottom=True)
                 ax.set_xlabel(unit, fontsize=8, color=MUTED, labelpad=1)
-        _key(fig, height, forget, retain, goal)
+        _key(fig, forget, retain, goal)
         return to_svg(fig, "epochs", titles)
 
 
@@ -198,7 +198,7 @@ def _scale(set_limits: Any, set_ticks: Any, end: float, top: float) -> None:
     set_ticks(ticks, [tick(t) for t in ticks])
 
 
-def _key(fig: Any, height: float, forget: str, retain: str, goal: float | None) -> None:
+def _key(fig: Any, forget: str, retain: str, goal: float | None) -> None:
     from matplotlib.lines import Line2D
 
     handles = [

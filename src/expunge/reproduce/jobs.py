@@ -23,7 +23,7 @@ def missing(job: Job) -> list[str]:
     Raises `UserError` where a folder holds another run or sweep than the job's.
     """
     if job.space is not None:
-        return _trials(job, job.space)
+        return _trials(job)
     return [
         name if own.out == job.out else f"{own.out.name}: {name}"
         for own in job.each
@@ -46,7 +46,7 @@ def _models(recipe: Recipe, out: Path) -> list[str]:
     return [name for name in models if name not in [row["method"] for row in rows]]
 
 
-def _trials(job: Job, space: dict[str, object]) -> list[str]:
+def _trials(job: Job) -> list[str]:
     written, told = job.out / "sweep.yaml", job.out / "trials.json"
     if not written.exists():
         return ["every trial"]

@@ -4,7 +4,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -14,7 +14,6 @@ from expunge.recipe.parsing import with_keys
 from expunge.secrets import secret_name
 
 Search = Literal["grid", "random", "tpe"]
-SEARCHES: tuple[Search, ...] = get_args(Search)
 
 Params = dict[str, Any]
 """A point as Optuna keeps it: numbers, words, and whatever else a choice may be as JSON."""
