@@ -6,6 +6,7 @@ python tests/hostile.py MODEL [ROUNDS]      serves a checkpoint, and prints how 
 """
 
 import http.client
+import itertools
 import json
 import os
 import re
@@ -22,8 +23,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-MOST = 300
-"""Requests of one thread."""
+PACE = 75
+"""Requests of one thread in a second, at most."""
 CHAT = {"messages": [{"role": "user", "content": "Where was person 1 born?"}], "temperature": 0}
 BODIES: dict[str, Any] = {
     "big": {"messages": [{"role": "user", "content": "why " * 2**18}]},
@@ -90,10 +91,12 @@ def dawdles(port: int, key: str, end: float, sent: Any) -> None:
 
 
 def _while(end: float) -> Iterator[int]:
-    for k in range(MOST):
-        if time.monotonic() > end:
+    for k in itertools.count():
+        began = time.monotonic()
+        if began > end:
             return
         yield k
+        time.sleep(max(0, began + 1 / PACE - time.monotonic()))
 
 
 def serve(model: str) -> tuple[subprocess.Popen[str], int]:
@@ -128,10 +131,12 @@ def measure(model: str, rounds: int) -> None:
         median_seconds(port)
         for _ in range(rounds):
             alone = median_seconds(port)
-            words = [sys.executable, __file__, str(port), "key", str(3 + 12 * alone)]
-            with subprocess.Popen(words, stdout=subprocess.DEVNULL):
+            words = [sys.executable, __file__, str(port), "key", "3600"]
+            with subprocess.Popen(words, stdout=subprocess.DEVNULL) as hostile:
                 time.sleep(1)
                 ratios.append(median_seconds(port) / alone)
+                hostile.kill()
+            time.sleep(2)  # the server notices that its client has left
             print(f"{ratios[-1]:.2f} times as long as alone ({alone:.3f} s)", flush=True)
     finally:
         server.kill()

@@ -307,7 +307,7 @@ def test_clients_that_leave_are_not_worked_for(checkpoint: Path, slow: list[int]
         for stream in (True, False):
             with pytest.raises(httpx2.TimeoutException):
                 client.post("/v1/chat/completions", json={**LONG, "stream": stream}, timeout=0.3)
-            assert until(lambda: engine.admitted == 0 and not engine.running)
+            assert until(lambda: engine.admitted.total() == 0 and not engine.running)
         assert len(slow) < 40
 
 
@@ -318,7 +318,27 @@ def test_too_many_are_told_to_come_again(checkpoint: Path, slow: list[int]) -> N
         refused = [answer for answer in answers if answer.status_code == 429]
         assert all(answer.headers["retry-after"] == "1" for answer in refused)
         assert refused[0].json()["error"]["type"] == "rate_limit_error"
-        assert until(lambda: engine.admitted == 0) and ask(client).status_code == 200
+        assert until(lambda: engine.admitted.total() == 0) and ask(client).status_code == 200
+
+
+def test_one_address_does_not_take_every_place(checkpoint: Path, slow: list[int]) -> None:
+    with serving(checkpoint, requests=4, timeout=2) as (client, engine), ThreadPoolExecutor(6) as pool:
+        many = [pool.submit(ask, client, max_tokens=90) for _ in range(6)]
+        assert until(lambda: engine.admitted.total() == 2)
+        transport = httpx2.HTTPTransport(local_address="127.0.0.2")
+        with httpx2.Client(base_url=client.base_url, transport=transport, timeout=30) as other:
+            assert ask(other, max_tokens=4).status_code == 200
+        assert sorted(each.result().status_code for each in many) == [429] * 4 + [504] * 2
+
+
+def test_a_waiting_request_whose_client_leaves_is_dropped(checkpoint: Path, slow: list[int]) -> None:
+    with serving(checkpoint, tokens=256, timeout=2) as (client, engine), ThreadPoolExecutor(1) as pool:
+        first = pool.submit(ask, client, max_tokens=90)
+        assert until(lambda: len(engine.running) == 1)
+        with pytest.raises(httpx2.TimeoutException):
+            client.post("/v1/chat/completions", json=LONG, timeout=0.3)
+        assert until(lambda: engine.admitted.total() == 1) and not first.done()
+        assert first.result().status_code == 504
 
 
 def test_long_requests_leave_room_to_short_ones(checkpoint: Path, slow: list[int]) -> None:
@@ -339,7 +359,7 @@ def test_an_answer_that_takes_too_long_is_stopped(checkpoint: Path, slow: list[i
         assert answer.status_code == 504 and answer.json()["error"]["code"] == "timeout"
         streamed = client.post("/v1/chat/completions", json={**LONG, "stream": True})
         assert json.loads(streamed.text.strip().splitlines()[-1].removeprefix("data: "))["error"]["code"] == "timeout"
-        assert until(lambda: engine.admitted == 0) and len(slow) < 30
+        assert until(lambda: engine.admitted.total() == 0) and len(slow) < 30
 
 
 def test_connections_that_send_nothing_are_closed(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,16 +382,17 @@ def test_a_failure_is_told_and_does_not_stay(checkpoint: Path, monkeypatch: pyte
         with monkeypatch.context() as patch:
             patch.setattr(engine.model, "generate", lambda *_, **__: 1 / 0)
             assert ask(client).status_code == 500
-        assert until(lambda: engine.admitted == 0) and ask(client).status_code == 200
+        assert until(lambda: engine.admitted.total() == 0) and ask(client).status_code == 200
 
 
-def test_the_least_served_has_seven_eighths_of_the_time() -> None:
-    """A job that has just come, beside five that have had much, and none of these stands still."""
+@pytest.mark.parametrize(("size", "served"), [(100, 0.0), (12, 200.0)])
+def test_the_first_in_line_has_seven_eighths_of_the_time(size: int, served: float) -> None:
+    """A job that has just come, or one with fewer tokens, beside five others; none of these stands still."""
     turns, end = Turns(), time.monotonic() + 1.0
     engine = type("E", (), {"generators": []})()
 
-    def job(served: float) -> Any:
-        own = {"served": served, "cancelled": False, "random": None, "engine": engine, "had": 0.0}
+    def job(size: int, served: float) -> Any:
+        own = {"size": size, "served": served, "cancelled": False, "random": None, "engine": engine, "had": 0.0}
         return type("J", (), {**own, "turn": threading.Semaphore(0)})()
 
     def work(each: Any) -> None:
@@ -381,7 +402,7 @@ def test_the_least_served_has_seven_eighths_of_the_time() -> None:
             each.had += 1
         turns.leave(each)
 
-    jobs = [job(0.0), *(job(100.0) for _ in range(5))]
+    jobs = [job(size, served), *(job(100, 100.0) for _ in range(5))]
     threads = [threading.Thread(target=work, args=(each,)) for each in jobs]
     for thread in threads:
         thread.start()

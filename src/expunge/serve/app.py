@@ -147,14 +147,15 @@ class Endpoint:
         asked = parse(kind, await self._body(request))
         if asked.model is not None and asked.model != self.name:
             raise Refused(f"model: this server serves {self.name!r}.", param="model", code="model_not_found")
-        self.engine.enter()
+        address = request.client.host if request.client is not None else ""
+        self.engine.enter(address)
         try:
             prompt = await asyncio.to_thread(prompt_of, asked)
             if not prompt:
                 raise Refused("the prompt is empty.", param="prompt")
-            job = Job(self.engine, prompt, asked)
+            job = Job(self.engine, prompt, asked, address=address)
         except BaseException:
-            self.engine.leave()
+            self.engine.leave(address)
             raise
         self.engine.start(job)
         if asked.stream:

@@ -17,7 +17,7 @@ class Limits:
 
     timeout: seconds from a request's arrival to the end of its answer.
     body_seconds: seconds that a client may take to send a request.
-    requests: under way and waiting; of more the client is told to come again.
+    requests: under way and waiting, half of them from one address; of more the client is told to come again.
     tokens: of prompts and answers that are under way at a time, each of which holds a cache; others wait.
     default_tokens: tokens of an answer where the request does not say.
     """

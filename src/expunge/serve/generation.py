@@ -1,8 +1,9 @@
 """Answers to several requests from one model, in turn, a forward at a time; each can be stopped before its next one.
 
 Every request under way runs `transformers`' own `generate` in a thread. Before each forward it waits for its turn:
-seven eighths of the time go to the request that has had least so far, the last eighth goes around. So a short request
-beside long ones takes about a seventh longer than alone, and no long one stands still.
+seven eighths of the time go to the request with the fewest tokens (prompt and most of the answer), and among equals to
+the one that has had least time; the last eighth goes around. So a short request beside long ones takes about a seventh
+longer than alone, and no long one stands still.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import copy
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -73,7 +75,7 @@ class Turns:
             return
         took = time.perf_counter() - self.began
         job.served += took
-        # What the least served had earns a seventh of it for the others.
+        # The time of the first in line earns a seventh of it for the others.
         self.credit = min(self.credit + took / 7, BURST) if self.first else self.credit - took
         job.random = {device: device.get_rng_state() for device in job.engine.generators}
         self.holder = None
@@ -81,7 +83,7 @@ class Turns:
     def _next(self) -> None:
         if self.holder is not None or not self.waiting:
             return
-        least = min(self.waiting, key=lambda job: (not job.cancelled, job.served))
+        least = min(self.waiting, key=lambda job: (not job.cancelled, job.size, job.served))
         self.holder = self.waiting[0] if self.credit > 0 and not least.cancelled else least
         self.first = self.holder is least
         self.waiting.remove(self.holder)
@@ -137,8 +139,8 @@ def _begun(text: str, stop: str) -> int:
 class Job(StoppingCriteria):
     """One answer under way; its events are pieces of text, then `Finished`, or `Refused`."""
 
-    def __init__(self, engine: "Engine", prompt: Sequence[int], asked: Asked) -> None:
-        self.engine, self.prompt = engine, prompt
+    def __init__(self, engine: "Engine", prompt: Sequence[int], asked: Asked, *, address: str) -> None:
+        self.engine, self.prompt, self.address = engine, prompt, address
         self.config = engine.generation_config(asked, room=engine.context - len(prompt))
         self.seed = asked.seed
         self.answer = Answer(engine.tokenizer, asked.stops)
@@ -151,8 +153,9 @@ class Job(StoppingCriteria):
         self.random: dict[Any, torch.Tensor] | None = None
 
     def cancel(self) -> None:
-        """End before the next forward."""
+        """End before the next forward, or at once while it waits for room."""
         self.cancelled = True
+        self.engine.forget(self)
 
     async def pieces(self, deadline: float) -> AsyncIterator[str | Finished]:
         """Pieces of the answer's text and then `Finished`; whoever leaves earlier ends the job.
@@ -179,6 +182,8 @@ class Job(StoppingCriteria):
         self.engine.current.job = self
         try:
             turns.take(self)
+            if self.cancelled:
+                raise Ended
             torch.manual_seed(self.seed) if self.seed is not None else torch.seed()
             ids_1T = torch.tensor([list(self.prompt)], device=model.device)
             model.generate(
@@ -223,31 +228,40 @@ class Engine:
         self.turns, self.current = Turns(), threading.local()
         self.generators: list[Any] = [torch, *([torch.cuda] if model.device.type == "cuda" else [])]
         """Who draws random numbers; every job goes on with its own."""
-        self.admitted = 0
+        self.admitted = Counter[str]()
+        """Requests that are under way or wait, by the client's address."""
         self.waiting: list[Job] = []
         self.running: list[Job] = []
         self.ends = end_tokens(model, tokenizer)
         self.prefill = PREFILL if reads_in_parts(model) else None
         model.register_forward_pre_hook(self._before_a_forward)
 
-    def enter(self) -> None:
-        """Count one more request; `Refused` where there are too many."""
-        if self.admitted >= self.limits.requests:
+    def enter(self, address: str) -> None:
+        """Count one more request of an address; `Refused` where it, or all of them together, have too many."""
+        if self.admitted[address] >= self.limits.requests // 2 or self.admitted.total() >= self.limits.requests:
             raise Refused("too many requests are waiting; come again later.", status=429, code="rate_limit_exceeded")
-        self.admitted += 1
+        self.admitted[address] += 1
 
-    def leave(self) -> None:
-        """A request that was counted began no job."""
-        self.admitted -= 1
+    def leave(self, address: str) -> None:
+        """Count one request of an address less."""
+        self.admitted[address] -= 1
+        self.admitted += Counter()  # drops the addresses without a request
 
     def start(self, job: Job) -> None:
         """Begin a job, now or when others have ended."""
         self.waiting.append(job)
         self._fill()
 
+    def forget(self, job: Job) -> None:
+        """Drop a job that has not begun."""
+        if job in self.waiting:
+            self.waiting.remove(job)
+            self.leave(job.address)
+            self._fill()
+
     def left(self, job: Job) -> None:
         self.running.remove(job)
-        self.admitted -= 1
+        self.leave(job.address)
         self._fill()
 
     def _fill(self) -> None:
