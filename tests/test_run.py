@@ -252,7 +252,7 @@ def test_nothing_is_written_and_nothing_is_computed(workplace: Path, monkeypatch
 
 
 def test_a_scratch_models_mistakes_are_found_before_it_is_trained(tmp_path: Path, monkeypatch: Monkeypatch) -> None:
-    monkeypatch.setattr(main_path, "train_from_scratch", None)
+    monkeypatch.setattr(main_path, "taught", None)
     for key, value, says in (
         ("method", "rmu", "the model has layers 0 to 0"),
         ("model__scratch__context", "16", "rows are longer than 16 tokens"),

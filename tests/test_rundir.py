@@ -258,12 +258,12 @@ def test_a_cached_model_that_is_damaged_is_trained_again(
     place: Path, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     from expunge.modeling.loading import ScratchConfig
-    from expunge.training.targets import FinetuneConfig, train_from_scratch
+    from expunge.training.targets import FinetuneConfig, Nothing, taught
 
     def train() -> Path:
         rows = [{"question": "Where?", "answer": "Here."}] * 4
         sizes = ScratchConfig(layers=1, hidden=16, heads=2, vocab=300, context=64)
-        return train_from_scratch(rows, rows, scratch=sizes, finetune=FinetuneConfig(epochs=1), seed=0, title="target")
+        return taught(rows, Nothing(sizes, rows), finetune=FinetuneConfig(epochs=1), seed=0, title="target")
 
     folder = train()
     before = tree(folder)

@@ -17,6 +17,8 @@ HUB_ID = "locuslab/TOFU"
 REMEDY = f"download the files of the hub data set {HUB_ID} there, or leave the path out to load them from the hub"
 RETAIN_OF = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
 """For every forget split, the rows that stay; the two together are `full`."""
+OF_AUTHOR = 20
+"""Questions about each author."""
 
 
 class TofuConfig(BenchmarkConfig):
@@ -24,19 +26,25 @@ class TofuConfig(BenchmarkConfig):
 
     name: Literal["tofu"] = "tofu"
     split: str = Field(default="forget10", description="forget01, forget05 or forget10")
+    authors: int | None = Field(
+        default=None, ge=2, le=20, description="only the last so many of the 200 authors, for small machines"
+    )
     path: str | None = Field(default=None, description="folder with TOFU's JSON files; the hub without it")
 
     def load(self) -> Benchmark:
-        return load(split=self.split, path=self.path)
+        return load(split=self.split, authors=self.authors, path=self.path)
 
 
-def load(*, split: str = "forget10", path: str | Path | None = None) -> Benchmark:
+def load(*, split: str = "forget10", authors: int | None = None, path: str | Path | None = None) -> Benchmark:
     """Load one split of TOFU from a local copy of the hub's files (`<path>/<name>.json`), or from the hub.
 
     The questions on `retain` are about the first 20 authors, who are in retain in every split. `real_authors` and
     `world_facts` have no paraphrase; their answer and wrong answers are the choices. They are also the `utility` rows.
+    With `authors` there are only so many, the last ones; the split's share of them is to be forgotten, again from the
+    end, and the questions on `retain` are about the others.
 
-    Raises `UserError` for an unknown split, a file that `path` does not have, and rows without TOFU's columns.
+    Raises `UserError` for an unknown split, a share that is no whole author, a file that `path` does not have, and rows
+    without TOFU's columns.
     """
     if split not in RETAIN_OF:
         raise UserError(
@@ -52,11 +60,24 @@ def load(*, split: str = "forget10", path: str | Path | None = None) -> Benchmar
     questions = {
         name: [_question(record) for record in source.read(f"{file}.json", file)] for name, file in sources.items()
     }
+    forget = read_rows(source.locate(f"{split}.json", split))
+    retain = read_rows(source.locate(f"{RETAIN_OF[split]}.json", RETAIN_OF[split]))
+    if authors is not None:
+        gone, left = divmod(authors * int(split.removeprefix("forget")), 100)
+        if left:
+            raise UserError(
+                f"benchmark.authors: {split.removeprefix('forget').lstrip('0')} % of {authors} authors is no whole "
+                f"number; give a multiple of {100 // int(split.removeprefix('forget'))}, or another split."
+            )
+        last = [_question(record) for record in source.read("forget10_perturbed.json", "forget10_perturbed")]
+        cut = -OF_AUTHOR * gone
+        questions |= {"forget": last[cut:], "retain": last[-OF_AUTHOR * authors : cut]}
+        forget, retain = forget[cut:], [*retain, *forget[:cut]][-OF_AUTHOR * (authors - gone) :]
     return Benchmark(
         name="tofu",
         split=split,
-        forget=read_rows(source.locate(f"{split}.json", split)),
-        retain=read_rows(source.locate(f"{RETAIN_OF[split]}.json", RETAIN_OF[split])),
+        forget=forget,
+        retain=retain,
         questions=questions,
         utility=[
             question_row(q.question, q.answer) for name in ("real_authors", "world_facts") for q in questions[name]

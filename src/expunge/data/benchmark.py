@@ -137,3 +137,8 @@ class Benchmark:
     def learnt(self) -> list[Row]:
         """The rows that a from-scratch target model learns, in order: the same rows and order are the same model."""
         return [*self.retain, *self.forget, *self.utility] if self.world is None else self.world
+
+    @property
+    def taught(self) -> list[Row]:
+        """The rows that a pretrained target model learns, in order: all but what it knows already (`utility`)."""
+        return [*self.retain, *self.forget] if self.world is None else self.world

@@ -1,5 +1,6 @@
 """The folder of a checkpoint, checked without its weights: whatever can't be read or used is named."""
 
+import hashlib
 import json
 import logging
 from contextlib import suppress
@@ -263,6 +264,21 @@ def stored_dtype(name: str | Path) -> Any:
     with safe_open(path, framework="pt") as file:
         kinds = {file.get_tensor(key).dtype for key in list(file.keys())[:1]}
     return next((kind for kind in kinds if kind.is_floating_point), None)
+
+
+def content_of(name: str | Path) -> str:
+    """A digest of every file of the checkpoint in `name` (and of an adapter's base), or its commit on the hub.
+
+    Reads every byte of a folder.
+    """
+    folder = Path(whereabouts(name))
+    if not folder.is_dir():
+        commit = getattr(load_config(str(name)), "_commit_hash", None)
+        return f"{name}@{commit}"
+    files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    entries = manifest.entries(folder, [file for file in files if file != manifest.NAME])
+    below = content_of(base_of(name)) if is_adapter(name) else ""
+    return hashlib.sha256(json.dumps([entries, below], sort_keys=True).encode()).hexdigest()
 
 
 def not_loaded(name: str, error: Exception) -> UserError:

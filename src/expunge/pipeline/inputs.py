@@ -156,6 +156,10 @@ def check_methods(recipe: Recipe, benchmark: Benchmark) -> None:
         loading.check_weights(recipe.model.name, merged=bool(recipe.methods))
         if recipe.methods:
             loading.check_start(recipe.model.name, recipe.model.lora)
+        if recipe.finetune is not None:
+            loading.check_start(recipe.model.name, recipe.finetune.lora)
+            if recipe.finetune.lora is not None:
+                _check_lora(recipe.finetune.lora, config)
     if recipe.retrained is not None:
         loading.load_tokenizer_and_config(recipe.retrained)
         loading.check_weights(recipe.retrained)

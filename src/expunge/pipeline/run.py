@@ -48,7 +48,7 @@ from expunge.report import write_markdown, write_report
 from expunge.system import machine, ranks
 from expunge.training.budget import UtilityBudget
 from expunge.training.history import last_checkpoint, trajectory
-from expunge.training.targets import train_from_scratch
+from expunge.training.targets import FinetuneConfig, Nothing, Pretrained, taught
 from expunge.training.trainer import UnlearnTrainer
 
 log = logging.getLogger(__name__)
@@ -143,19 +143,19 @@ def evaluate_only(recipe: Recipe, *, overwrite: bool = False) -> list[Result]:
 
 
 def starting_models(recipe: Recipe, benchmark: Benchmark) -> tuple[Path | str, Path | str | None]:
-    """Where the model to unlearn and the retrained one are: as named, or trained from scratch on the benchmark."""
-    scratch = recipe.model.scratch
-    if scratch is None:
-        assert recipe.model.name is not None
-        return recipe.model.name, recipe.retrained
-    everything = benchmark.learnt
-    seed = recipe.seed if recipe.finetune.seed is None else recipe.finetune.seed
-    common: dict[str, Any] = {"scratch": scratch, "finetune": recipe.finetune, "seed": seed}
-    target = train_from_scratch(everything, everything, title="target", **common)
+    """Where the model to unlearn and the retrained one are: as named, or taught the benchmark (`finetune`)."""
+    name, scratch = recipe.model.name, recipe.model.scratch
+    if name is not None and recipe.finetune is None:
+        return name, recipe.retrained
+    finetune = recipe.finetune or FinetuneConfig()
+    known = [] if name is not None else benchmark.utility  # what a pretrained model knows is not taught
+    everything = benchmark.learnt if name is None else benchmark.taught
+    start = Nothing(scratch, everything) if scratch is not None else Pretrained(str(name))
+    common: dict[str, Any] = {"finetune": finetune, "seed": recipe.seed if finetune.seed is None else finetune.seed}
+    target = taught(everything, start, title="target", **common)
     if recipe.retrained is not None:
         return target, recipe.retrained
-    kept = [*benchmark.retain, *benchmark.utility]
-    retrained = train_from_scratch(kept, everything, title="retrained", **common)
+    retrained = taught([*benchmark.retain, *known], start, title="retrained", **common)
     log.info("target model: %s; retrained: %s", target, retrained)
     return target, retrained
 

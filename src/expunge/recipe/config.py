@@ -300,7 +300,10 @@ class Recipe(Section):
     ) = Field(default=None, description="which benchmark; your own rows go into `data` instead")
     data: DataConfig | None = None
     model: Annotated[ModelConfig, BeforeValidator(unfold_objective)]
-    finetune: FinetuneConfig = FinetuneConfig()
+    finetune: FinetuneConfig | None = Field(
+        default=None,
+        description="how the model learns the benchmark first; a pretrained model learns it only if this is given",
+    )
     retrained: str | None = Field(default=None, description="folder of a model that never saw the forget rows")
     augment: str | None = Field(
         default=None, description="file or folder of paraphrases and wrong answers; see expunge augment"
@@ -349,6 +352,8 @@ class Recipe(Section):
             raise ValueError("give either a benchmark or your own data (--forget FILE)")
         if named := secrets.secret_name(self.over):
             raise ValueError(f"over: {named} is a secret, and values of over name folders; set it outside of over")
+        if self.model.scratch is not None and self.finetune is not None and self.finetune.lora is not None:
+            raise ValueError("finetune.lora: a model from nothing learns with all of its weights; leave lora out")
         names = [m.name for m in self.methods]
         if taken := RESERVED & set(names):
             raise ValueError(f"methods: the label {min(taken)} has a meaning of its own; choose another")

@@ -157,7 +157,11 @@ class Reproduction(Section):
             place = _filled(folder, **told | {"split": (split or "").replace(" ", "_")})
             given = {**keys, **run.keys, "out": str(runs / place)}
             given |= {"seed": seed} if seed != own.seed else {}
-            if own.model.scratch is not None and own.finetune.seed is None and seed != own.seed:
+            if (
+                own.model.scratch is not None
+                and (own.finetune is None or own.finetune.seed is None)
+                and seed != own.seed
+            ):
                 given["finetune.seed"] = own.seed
             return _with(_file(_filled(run.recipe, **told), path), overrides, _filled(given, **told), split)
 

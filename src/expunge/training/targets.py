@@ -1,4 +1,4 @@
-"""From-scratch models: the target that learnt everything and its retrained twin that never saw the forget rows.
+"""Models that are taught a benchmark: the target that learnt all of it, its retrained twin all but the forget rows.
 
 Trained once and kept by the hash of all that decides them (rows, sizes, settings, seed).
 """
@@ -7,15 +7,27 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from transformers.trainer_utils import set_seed
 
 from expunge.data.benchmark import Row
 from expunge.data.encode import QUESTION_FORMAT
 from expunge.errors import UserError
-from expunge.modeling.loading import ScratchConfig, build_scratch, save, train_tokenizer
+from expunge.modeling.checkpoint import content_of
+from expunge.modeling.loading import (
+    LoraConfig,
+    ScratchConfig,
+    as_saved,
+    build_scratch,
+    load_for_training,
+    save,
+    stored_dtype,
+    train_tokenizer,
+)
 from expunge.objectives import NLL
 from expunge.system import cache, manifest, ranks
 from expunge.system.disk import partial_of, remove, write_whole, writing
@@ -27,49 +39,108 @@ FORMAT = 1
 
 
 class FinetuneConfig(BaseModel):
-    """How a from-scratch model learns its rows: AdamW, cosine schedule with a tenth of warm-up."""
+    """How a model learns the benchmark's rows before some are to be forgotten: AdamW, cosine, a tenth of warm-up.
+
+    Every default is for a model from nothing (`model.scratch`), then for a pretrained one (`model.name`).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    epochs: int = Field(default=30, ge=1, le=1_000_000, description="passes over the rows")
-    learning_rate: float = Field(default=2e-3, gt=0, allow_inf_nan=False, description="peak of the schedule")
-    batch_size: int = Field(default=32, ge=1, description="rows a step")
+    epochs: int | None = Field(default=None, ge=1, le=1_000_000, description="passes over the rows; default 30, or 5")
+    learning_rate: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="peak of the schedule; default 2e-3, or 1e-4 (LoRA: 5e-4)"
+    )
+    batch_size: int | None = Field(default=None, ge=1, description="rows a step; default 32, or 8")
     bf16: bool = Field(default=False, description="bfloat16 autocast over float32 weights")
     overlap: int = Field(
         default=0, ge=0, description="tokens that each part of a text too long for the context repeats"
     )
+    lora: LoraConfig | None = Field(
+        default=None, description="teach a pretrained model by an adapter, which is merged into it"
+    )
     seed: int | None = Field(default=None, ge=0, description="of these models; default the recipe's")
 
+    def complete(self, *, named: bool) -> "FinetuneConfig":
+        """The same with the defaults for a model from nothing, or for a `named` one."""
+        usual = {"epochs": 5, "learning_rate": 1e-4 if self.lora is None else 5e-4, "batch_size": 8}
+        usual = usual if named else {"epochs": 30, "learning_rate": 2e-3, "batch_size": 32}
+        return self.model_copy(update={key: usual[key] for key in usual if getattr(self, key) is None})
 
-def train_from_scratch(
-    rows: Sequence[Row],
-    vocabulary_rows: Sequence[Row],
-    *,
-    scratch: ScratchConfig,
-    finetune: FinetuneConfig,
-    seed: int,
-    title: str,
+
+@dataclass(frozen=True)
+class Nothing:
+    """A start from random weights; the tokenizer is trained on `vocabulary`, which target and twin share.
+
+    Their numbers would not compare otherwise.
+    """
+
+    scratch: ScratchConfig
+    vocabulary: Sequence[Row]
+
+    @property
+    def is_named(self) -> bool:
+        return False
+
+    @property
+    def shape(self) -> str:
+        return f"{self.scratch.layers} layers × {self.scratch.hidden}"
+
+    def identity(self) -> dict[str, Any]:
+        """Everything about the start that decides the model."""
+        return {"scratch": self.scratch.model_dump(), "vocabulary": _digest(self.vocabulary)}
+
+    def models(self, _: FinetuneConfig, *, seed: int) -> tuple[Any, Any, Any]:
+        tokenizer = train_tokenizer(row_texts(self.vocabulary), self.scratch)
+        return build_scratch(self.scratch, tokenizer, seed=seed), tokenizer, None
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A start from the model in the folder `name`, or of that name on the hub."""
+
+    name: str
+
+    @property
+    def is_named(self) -> bool:
+        return True
+
+    @property
+    def shape(self) -> str:
+        return f"from {Path(self.name).name}"
+
+    def identity(self) -> dict[str, Any]:
+        """Everything about the start that decides the model: its files, wherever they are."""
+        return {"model": content_of(self.name)}
+
+    def models(self, finetune: FinetuneConfig, *, seed: int) -> tuple[Any, Any, Any]:
+        set_seed(seed)
+        model, tokenizer = load_for_training(self.name, lora=finetune.lora)
+        return model, tokenizer, None if finetune.lora is None else finetune.lora.peft()
+
+
+def taught(
+    rows: Sequence[Row], start: Nothing | Pretrained, *, finetune: FinetuneConfig, seed: int, title: str
 ) -> Path:
     """The folder of a model that has learnt `rows`; trained now or found in the cache.
 
-    The tokenizer is trained on `vocabulary_rows`, which target and twin must share so that their numbers compare.
     An interrupted training goes on where its last epoch ended; two processes never train the same model at once. A
     model whose files are no longer as they were written is trained again.
     """
+    finetune = finetune.complete(named=start.is_named)
+    unused = {"seed", *(key for key in ("overlap", "lora") if not getattr(finetune, key))}
     recipe = {
         "format": FORMAT,
-        "scratch": scratch.model_dump(),
-        "finetune": finetune.model_dump(exclude={"seed", *(() if finetune.overlap else ("overlap",))}),
+        **start.identity(),
+        "finetune": finetune.model_dump(exclude=unused),
         "seed": seed,
         "rows": _digest(rows),
-        "vocabulary": _digest(vocabulary_rows),
     }
     final = cache.cache_directory() / "targets" / _digest(recipe)[:16]
     if ranks.count() > 1:
         if wrong := ranks.told(lambda: manifest.damage(final)):
             raise UserError(
-                f"models trained from scratch are trained by one process, and {wrong}; give the same command without a "
-                "launcher first, which keeps them, or name a trained model with --model."
+                f"one process teaches the {title} model, and {wrong}; give the same command without a launcher first, "
+                "which keeps it, or name a trained model with --model."
             )
         return final
     with cache.lock_of(final), writing(final, cache.ELSEWHERE):
@@ -79,8 +150,8 @@ def train_from_scratch(
             remove(final)
         if not final.exists():
             log.info("training %s (%d rows, %d epochs) into %s", title, len(rows), finetune.epochs, final)
-            _train(rows, vocabulary_rows, scratch, finetune, seed, partial, title)
-            about = f"{title}: {len(rows)} rows, {finetune.epochs} epochs, {scratch.layers} layers × {scratch.hidden}"
+            _train(rows, start, finetune, seed, partial, title)
+            about = f"{title}: {len(rows)} rows, {finetune.epochs} epochs, {start.shape}"
             told = json.dumps({**recipe, "title": title, "about": about}, indent=1)
             write_whole(partial / "model" / "expunge.json", told)
             manifest.seal(partial / "model")
@@ -91,19 +162,13 @@ def train_from_scratch(
 
 
 def _train(
-    rows: Sequence[Row],
-    vocabulary_rows: Sequence[Row],
-    scratch: ScratchConfig,
-    finetune: FinetuneConfig,
-    seed: int,
-    partial: Path,
-    title: str,
+    rows: Sequence[Row], start: Nothing | Pretrained, finetune: FinetuneConfig, seed: int, partial: Path, title: str
 ) -> None:
     from expunge.training.arguments import UnlearnConfig
     from expunge.training.history import last_checkpoint
     from expunge.training.trainer import UnlearnTrainer
 
-    tokenizer = train_tokenizer(row_texts(vocabulary_rows), scratch)
+    assert finetune.epochs is not None and finetune.learning_rate is not None and finetune.batch_size is not None
     args = UnlearnConfig(
         output_dir=str(partial),
         num_train_epochs=finetune.epochs,
@@ -116,14 +181,16 @@ def _train(
         overlap=finetune.overlap,
         seed=seed,
         logging_steps=20,
-        save_strategy="epoch" if finetune.epochs * len(rows) > 20_000 else "no",
+        save_strategy="epoch" if start.is_named or finetune.epochs * len(rows) > 20_000 else "no",
     )
+    model, tokenizer, adapter = start.models(finetune, seed=seed)
     trainer = UnlearnTrainer(
-        build_scratch(scratch, tokenizer, seed=seed),
+        model,
         args,
         retain=NLL(),
         retain_dataset=rows,
         processing_class=tokenizer,
+        peft_config=adapter,
     )
     try:
         checkpoint = last_checkpoint(partial)
@@ -132,7 +199,11 @@ def _train(
         remove(partial)
         checkpoint = None
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, partial / "model")
+    found: Any = trainer.accelerator.unwrap_model(trainer.model)
+    found = found if adapter is None else found.merge_and_unload(safe_merge=True)
+    if isinstance(start, Pretrained):
+        found = as_saved(found, stored_dtype(start.name))
+    save(found, tokenizer, partial / "model")
 
 
 def row_texts(rows: Sequence[Row]) -> list[str]:
