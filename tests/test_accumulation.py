@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from expunge.data.encode import Encoded
 from expunge.data.pairs import Collator, Filler, PairedDataset, PairSampler, Role, Sets
 from expunge.modeling.loading import LoraConfig, save
 from expunge.objectives import CEU, DPO, FORGET, KL, NLL, NPO, RMU, Anchor, Objective, Unilogit
+from tests import forked
 
 Rows = list[dict[str, str]]
 CUTS = ((8, 1), (2, 4), (1, 8))
@@ -198,7 +198,7 @@ import os, sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
 sys.path.insert(0, sys.argv[4])
-from test_accumulation import rows
+from tests.test_accumulation import rows
 from expunge import UnlearnConfig, UnlearnTrainer, load, objectives
 folder, size, steps = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 found = {}
@@ -232,15 +232,13 @@ def test_two_ranks_take_the_steps_of_one_process(
     """Every last step is short: it holds three rows, one or two, for two ranks."""
     save(tiny_model(layers=2, hidden=16), tiny_tokenizer, tmp_path / "model")
     (tmp_path / "train.py").write_text(RANKS)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    here = str(Path(__file__).parent)
-    found = []
-    for name, start, cut in (("two", launch, ("2", "2")), ("one", [sys.executable], ("8", "1"))):
-        command = [*start, str(tmp_path / "train.py"), str(tmp_path), *cut, here, name]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=250, check=False)
-        assert done.returncode == 0, done.stderr[-6000:]
-        found.append(torch.load(tmp_path / name))
+    here = str(Path(__file__).parents[1])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, str(tmp_path / "train.py"), str(tmp_path)]
+    forked.ranks([*command, "2", "2", here, "two"], count=2, env=environment, timeout=250)
+    done = forked.run([*command, "8", "1", here, "one"], capture_output=True, text=True, env=environment, timeout=250)
+    assert done.returncode == 0, done.stderr[-6000:]
+    found = [torch.load(tmp_path / name) for name in ("two", "one")]
     for method, two in found[0].items():
         one = found[1][method]
         assert len(two["losses"]) == 6

@@ -11,7 +11,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ import pytest
 import torch
 
 from expunge.cli.main import main
+from tests import forked
 
 SECONDS = 10
 
@@ -127,7 +127,7 @@ def test_refused_by_a_process_of_its_own(name: str, place: Path) -> None:
     if case.change is not None:
         case.change(place)
     before, begun = listing(place), os.times()
-    done = subprocess.run(
+    done = forked.run(
         [sys.executable, "-m", "expunge", *case.words], capture_output=True, text=True, timeout=250, check=False
     )
     assert done.returncode == 2, done.stderr[-3000:]

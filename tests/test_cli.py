@@ -19,6 +19,7 @@ import expunge
 from expunge.cli.main import main
 from expunge.cli.terminal import TABLE, print_results
 from expunge.modeling.loading import save
+from tests import forked
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -184,7 +185,7 @@ def test_killed_in_the_middle_it_goes_on_as_if_nothing_had_been(run: Run, tmp_pa
     torch.set_num_threads(1)
     whole = json.loads(run(*words, "--out", "whole")[1])
 
-    process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    process = forked.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL)
     metrics = tmp_path / "killed" / "metrics.jsonl"
     for _ in range(3000):
         if metrics.exists() and len(metrics.read_text().splitlines()) > 30:
@@ -193,7 +194,7 @@ def test_killed_in_the_middle_it_goes_on_as_if_nothing_had_been(run: Run, tmp_pa
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / "model").exists()
-    resumed = subprocess.run([*command, "--resume"], env=environment, cwd=tmp_path, capture_output=True, check=True)
+    resumed = forked.run([*command, "--resume"], env=environment, cwd=tmp_path, capture_output=True, check=True)
     assert [r["metrics"] for r in json.loads(resumed.stdout)] == [r["metrics"] for r in whole]
     assert b"report: " in resumed.stderr, "what happens is told beside the JSON"
     rows = [

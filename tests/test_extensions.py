@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -16,6 +15,7 @@ from expunge.cli.main import main
 from expunge.evals.own import Records, metric
 from expunge.recipe.parsing import parse_recipe, recipe_of
 from expunge.training.prepare import objectives_of
+from tests import forked
 from tests.small import FABLE
 
 LOSSES = """
@@ -153,7 +153,7 @@ def test_an_objective_of_ones_own_is_run_by_the_command(workplace: Path) -> None
     command = [sys.executable, "-m", "expunge", "run", recipe_file([]), "--out", "out", "--json"]
     words = ["--method", "own.losses:Mine", "--method.forget.floor", "-30"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(workplace / "lib"), *sys.path])}
-    done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, timeout=250)
+    done = forked.run([*command, *words], env=environment, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
     assert [row["method"] for row in rows] == ["target", "retrained", "mine"]
@@ -303,11 +303,11 @@ def test_a_file_in_the_folder_of_benchmarks_is_all_that_a_new_one_takes(workplac
     )
     Path("small.yaml").write_text(json.dumps({**SMALL, "method": "ga"}), encoding="utf-8")
     words = ["run", "small.yaml", "--benchmark", "atlas", "--benchmark.path", "007", "--dry-run", "--json"]
-    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=250)
+    done = forked.run([sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     assert [row["method"] for row in json.loads(done.stdout)] == ["ga"]
-    done = subprocess.run([sys.executable, "-c", script, "run", "small.yaml", "--benchmark", "atlsa"],
-                          capture_output=True, text=True, timeout=250)  # fmt: skip
+    done = forked.run([sys.executable, "-c", script, "run", "small.yaml", "--benchmark", "atlsa"],
+                      capture_output=True, text=True, timeout=250)  # fmt: skip
     assert "unknown name 'atlsa'. Did you mean 'atlas'?" in done.stderr
 
 

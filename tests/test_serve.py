@@ -34,6 +34,7 @@ from expunge.serve import app as served_app
 from expunge.serve.asked import Limits
 from expunge.serve.generation import Answer, Turns, reads_in_parts
 from expunge.system.escaping import visible
+from tests import forked
 
 QUESTION = "Where was person 1 born?"
 CHAT = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0, "max_tokens": 12}
@@ -419,7 +420,7 @@ def test_the_first_in_line_has_seven_eighths_of_the_time(size: int, served: floa
 @contextmanager
 def process(checkpoint: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     words = [sys.executable, "-m", "expunge", "serve", str(checkpoint), "--port", "0", "--host", "127.0.0.1"]
-    running = subprocess.Popen(
+    running = forked.Popen(
         words, stderr=subprocess.PIPE, text=True, env={**os.environ, "EXPUNGE_API_KEY": KEY, "OMP_NUM_THREADS": "1"}
     )
     try:

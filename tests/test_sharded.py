@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from expunge import UserError, load
 from expunge.modeling.loading import save
+from tests import forked
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -28,11 +28,8 @@ def script() -> Any:
 
 
 def launch(*words: str, ranks: int, cache: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *words]
     here = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "EXPUNGE_CACHE": str(cache)}
-    environment = {**os.environ, **here}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=800, check=False)
-    assert done.returncode == 0, done.stderr[-6000:]
+    forked.ranks([sys.executable, *words], count=ranks, env={**os.environ, **here}, timeout=800)
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ import yaml
 
 from expunge.cli.main import main
 from expunge.recipe.parsing import load_recipe
+from tests import forked
 
 optuna = pytest.importorskip("optuna", reason="the extra expunge[sweep] is not installed")
 
@@ -56,6 +57,7 @@ def one_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EXPUNGE_CACHE", str(folder / "cache"))
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setattr(subprocess, "Popen", forked.Popen)  # workers begin at once
         patch.chdir(folder)
         yield folder
 

@@ -5,7 +5,6 @@ Its code file imports `expunge.difference`. `BASE` stands for the base's path; t
 """
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 
 from expunge.modeling.loading import load
+from tests import forked
 
 LAST = [-5.742962837, -5.727066040, -5.756841183, -5.663748741, -5.719061852, -5.675157547, -5.668272495, -5.645047665]
 """Log-probabilities of the tokens 100 to 107 after the tokens 2 to 13, as that version computed them."""
@@ -43,5 +43,5 @@ model = transformers.AutoModelForCausalLM.from_pretrained({str(folder / "uld")!r
 with torch.no_grad():
     print(model(torch.arange(2, 14)[None]).logits[0, -1].log_softmax(-1)[100:108].tolist())
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = forked.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     torch.testing.assert_close(torch.tensor(eval(done.stdout)), torch.tensor(LAST), atol=1e-6, rtol=0)
