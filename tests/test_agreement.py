@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import compile_regions, extract_model_from_parallel
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import BertConfig, BertLMHeadModel, LlamaForCausalLM
 
@@ -17,6 +19,7 @@ from expunge.evals import decoding, requests
 from expunge.modeling import agreement
 from expunge.modeling.agreement import apart, plain_logits, probe_length, tokens_of, ways_of
 from expunge.modeling.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
+from expunge.system import ranks
 
 
 class Capped(LlamaForCausalLM):
@@ -171,3 +174,12 @@ def test_how_far_apart() -> None:
     ruled_out_NV[:, 3] = torch.finfo(torch.float32).min
     assert 0.01 < apart(1.01 * ruled_out_NV, ruled_out_NV) < 0.03
     assert apart(z_NV, ruled_out_NV) == float("inf")
+
+
+def test_the_model_inside_is_the_one_that_accelerate_gives(tiny_model: Any) -> None:
+    plain = tiny_model()
+    compiled, regions = torch.compile(plain, backend="eager"), compile_regions(plain, backend="eager")
+    adapted = get_peft_model(tiny_model(), LoraConfig(r=2, task_type="CAUSAL_LM"))
+    assert ranks.inside(torch.nn.DataParallel(plain)) is plain
+    for model in (plain, compiled, regions, adapted, torch.nn.DataParallel(adapted)):
+        assert ranks.inside(model) is extract_model_from_parallel(model)

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from expunge.errors import UserError
@@ -60,7 +59,7 @@ def ways_of(model: Any, longest: int = 0) -> Ways:
     Raises `UserError` for a model that is no causal language model, and for a difference of models with a head that is
     not known.
     """
-    for part in getattr(extract_model_from_parallel(model).get_output_embeddings(), "models", ()):
+    for part in getattr(ranks.inside(model).get_output_embeddings(), "models", ()):
         if ways_of(part).dense:
             raise UserError(
                 f"model: {name_of(part)} does something to its logits that expunge does not know, so no difference of "
@@ -85,7 +84,7 @@ _measured: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
 
 def remembered(model: Any, key: tuple[str, int], measure: Callable[[int], R]) -> R:
     """Return what `measure` gives for probes of length `key[1]`, measured once for each model in its present form."""
-    base = extract_model_from_parallel(model)
+    base = ranks.inside(model)
     weight, config = next(base.parameters()), base.config.get_text_config()
     form = (config._attn_implementation, config.vocab_size, weight.dtype, weight.device.type)
     known = _measured.setdefault(base, {})
@@ -163,7 +162,7 @@ def say(model: Any, what: str) -> None:
 
 def _at_loud_head(model: Any, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Logits by `Head` and by the model itself, of the same hidden states, which are scaled so that they are large."""
-    base = extract_model_from_parallel(model)
+    base = ranks.inside(model)
     found: list[Tensor] = []
 
     def louder(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -268,7 +267,7 @@ LIMITS = re.compile("window|chunk|block|top_?k|local|attention_len")
 
 def probe_length(model: Any, longest: int) -> int:
     """Tokens of the longest probe for sequences of up to `longest`: few, where the model treats all of these alike."""
-    config = extract_model_from_parallel(model).config.get_text_config()
+    config = ranks.inside(model).config.get_text_config()
     limits = [n for name, n in vars(config).items() if LIMITS.search(name) and isinstance(n, int) and n > 0]
     rope = getattr(config, "rope_parameters", None) or {}
     limits += [n for name, n in rope.items() if name == "original_max_position_embeddings"]
@@ -292,7 +291,7 @@ def common(first: Sequence[int], second: Sequence[int]) -> int:
 
 def tokens_of(model: Any, length: int, seed: int = 0) -> list[int]:
     """Random tokens that mean nothing special to the model, the same at every call."""
-    base = extract_model_from_parallel(model)
+    base = ranks.inside(model)
     text = base.config.get_text_config()
     named = [
         value
@@ -308,5 +307,5 @@ def tokens_of(model: Any, length: int, seed: int = 0) -> list[int]:
 
 def name_of(model: Any) -> str:
     """The name of its class, under an adapter that of what is adapted."""
-    base = extract_model_from_parallel(model)
+    base = ranks.inside(model)
     return type(base.get_base_model() if hasattr(base, "get_base_model") else base).__name__

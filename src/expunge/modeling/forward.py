@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from transformers import PreTrainedModel
@@ -19,6 +18,7 @@ from transformers.utils.generic import is_flash_attention_requested
 from expunge.data.pairs import IGNORE
 from expunge.errors import UserError
 from expunge.modeling.logprobs import Head, token_logps
+from expunge.system import ranks
 
 R = TypeVar("R")
 
@@ -61,7 +61,7 @@ def forward_supervised(
     `dense` is for models whose head is not known (`agreement.Ways`): `at_head` runs after the model's forward and gets
     its own logits there, [N, V], with a head that returns what it is given.
     """
-    base = extract_model_from_parallel(model)
+    base = ranks.inside(model)
     results: list[R] = []
     captured: list[Tensor] = []
 
@@ -190,7 +190,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
     Raises `UserError` for an architecture that keeps no list of layers.
     """
-    base = extract_model_from_parallel(model)
+    base = ranks.inside(model)
     count = base.config.get_text_config().num_hidden_layers
     lists = (m for m in base.get_decoder().modules() if isinstance(m, nn.ModuleList) and len(m) == count)
     if (found := next(lists, None)) is None:

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from expunge.objectives.base import Divergence, Score
+from expunge.system import ranks
 
 CHUNK = 256
 """Tokens whose logits are held at once. torch's own choice for CPU is 5 to 11 times slower."""
@@ -40,17 +40,17 @@ class Head:
     @classmethod
     def of(cls, model: nn.Module, module: nn.Module | None = None) -> "Head":
         """The head of `model`, or `module` in its place with the same treatment of the logits."""
-        base = extract_model_from_parallel(model)
-        module = module if module is not None else base.get_output_embeddings()
+        base = ranks.inside(model)
+        head: nn.Module = module if module is not None else base.get_output_embeddings()
         config = base.config.get_text_config()
-        linear = module.weight if type(module) is nn.Linear and module.bias is None else None
+        linear = head.weight if type(head) is nn.Linear and head.bias is None else None
         scale = 1.0
         if getattr(config, "logits_scaling", None):  # Granite divides
             scale = 1 / config.logits_scaling
         elif getattr(config, "logit_scale", None):  # Cohere multiplies
             scale = config.logit_scale
         return cls(
-            forward=partial(type(module).forward, module),  # the class's own: see `forward_supervised`
+            forward=partial(type(head).forward, head),  # the class's own: see `forward_supervised`
             vocab_size=vocabulary_size(base),
             linear=linear,
             softcap=getattr(config, "final_logit_softcapping", None),
@@ -60,7 +60,7 @@ class Head:
     @classmethod
     def at_start(cls, model: nn.Module) -> "Head":
         """The head as it is now, safe from training: the module under an adapter, itself if frozen, else a copy."""
-        module = extract_model_from_parallel(model).get_output_embeddings()
+        module = ranks.inside(model).get_output_embeddings()
         under_adapter = getattr(module, "base_layer", None) or getattr(module, "original_module", None)
         if under_adapter is not None:
             return cls.of(model, under_adapter)
@@ -152,7 +152,7 @@ class Chunk:
 
 def vocabulary_size(model: nn.Module) -> int:
     """V, the rows of the output head, also where its weights are spread over ranks."""
-    weight: Any = extract_model_from_parallel(model).get_output_embeddings().weight
+    weight: Any = ranks.inside(model).get_output_embeddings().weight
     return getattr(weight, "ds_shape", weight.shape)[0]  # ZeRO-3 leaves an empty tensor behind
 
 

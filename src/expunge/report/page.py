@@ -4,7 +4,9 @@ import re
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from expunge.evals.glossary import SIDE_TABLES, metric, number, show
 from expunge.report import drawing
@@ -35,8 +37,6 @@ def write_report(directories: Sequence[Path], out: Path, *, first: Sequence[Figu
     nothing but itself (no script library, no address on the network) and is the same, byte for byte, for the same
     directories. `UserError` for a directory without proper results or with a broken record.
     """
-    import jinja2
-
     out, found = Path(out), sections(directories)
     splits = {d: [s.name for s in found if d in s.directories] for s in found for d in s.directories}
     parts, above, drawn = [], [], {f"{figure.name}.svg": figure.svg for figure in first}
@@ -65,14 +65,7 @@ def write_report(directories: Sequence[Path], out: Path, *, first: Sequence[Figu
             }
         )
     mixed = {(e.label, e.directory): e for s in found for e in s.entries if len(splits[e.directory]) > 1}
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    page = environment.get_template("page.html.j2").render(
+    page = _template().render(
         title=" and ".join(dict.fromkeys(s.name for s in found)) if len(found) < 3 else found[0].name.split(" · ")[0],
         parts=parts,
         first=[(figure, _inline(figure, "first")) for figure in first],
@@ -90,6 +83,20 @@ def write_report(directories: Sequence[Path], out: Path, *, first: Sequence[Figu
         write_whole(out.parent / "pictures" / name, svg)
     write_whole(out, page)
     return out
+
+
+@cache
+def _template() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("page.html.j2")
 
 
 def _table(section: Section) -> Table:

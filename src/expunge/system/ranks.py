@@ -78,6 +78,15 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
 
 
+def inside(model: Any) -> Any:
+    """The model without what runs it in parallel (DDP, FSDP1, DeepSpeed), as accelerate's own function gives it."""
+    if not (hasattr(model, "module") or hasattr(model, "_orig_mod")):
+        return model  # accelerate looks at every module, and whether DeepSpeed is installed, at each call
+    from accelerate.utils import extract_model_from_parallel
+
+    return extract_model_from_parallel(model)
+
+
 def share(items: Iterable[T]) -> list[T]:
     """The part of `items` that is this process's to deal with: one in turn for each."""
     return list(items)[rank() :: count()]

@@ -5,12 +5,12 @@ import re
 from typing import Any
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from expunge.errors import UserError, did_you_mean
 from expunge.modeling.forward import decoder_layers, supervised_logps
+from expunge.system import ranks
 
 RANDOM = re.compile("drop|jitter")
 """Names of attributes that hold how often a model drops, or how much it shakes, while it trains."""
@@ -56,7 +56,7 @@ def check_modes(model: nn.Module) -> None:
 
     Two forwards of eight tokens must agree to 8 units in the last place of the model's dtype (0.001 in float32).
     """
-    base, training = extract_model_from_parallel(model), model.training
+    base, training = ranks.inside(model), model.training
     device = next(model.parameters()).device
     ids_BT = torch.arange(8, device=device)[None]
     found = []

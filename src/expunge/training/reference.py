@@ -19,7 +19,6 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -260,7 +259,7 @@ def build_reference(
             ),
             build_reference(model, retain, sets, **others, kind=kind, retain_rows=retain_rows),
         )
-    base = extract_model_from_parallel(model)
+    base = ranks.inside(model)
     has_adapter = hasattr(base, "disable_adapter")
     check_kind(kind, needs[Role.FORGET] | needs[Role.RETAIN], has_adapter=has_adapter)
     trained = has_adapter and not _is_its_base(base)
