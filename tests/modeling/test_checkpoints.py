@@ -175,7 +175,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "a translator": (change("config.json", model_type="t5", is_encoder_decoder=True), r"has an encoder \(t5\)"),
     "gguf": (
         lambda folder: [p.unlink() for p in folder.iterdir()] + [write("model.gguf", b"GGUF")(folder)],
-        "is in the GGUF format",
+        r"holds a GGUF file; give the file itself: .*model\.gguf",
     ),
     # tokenizers
     "no tokenizer": (lambda folder: [p.unlink() for p in folder.glob("tokenizer*")], "can't be loaded"),

@@ -296,7 +296,9 @@ def _parser() -> _Parser:
 
     sub = command("cache", commands.cache, "list or wipe what is kept between runs: trained models, reference tables")
     sub.add_argument("what", choices=["list", "clear"], help="clear leaves what a process is writing")
-    sub.add_argument("kind", nargs="?", choices=["targets", "references", "all"], default="all", help="default all")
+    sub.add_argument(
+        "kind", nargs="?", choices=["targets", "references", "unpacked", "all"], default="all", help="default all"
+    )
     sub.add_argument("--json", action="store_true")
 
     sub = command("methods", commands.methods, "list the objectives, what each needs and when to use it")

@@ -20,6 +20,7 @@ from transformers import (
 
 from expunge.data.encode import prepare_tokenizer
 from expunge.errors import UserError, first_line
+from expunge.modeling.gguf import SUFFIX, is_gguf, unpacked
 from expunge.system import manifest
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,12 @@ def whereabouts(name: str | Path) -> str:
         ) from error
 
 
+def folder_of(name: str | Path) -> str:
+    """The folder that a checkpoint is read from: what `whereabouts` says, or what a GGUF file is unpacked into."""
+    path = whereabouts(name)
+    return str(unpacked(Path(path))) if is_gguf(path) else path
+
+
 def is_adapter(name: str | Path) -> bool:
     return (Path(name) / ADAPTER).is_file()
 
@@ -78,7 +85,7 @@ def base_of(name: str | Path) -> str:
 
 def check_folder(name: str) -> None:
     """Raise `UserError` for a folder that holds no whole checkpoint; a name on the hub passes."""
-    folder = Path(whereabouts(name))
+    folder = Path(folder_of(name))
     if not folder.exists():
         # A name on the hub has one slash at most, and its owner is hardly a folder here.
         is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or ("/" in name and folder.parent.is_dir())
@@ -89,10 +96,9 @@ def check_folder(name: str) -> None:
         names = [p.name for p in (*folder.iterdir(), *folder.glob("assistant/*"))] if folder.is_dir() else []
     except OSError as error:
         raise UserError(f"model: {name!r} can't be read ({error.strerror}); give another folder.") from error
-    if folder.suffix == ".gguf" or (any(n.endswith(".gguf") for n in names) and "config.json" not in names):
-        raise UserError(
-            f"model: {name!r} is in the GGUF format, which can't be trained; give the checkpoint that it was made from."
-        )
+    packed = [n for n in names if n.endswith(SUFFIX)]
+    if packed and "config.json" not in names:
+        raise UserError(f"model: {name!r} holds a GGUF file; give the file itself: {folder / packed[0]}.")
     if not any(n.endswith((".safetensors", ".bin", ".index.json")) for n in names):
         inside = " (did you mean its folder model/?)" if (folder / "model" / "config.json").is_file() else ""
         raise UserError(
@@ -149,7 +155,7 @@ def check_unchanged(name: str | Path) -> None:
 
     A folder without a manifest of ours passes. Every file is read once in a process, and again when it has changed.
     """
-    folder = Path(whereabouts(name))
+    folder = Path(folder_of(name))
     if not folder.is_dir() or not manifest.is_sealed(folder):
         return
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
@@ -175,7 +181,7 @@ def load_config(name: str) -> Any:
     if is_adapter(name):
         return load_config(base_of(name))
     try:
-        config = AutoConfig.from_pretrained(whereabouts(name), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder_of(name), trust_remote_code=False)
     except Exception as error:
         raise not_loaded(name, error) from error
     _check_supported(name, config)
@@ -212,7 +218,7 @@ def outline(config: Any, **options: Any) -> Any:
 def load_tokenizer(name: str, config: Any) -> Any:
     """The tokenizer in `name`, ready for use with a model of this configuration; raises `UserError`."""
     try:
-        tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(whereabouts(name), trust_remote_code=False))
+        tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(folder_of(name), trust_remote_code=False))
     except Exception as error:
         raise not_loaded(name, error) from error
     return fit_tokenizer(tokenizer, config)
@@ -258,7 +264,7 @@ def stored_dtype(name: str | Path) -> Any:
         return stored_dtype(base_of(name))
     if (found := load_config(str(name)).dtype) is not None:
         return found
-    path = Path(name) / "model.safetensors"
+    path = Path(folder_of(name)) / "model.safetensors"
     if not path.is_file():
         return None
     with safe_open(path, framework="pt") as file:
@@ -271,7 +277,7 @@ def content_of(name: str | Path) -> str:
 
     Reads every byte of a folder.
     """
-    folder = Path(whereabouts(name))
+    folder = Path(folder_of(name))
     if not folder.is_dir():
         commit = getattr(load_config(str(name)), "_commit_hash", None)
         return f"{name}@{commit}"

@@ -43,7 +43,8 @@ def save(model: nn.Module, tokenizer: Any, path: Path) -> None:
             below.save(model, partial)
         else:
             name_base(model)
-            model.save_pretrained(partial)  # pyright: ignore[reportCallIssue]
+            with same_vocabulary():
+                model.save_pretrained(partial)  # pyright: ignore[reportCallIssue]
         tokenizer.save_pretrained(partial)
         manifest.seal(partial)
         remove(path)
@@ -79,10 +80,12 @@ def same_vocabulary() -> Iterator[None]:
 
 
 def name_base(model: Any) -> None:
-    """Have the adapters on a model name their base by its full path, where it is a folder."""
+    """Have the adapters on a model name their base by its full path, where it is a folder or a GGUF file."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    packed = getattr(base, "packed_in", None)
     for config in getattr(model, "peft_config", {}).values():
-        if config.base_model_name_or_path:
-            config.base_model_name_or_path = whereabouts(config.base_model_name_or_path)
+        if packed or config.base_model_name_or_path:
+            config.base_model_name_or_path = packed or whereabouts(config.base_model_name_or_path)
 
 
 def parameter_count(model: nn.Module) -> int:

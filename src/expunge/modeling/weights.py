@@ -13,7 +13,16 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from expunge.errors import UserError
 from expunge.modeling.adapter import Merged, check_adapter, check_mergeable
-from expunge.modeling.checkpoint import base_of, check_unchanged, is_adapter, load_config, not_loaded, whereabouts
+from expunge.modeling.checkpoint import (
+    base_of,
+    check_unchanged,
+    folder_of,
+    is_adapter,
+    load_config,
+    not_loaded,
+    whereabouts,
+)
+from expunge.modeling.gguf import is_gguf
 from expunge.modeling.saving import stop_rescaling
 
 log = logging.getLogger(__name__)
@@ -48,7 +57,7 @@ def check_weights(name: str | Path, *, merged: bool = False) -> None:
 
     With `merged` an adapter must be one that can go into the weights.
     """
-    if Path(whereabouts(name)).is_dir():
+    if Path(folder_of(name)).is_dir():
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*to a meta parameter in the current model, which is a no-op")
             model = load_weights(name, device_map="meta")
@@ -59,7 +68,7 @@ def check_weights(name: str | Path, *, merged: bool = False) -> None:
 def _load_plain(name: str, options: dict[str, Any]) -> Any:
     with _report_unsaid():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            whereabouts(name),
+            folder_of(name),
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # told below, by name
             trust_remote_code=False,
@@ -68,6 +77,7 @@ def _load_plain(name: str, options: dict[str, Any]) -> Any:
     model, info = loaded
     if hasattr(model, "peft_config") and not Path(name).is_dir():
         raise UserError(f"model: {name!r} is an adapter; download it, and give its folder.")
+    model.packed_in = whereabouts(name) if is_gguf(whereabouts(name)) else None
     _check_keys(name, model, info)
     stop_rescaling(model)
     return model

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from expunge.errors import UserError
 from expunge.system.disk import PARTIAL, private, remove, writing
 
-KINDS = ("targets", "references")
+KINDS = ("targets", "references", "unpacked")
 
 ELSEWHERE = "or set EXPUNGE_CACHE to another folder"
 

@@ -1,0 +1,79 @@
+"""A GGUF file as an ordinary checkpoint: its weights as floating-point numbers, its tokenizer and its chat template.
+
+The checkpoint is made once and kept in the cache by the file's content. What training makes of it names the file.
+"""
+
+import hashlib
+import logging
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from expunge.errors import UserError, first_line
+from expunge.system import cache as kept
+from expunge.system import manifest
+from expunge.system.disk import partial_of, private, remove, writing
+
+log = logging.getLogger(__name__)
+
+SUFFIX = ".gguf"
+
+
+def is_gguf(name: str | Path) -> bool:
+    return Path(name).suffix == SUFFIX and Path(name).is_file()
+
+
+def unpacked(file: Path) -> Path:
+    """The folder of a checkpoint in float32 that computes what the GGUF file does, made now or found in the cache.
+
+    Raises `UserError` without the package `gguf`, and for a file that transformers can't read.
+    """
+    if find_spec("gguf") is None:
+        raise UserError(f"model: {str(file)!r} is a GGUF file, and the package that reads it is not installed; "
+                        "pip install 'expunge[gguf]'.")  # fmt: skip
+    told = file.stat()
+    return _unpacked(file, told.st_size, told.st_mtime_ns)
+
+
+@cache
+def _unpacked(file: Path, _size: int, _changed: int) -> Path:
+    """The same, looked for once in a process."""
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    final = kept.cache_directory() / "unpacked" / digest[:16]
+    with kept.lock_of(final), writing(final, kept.ELSEWHERE):
+        if final.exists() and (wrong := manifest.damage(final)):
+            log.warning("%s; it is made again from %s", wrong, file)
+            remove(final)
+        if not final.exists():
+            log.info("unpacking %s into %s", file, final)
+            partial = partial_of(final)
+            with private():
+                remove(partial)
+                manifest.begin(partial)
+                _unpack(file, partial)
+                manifest.seal(partial)
+                partial.replace(final)
+        kept.used(final)
+    return final
+
+
+def _unpack(file: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+        packed = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
+    except Exception as error:
+        raise UserError(
+            f"model: {str(file)!r} can't be read as a GGUF file ({first_line(error)}); copy it again, or give the "
+            f"checkpoint that it was made from."
+        ) from error
+    config = packed.config
+    del config.quantization_config  # transformers refuses to save what it says is quantised
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(packed.state_dict())
+    model.generation_config = packed.generation_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
