@@ -12,6 +12,7 @@ import torch
 import expunge
 from expunge import UnlearnConfig, UnlearnTrainer, UserError, evaluate, load, objectives, run
 from expunge.cli.main import main
+from expunge.data.benchmark import Benchmark
 from expunge.modeling.loading import LoraConfig, save
 from expunge.pipeline.inputs import load_benchmark
 from expunge.recipe.parsing import load_recipe, recipe_of
@@ -146,8 +147,27 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: evaluate(load("model")[0], forget=ROWS),
         "evaluate: a model in memory needs its tokenizer; give tokenizer=….",
     ),
+    "a class as method": (lambda: run_of(method=objectives.NPO), "method: NPO is a class; give what it makes, NPO(…)."),
+    "a class among methods": (lambda: run_of(methods=[objectives.NPO]), "methods.0: NPO is a class"),
+    "an objective as methods": (lambda: run_of(methods=objectives.NPO()), "methods: must be a list; give [objective]"),
+    "a class to forget": (lambda: run_of(method={"forget": objectives.NPO}), "method: NPO is a class"),
+    "a class to retain": (lambda: run_of(method={"forget": "npo", "retain": objectives.KL}), "retain: KL is a class"),
+    "a class as benchmark": (lambda: run_of(data=None, benchmark=Benchmark), "benchmark: Benchmark is a class"),
+    "no folder": (lambda: run_of(out=""), "out: is empty; give a folder."),
+    "answers longer than the context": (
+        lambda: run_of(evaluate={"max_new_tokens": 128}),
+        "evaluate.max_new_tokens must be less than 128, the model's context",
+    ),
+    "answers longer than the context of a model in memory": (
+        lambda: evaluate(*load("model"), forget=ROWS, max_new_tokens=128),
+        "evaluate.max_new_tokens must be less than 128, the model's context",
+    ),
     "no retrained model": (lambda: evaluate("model", forget=ROWS, retrained="nothing"), "'nothing'"),
 }
+
+
+def run_of(**keys: Any) -> Any:
+    return run({"model": "model", "data": {"forget": "forget.jsonl"}, "out": "out", **keys})
 
 
 @pytest.mark.parametrize("case", MISTAKES)

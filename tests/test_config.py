@@ -195,6 +195,7 @@ def test_wrong_values_are_shown_with_their_key(key: str, text: str) -> None:
         ([*BASE, ("method", "npo+kll")], "method: 'kll' is not a retain objective. Did you mean 'kl'?"),
         ([*BASE, ("method.forget", "{name: nop}")], "method.forget: unknown name 'nop'. Did you mean 'npo'?"),
         ([*BASE, ("method.forget.beta", "1")], "method.forget: its name is missing"),
+        ([*BASE, ("method", "{name: npo, beta: -1}")], "stand under forget: {forget: {name: npo, beta: 0.1}}"),
         ([*BASE, ("methods", "[ga, ga]")], "methods: ga is listed twice"),
         ([*BASE, ("methods", "[ga, {forget: npo, retian: kl}]")], "unknown key 'methods.1.retian'"),
         ([*BASE, ("methods", "[{forget: ga, label: target}]")], "the label target has a meaning of its own"),

@@ -3,12 +3,15 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
 import pytest
 import torch
-from transformers import TrainingArguments
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast, TrainingArguments
 
 from expunge import UnlearnConfig, UnlearnTrainer, UserError, objectives
 from expunge.modeling.loading import LoraConfig, save
@@ -115,6 +118,21 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "another trainer's data": ({"train_dataset": []}, "takes no train_dataset: give forget_dataset and retain_dataset"),
     "another trainer's metrics": ({"compute_metrics": 1}, "takes no compute_metrics: give evaluate"),
+    "no model": ({"model": None}, "model must be a causal LM, its folder or its hub name, got NoneType (None)."),
+    "a part of a model": ({"model": torch.nn.Linear(1, 1)}, "model must be a causal LM, its folder or its hub name"),
+    "a tokenizer's name": ({"processing_class": "name"}, "processing_class must be a tokenizer, as AutoTokenizer"),
+    "a processor": (
+        {"processing_class": SimpleNamespace(tokenizer=PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE())))},
+        "processing_class has a TokenizersBackend in it; give its .tokenizer.",
+    ),
+    "an adapter as a mapping": ({"peft_config": {}}, "peft_config must be a peft.LoraConfig, got dict ({})."),
+    "an adapter as a recipe has it": ({"peft_config": LoraConfig()}, "peft_config must be a peft.LoraConfig, got Lora"),
+    "a refusal alone": ({"refusals": "no"}, "refusals must be a list of texts, got str ('no')."),
+    "refusals that are none": ({"refusals": [None]}, "refusals must be a list of texts"),
+    "a teacher's name": ({"teacher": "name"}, "teacher must be a causal LM, got str ('name')."),
+    "an evaluation's numbers": ({"evaluate": {"x": 1.0}}, "evaluate must be a function of the model, got dict"),
+    "a callback alone": ({"callbacks": 3}, "callbacks must be a list, got int (3)."),
+    "a layer that is none": ({"objective": objectives.RMU(), "retain": None, "retain_dataset": []}, "0 to 2, so give"),
     "a misspelt argument": ({"forget_datset": []}, "takes no forget_datset. Did you mean 'forget_dataset'?"),
     "nothing to evaluate with": (
         {"args": UnlearnConfig(output_dir="out", eval_strategy="epoch")},

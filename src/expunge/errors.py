@@ -5,7 +5,8 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from expunge.secrets import masked_text
 
@@ -29,9 +30,26 @@ def one_sentence(message: str) -> str:
 
 
 def first_line(error: object, most: int = 300) -> str:
-    """The first line of what another library's error says, without its full stop; its kind where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:most].rstrip(".") if lines else type(error).__name__
+    """The first line of what another library's error says, without its full stop; its kind where it says nothing.
+
+    A line that ends in a colon has the next one with it.
+    """
+    lines = [line for line in map(str.strip, str(error).splitlines()) if line]
+    said = " ".join(lines[:2] if lines and lines[0].endswith(":") else lines[:1])
+    return said[:most].rstrip(".:") or type(error).__name__
+
+
+def wrong_value(key: str, error: Mapping[str, Any]) -> str:
+    """One of pydantic's errors about the value of `key` as a sentence."""
+    given = error.get("input")
+    match error["type"]:
+        case "greater_than_equal" | "less_than_equal" | "greater_than" | "less_than":
+            (limit,) = (error.get("ctx") or {}).values()
+            words = {"greater_than_equal": "at least", "less_than_equal": "at most", "greater_than": "more than"}
+            return f"{key} must be {words.get(error['type'], 'less than')} {limit:g}, got {given}."
+        case _:
+            shown = repr(given) if len(repr(given)) < 60 else repr(given)[:60] + "…"
+            return f"{key}: {shown} is not valid ({error['msg'][0].lower() + error['msg'][1:]})."
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -157,7 +157,7 @@ def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
     left: list[tuple[str, Any]] = [("", tree)]
     while left:
         name, value = left.pop()
-        if hasattr(value, "model_dump"):
+        if hasattr(value, "model_dump") and not isinstance(value, type):
             value = value.model_dump(exclude_unset=True)
         if not isinstance(value, Mapping | list | tuple):
             yield name, value

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from expunge import load, objectives
+from expunge import UnlearnConfig, UnlearnTrainer, load, objectives
 from expunge.data.encode import Encoded
 from expunge.data.pairs import Collator, Role, Sets
 from expunge.errors import UserError
@@ -70,14 +71,13 @@ OFTEN = [
     "roberta",
     "rwkv",
     "xlstm",
+    "youtu",
 ]
 """A type of each kind of model; the others take minutes together."""
 
 
 def equal_types() -> list[Any]:
-    padded = pytest.mark.xfail(strict=True, reason="transformers zeroes the padding row of its tied head when it loads")
     marks = {t: [] if t in OFTEN else [pytest.mark.slow] for t in TYPES}
-    marks["youtu"].append(padded)
     return [pytest.param(t, marks=marks[t]) for t in TYPES if t not in (*UNBUILDABLE, *REFUSED)]
 
 
@@ -177,10 +177,26 @@ def saved_equal(model: Any, model_type: str, sequence: Encoded, tokenizer: Any, 
             load(folder)
         return
     loaded, _ = load(folder)
+    plain = AutoModelForCausalLM.from_pretrained(folder).eval()
     atol = 5e-5 if model_type == "rwkv" else 1e-5  # it rounds otherwise once it divides its weights no more
     with torch.no_grad():
-        torch.testing.assert_close(plain_logps(loaded, sequence), before, rtol=0, atol=atol)
+        for again in (loaded, plain):
+            torch.testing.assert_close(plain_logps(again, sequence), before, rtol=0, atol=atol)
         torch.testing.assert_close(plain_logps(model, sequence), before, rtol=0, atol=atol)
+
+
+def test_a_trained_padding_row_is_in_every_save(
+    build_tiny: Callable[[str], Any], tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    rows = [{"question": f"Where was person {i} born?", "answer": f"In {i}."} for i in range(2)]
+    args = UnlearnConfig(output_dir=str(tmp_path), learning_rate=1e-2, save_strategy="epoch", num_train_epochs=2)
+    trainer = UnlearnTrainer(build_tiny("youtu"), args, retain_dataset=rows, processing_class=tiny_tokenizer)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    for folder in ("saved", "checkpoint-2"):
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / folder)
+        for name, weight in trainer.model.named_parameters():
+            torch.testing.assert_close(loaded.get_parameter(name), weight, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("model_type", REFUSED)

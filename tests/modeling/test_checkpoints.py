@@ -217,7 +217,10 @@ ADAPTERS: dict[str, tuple[Damage, str]] = {
     ),
     "no kind": (change("adapter_config.json", peft_type="NOTHING"), "can't be loaded"),
     "rank as a word": (change("adapter_config.json", r="four"), "can't be loaded"),
-    "another rank": (change("adapter_config.json", r=4), "can't be loaded"),
+    "another rank": (
+        change("adapter_config.json", r=4),
+        r"another shape than .*: base_model\S+ \[2, 16\], not \[4, 16\], .* \(8 in all\); put back r and the layers",
+    ),
     "a regular expression": (change("adapter_config.json", target_modules="("), "can't be loaded"),
     "other layers": (
         change("adapter_config.json", target_modules=["q_proj", "up_proj"]),
@@ -280,6 +283,13 @@ def test_names_that_mean_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 # -- tokens ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [None, 3, ["model"]])
+def test_what_is_no_name_of_a_model(name: Any) -> None:
+    for do in (loading.load, loading.load_for_training):
+        with pytest.raises(UserError, match="model: give a folder or a name on the hub, got "):
+            do(name)
 
 
 def test_tokens_without_an_embedding_are_refused(whole: Path) -> None:

@@ -100,6 +100,19 @@ def test_configs_are_frozen_and_strict(cls: type[Objective]) -> None:
     assert cls.model_validate_json(cls().model_dump_json()) == cls()
 
 
+@pytest.mark.parametrize("cls", EVERY)
+def test_made_in_python_a_mistake_is_one_sentence(cls: type[Objective]) -> None:
+    name = cls.__name__
+    for options, says in (
+        ({"weight": -1}, f"{name}: weight must be at least 0, got -1."),
+        ({"weight": "much"}, f"{name}: weight: 'much' is not valid (input should be a valid number"),
+        ({"weigth": 1, "weight": -1}, f"{name}: unknown option 'weigth'. Did you mean 'weight'? Known: weight"),
+    ):
+        with pytest.raises(UserError) as error:
+            cls(**options)
+        assert str(error.value).startswith(says) and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     "config",
     [{"name": "npo", "beta": 0}, {"name": "simnpo", "gamma": -1}, {"name": "undial", "beta": -1}, {"name": "nll"}],

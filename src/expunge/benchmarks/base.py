@@ -4,20 +4,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from expunge.data.benchmark import Benchmark
 from expunge.evals.glossary import Axes, Metric
 from expunge.system.imports import is_ours, path_of
+from expunge.system.options import Options
 
 
-class BenchmarkConfig(BaseModel, ABC):
+class BenchmarkConfig(Options, ABC):
     """The keys of a benchmark's section in a recipe; unknown keys are errors.
 
     A benchmark of this package has a field `name`; any other goes by its import path or by the name of its entry point.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     metrics: ClassVar[Mapping[str, Metric]] = {}
     """Metrics that its probes and question sets give and that no other benchmark has, in the order of tables."""

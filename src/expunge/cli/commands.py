@@ -180,8 +180,9 @@ def _launchers(name: str, paths: dict[str, Path], *, as_json: bool) -> None:
 def eval(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     from expunge.modeling.checkpoint import whereabouts
     from expunge.pipeline.run import evaluate_only
-    from expunge.recipe.parsing import load_recipe
+    from expunge.recipe.parsing import check_once, load_recipe
 
+    check_once([*(key for key, _ in overrides), "model"])
     whereabouts(args.model)  # refuses what can be no name, before a folder is named after it
     out = args.out or f"runs/eval-{Path(args.model).name}"
     recipe = load_recipe(None, [*overrides, ("model", args.model), ("out", out), *_redacted(args)])
@@ -221,8 +222,6 @@ def distill(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
 def serve(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     from expunge.serve import serve
 
-    if not args.host.strip():
-        raise UserError("serve: --host is empty; give an address, such as localhost.")
     serve(
         args.model,
         host=args.host,
@@ -236,7 +235,7 @@ def serve(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
 def chat(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     from expunge.cli.chat import chat
 
-    if args.max_new_tokens < 1:
+    if args.max_new_tokens is not None and args.max_new_tokens < 1:
         raise UserError(f"chat: --max-new-tokens must be at least 1, got {args.max_new_tokens}.")
     names = [args.model, *([args.against] if args.against is not None else [])]
     chat(names, max_new_tokens=args.max_new_tokens, console=console())

@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if broken := next((word for word in argv if not _is_text(word)), None):
             raise UserError(f"{printable(broken)} is not UTF-8; rename the file, or write the word in UTF-8.")
+        _check_values(argv)
         command = parser.commands.get(argv[0]) if argv else None
         own, overrides = _split(argv, command, parser) if command and command.takes_keys else (argv, [])
         args, unknown = parser.parse_known_args(own)
@@ -39,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 2
         quiet_libraries()
+        if overrides:
+            from expunge.recipe.parsing import check_once
+
+            check_once([key for key, _ in overrides])
         with _together(), writing(Path()):
             args.run(args, overrides)
     except UserError as error:
@@ -64,6 +69,26 @@ def _is_text(word: str) -> bool:
     return True
 
 
+def _check_values(words: Sequence[str]) -> None:
+    """Raise `UserError` for an option or a key whose value is an empty word."""
+    for before, word in zip(["", *words], words, strict=False):
+        name, equals, value = (word if word.startswith("--") else f"{before}={word}").partition("=")
+        if name.startswith("--") and equals and not value.strip():
+            raise UserError(f"{name} is empty; give a value, or leave it out.")
+
+
+class _Once(argparse.Action):
+    """Stores the value of an option, of which a second one would replace the first in silence."""
+
+    given = False
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        if self.given:
+            raise UserError(f"{option} is given twice and has one value; give one.")
+        self.given = option is not None
+        setattr(namespace, self.dest, values)
+
+
 class _Parser(argparse.ArgumentParser):
     """A command, or the whole command line with its `commands`; errors as one sentence, like every other.
 
@@ -72,6 +97,10 @@ class _Parser(argparse.ArgumentParser):
 
     takes_keys = False
     commands: dict[str, "_Parser"]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register("action", None, _Once)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help.")
@@ -238,7 +267,7 @@ def _parser() -> _Parser:
     sub = command("chat", commands.chat, "ask a checkpoint in the terminal, or compare the answers of two")
     sub.add_argument("model", help="folder or hub name")
     sub.add_argument("--against", help="a second model, such as the one before unlearning")
-    sub.add_argument("--max-new-tokens", type=int, default=256, help="of an answer (default %(default)s)")
+    sub.add_argument("--max-new-tokens", type=int, help="of an answer (default 256, or what the context leaves)")
 
     sub = command("report", commands.report, "write report.html, or a Markdown page, from finished runs")
     sub.add_argument("directory", nargs="+", type=Path, help="run directories")
@@ -314,9 +343,6 @@ def _split(words: Sequence[str], command: _Parser, parser: _Parser) -> tuple[lis
 
     They are parted first, because argparse would take the value of a key that it does not know for the recipe.
     """
-    names = [word.partition("=")[0] for word in words]
-    if twice := next((name for name in ("--forget", "--retain") if names.count(name) > 1), None):
-        raise UserError(f"{twice} is given twice; give one file, or a folder with one file that holds all rows.")
     own: list[str] = []
     pairs: list[tuple[str, str]] = []
     rest = list(words)

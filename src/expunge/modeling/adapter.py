@@ -9,21 +9,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from expunge.errors import UserError, did_you_mean, first_line
+from expunge.system.options import Options
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 """By the name of a layer: A [r, in] and s·B [out, r], whose product an adapter adds to the layer's weight."""
 
 
-class LoraConfig(BaseModel):
+class LoraConfig(Options):
     """A LoRA adapter (PEFT) on every linear layer but the head; `quantize` holds these in 4 bits under it (QLoRA)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     r: int = Field(default=16, ge=1, description="rank")
     alpha: int = Field(default=32, ge=1, description="the adapter's output is scaled by alpha/r")
@@ -83,7 +82,10 @@ def adapt(model: Any, config: Any) -> Any:
             warnings.filterwarnings("ignore", message=".*tie_word_embeddings=True")  # an error, below
             adapted = get_peft_model(model, config)
     except (ValueError, TypeError, re.error) as error:
-        raise UserError(f"model.lora.targets: {first_line(error)}.") from error
+        raise UserError(
+            f"model.lora.targets: {first_line(error)}; give names of its layers, a regular expression that some match, "
+            f"or all-linear."
+        ) from error
     check_adapter(adapted, "model.lora")
     return adapted
 

@@ -57,6 +57,12 @@ def folder_of(name: str | Path) -> str:
     return str(unpacked(Path(path))) if is_gguf(path) else path
 
 
+def check_name(name: Any) -> None:
+    """Raise `UserError` for what is neither a folder nor a name."""
+    if not isinstance(name, str | Path):
+        raise UserError(f"model: give a folder or a name on the hub, got {type(name).__name__} ({name!r:.60}).")
+
+
 def is_adapter(name: str | Path) -> bool:
     return (Path(name) / ADAPTER).is_file()
 

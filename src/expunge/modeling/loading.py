@@ -9,6 +9,7 @@ from transformers import BitsAndBytesConfig
 from expunge.errors import UserError, first_line
 from expunge.modeling.adapter import LoraConfig, adapt, adapted_layers, bytes_saved, is_plain_lora
 from expunge.modeling.checkpoint import (
+    check_name,
     is_adapter,
     load_config,
     load_tokenizer,
@@ -46,6 +47,7 @@ def load(
     (Dettmers et al. 2023, arXiv 2305.14314).
     Raises `UserError` for an unknown name, and unless every weight of the model is there and can be read.
     """
+    check_name(path)
     path = str(path)
     import expunge.modeling.difference  # noqa: F401  makes transformers know our own kind of checkpoint
 
@@ -77,6 +79,7 @@ def load_for_training(
     updates of a bfloat16 weight are rounded away; under LoRA the frozen weights keep the checkpoint's dtype and the
     adapter is float32. Raises `UserError` for bfloat16 weights that would train, unless `pure_bf16` asks for it.
     """
+    check_name(path)
     check_dtype(dtype, lora=lora is not None, pure_bf16=pure_bf16)
     check_start(path, lora)
     quantize = lora.quantize if lora is not None else None

@@ -3,12 +3,13 @@
 import json
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from expunge.modeling.checkpoint import whereabouts
 from expunge.system import manifest
@@ -35,7 +36,7 @@ def save(model: nn.Module, tokenizer: Any, path: Path) -> None:
     """
     below = getattr(model.get_base_model(), "merged_adapter", None) if hasattr(model, "get_base_model") else None  # pyright: ignore[reportCallIssue]
     partial = partial_of(path)
-    stop_rescaling(model)
+    keep_weights(model)
     with private(), writing(path):
         remove(partial)
         manifest.begin(partial)
@@ -51,12 +52,13 @@ def save(model: nn.Module, tokenizer: Any, path: Path) -> None:
         partial.replace(path)
 
 
-def stop_rescaling(model: nn.Module) -> None:
-    """Give RWKV's weights their trained values, and keep them so.
+def keep_weights(model: nn.Module) -> None:
+    """Have the weights stay as they were trained, in evaluation and when the saved model is loaded.
 
     In evaluation RWKV divides some of its weights by powers of two, against overflow in float16. They would be saved
     divided, and an adapter on them would weigh too much. Its config is saved with `rescale_every: 0`, which computes
-    the same but for rounding.
+    the same but for rounding. Youtu's padding row, a row of its head too, is set to zero whenever transformers loads
+    it. Its config is saved without `pad_token_id`, which only the tokenizer needs.
     """
     for part in model.modules():
         if hasattr(part, "layers_are_rescaled"):
@@ -66,6 +68,23 @@ def stop_rescaling(model: nn.Module) -> None:
                 rwkv._rescale_layers()
                 rwkv.training = mode
             rwkv.config.rescale_every = 0
+        if isinstance(part, PreTrainedModel) and _loses_padding(part):
+            part.config.pad_token_id = None
+            for embedding in part.children():
+                if isinstance(embedding, nn.Embedding):
+                    embedding.padding_idx = None
+
+
+def _loses_padding(model: PreTrainedModel) -> bool:
+    """Whether transformers, as it loads a model of this class, zeroes the padding row of an embedding that it read."""
+    read = nn.Embedding(2, 1, padding_idx=0, _weight=torch.ones(2, 1))
+    read.weight._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]
+    hollow = type(model).__new__(type(model))  # without a weight that drawing anew could reach
+    nn.Module.__init__(hollow)
+    hollow.config = model.config
+    with torch.no_grad(), suppress(AttributeError):  # of a class that looks for the embedding in itself
+        hollow._init_weights(read)
+    return not bool(read.weight.all())
 
 
 @contextmanager

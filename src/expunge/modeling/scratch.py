@@ -4,17 +4,17 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from expunge.system.options import Options
 
-class ScratchConfig(BaseModel):
+
+class ScratchConfig(Options):
     """A Llama built from nothing, with a byte-level BPE trained on the data it will learn.
 
     For the demo and for machines without a network; such a model knows only what it is taught.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     layers: int = Field(default=4, ge=1, description="decoder layers")
     hidden: int = Field(default=128, ge=8, description="width; must be divisible by heads")

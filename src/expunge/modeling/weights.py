@@ -1,6 +1,7 @@
 """The weights of a checkpoint, all of them or none: whatever is missing, of another shape or left over is told."""
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from expunge.modeling.checkpoint import (
     whereabouts,
 )
 from expunge.modeling.gguf import is_gguf
-from expunge.modeling.saving import stop_rescaling
+from expunge.modeling.saving import keep_weights
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def _load_plain(name: str, options: dict[str, Any]) -> Any:
         raise UserError(f"model: {name!r} is an adapter; download it, and give its folder.")
     model.packed_in = whereabouts(name) if is_gguf(whereabouts(name)) else None
     _check_keys(name, model, info)
-    stop_rescaling(model)
+    keep_weights(model)
     return model
 
 
@@ -94,7 +95,17 @@ def _load_adapted(name: str, options: dict[str, Any]) -> Any:
     # Read where the base is, or on the CPU where the base is nowhere; shapes are looked at all the same.
     nowhere = base.device.type == "meta"
     device = "cpu" if nowhere else str(base.device)
-    found = model.load_adapter(name, "default", torch_device=device, low_cpu_mem_usage=nowhere)
+    try:
+        found = model.load_adapter(name, "default", torch_device=device, low_cpu_mem_usage=nowhere)
+    except RuntimeError as error:
+        shapes = re.findall(r"size mismatch for (\S+): .*?Size\((.*?)\).*?Size\((.*?)\)", str(error))
+        _refuse(
+            name,
+            "holds weights of another shape than its adapter_config.json and its base say",
+            [f"{key} {here}, not {wanted}" for key, here, wanted in shapes],
+            "put back r and the layers that it was trained with, or give the base that it was trained on",
+        )
+        raise
     remedy = "give an adapter that was trained on this base"
     _refuse(name, "lacks weights of its adapter", sorted(found.missing_keys), remedy)
     _refuse(name, "holds weights that its adapter_config.json has no place for", sorted(found.unexpected_keys), remedy)

@@ -9,10 +9,11 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from expunge.system.imports import is_ours, path_of
+from expunge.system.options import Options
 
 _ABSENT: Any = None
 
@@ -132,13 +133,11 @@ class Signals:
         return torch.bincount(self.sequence_N, minlength=self.sequences)
 
 
-class Objective(BaseModel, ABC):
+class Objective(Options, ABC):
     """One term of the loss, `weight · mean(loss(signals))`.
 
     `per` says over what the trainer takes the mean: all supervised tokens of the optimizer step, or all its sequences.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     per: ClassVar[Literal["token", "sequence"]] = "token"
     removal: ClassVar[Removal] = "weights"

@@ -15,7 +15,14 @@ from expunge.errors import UserError
 from expunge.evals.retrained import Retrained
 from expunge.evals.tofu import Evaluation
 from expunge.modeling.checkpoint import whereabouts
-from expunge.pipeline.inputs import check_data, check_methods, check_recipe, load_benchmark, with_additions
+from expunge.pipeline.inputs import (
+    check_answers,
+    check_data,
+    check_methods,
+    check_recipe,
+    load_benchmark,
+    with_additions,
+)
 from expunge.pipeline.measure import load, measure_retrained, measure_target
 from expunge.pipeline.run import run_all
 from expunge.pipeline.rundir import Result
@@ -132,6 +139,7 @@ def evaluate(
         tokenizer = its_own if tokenizer is None else tokenizer
     gold = None if retrained is None else _retrained(retrained, model, tokenizer, asked, recipe)
     _check_model(model, tokenizer, "model")
+    check_answers(recipe, model.config)
     return measure_target(model, tokenizer, asked, recipe.evaluate, gold=gold)
 
 

@@ -151,6 +151,7 @@ def check_methods(recipe: Recipe, benchmark: Benchmark) -> None:
     if recipe.model.scratch is None:
         loading.check_dtype(recipe.model.dtype, lora=recipe.model.lora is not None, pure_bf16=recipe.model.pure_bf16)
     tokenizer, config = tokenizer_and_config(recipe, benchmark)
+    check_answers(recipe, config)
     loading.check_attention(config, recipe.model.attention)
     if recipe.model.name is not None:
         loading.check_weights(recipe.model.name, merged=bool(recipe.methods))
@@ -168,6 +169,16 @@ def check_methods(recipe: Recipe, benchmark: Benchmark) -> None:
     encoded: set[Any] = set()
     for method in recipe.methods:
         check_method(recipe, method, benchmark, tokenizer, config, encoded)
+
+
+def check_answers(recipe: Recipe, config: Any) -> None:
+    """Raise `UserError` for generated answers that the model's context can't hold beside a question."""
+    most, context = recipe.evaluate.max_new_tokens, getattr(config.get_text_config(), "max_position_embeddings", None)
+    if most is not None and context is not None and 0 < context <= most:
+        raise UserError(
+            f"evaluate.max_new_tokens must be less than {context}, the model's context, which holds the question too, "
+            f"got {most}."
+        )
 
 
 def tokenizer_and_config(recipe: Recipe, benchmark: Benchmark) -> tuple[Any, Any]:

@@ -27,14 +27,13 @@ from expunge.evals.own import OwnMetric, own_metrics
 from expunge.modeling.loading import Dtype, LoraConfig, ScratchConfig
 from expunge.objectives import FORGET, ForgetObjective, Objective, RetainObjective, split_method, written
 from expunge.system.imports import is_ours, is_path
+from expunge.system.options import Options
 from expunge.training.arguments import UnlearnConfig, check_values
 from expunge.training.targets import FinetuneConfig
 
 
-class Section(BaseModel):
+class Section(Options):
     """A part of the recipe; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -179,8 +178,15 @@ def _train_section() -> type[BaseModel]:
 TrainConfig = _train_section()
 
 
+def _refuse_class(value: Any) -> None:
+    """Raise `ValueError` for a class in the place of what it makes."""
+    if isinstance(value, type):
+        raise ValueError(f"{value.__name__} is a class; give what it makes, {value.__name__}(…)")
+
+
 def unfold_objective(value: Any) -> Any:
     """A word is short for a section with that name; an objective made in Python is written out as one."""
+    _refuse_class(value)
     if isinstance(value, Objective):
         return value if is_path(value.recipe_name()) else written(value)
     return {"name": value} if isinstance(value, str) else value
@@ -188,6 +194,7 @@ def unfold_objective(value: Any) -> Any:
 
 def unfold_benchmark(value: Any) -> Any:
     """A word is short for a section with that name; a benchmark made in Python is written out as one."""
+    _refuse_class(value)
     if isinstance(value, BenchmarkConfig):
         return value.written() if is_ours(type(value)) else value
     return {"name": value} if isinstance(value, str) else value
@@ -195,9 +202,24 @@ def unfold_benchmark(value: Any) -> Any:
 
 def unfold_method(value: Any) -> Any:
     """`npo+kl` is short for both objectives, an objective alone for a method without a retain term."""
+    _refuse_class(value)
+    if isinstance(value, Mapping) and "name" in value and "forget" not in value:
+        raise ValueError("the name and options of its objective stand under forget: {forget: {name: npo, beta: 0.1}}")
     if isinstance(value, Objective):
         return {"forget": value}
     return split_method(value) if isinstance(value, str) else value
+
+
+def _several(value: Any) -> Any:
+    if isinstance(value, Objective):  # a sequence of its options, to pydantic
+        raise ValueError("must be a list; give [objective], or the key method")
+    return value
+
+
+def _folder(value: Any) -> Any:
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("is empty; give a folder")
+    return value
 
 
 class AugmentConfig(Section):
@@ -308,7 +330,9 @@ class Recipe(Section):
     augment: str | None = Field(
         default=None, description="file or folder of paraphrases and wrong answers; see expunge augment"
     )
-    methods: list[Annotated[Method, BeforeValidator(unfold_method)]] = Field(default_factory=list)
+    methods: Annotated[list[Annotated[Method, BeforeValidator(unfold_method)]], BeforeValidator(_several)] = Field(
+        default_factory=list
+    )
     train: TrainConfig = TrainConfig()  # pyright: ignore[reportInvalidTypeForm]
     evaluate: Annotated[EvaluateConfig, BeforeValidator(unfold_evaluate)] = EvaluateConfig()
     redact: bool = Field(default=False, description="write records and report without texts; numbers stay")
@@ -316,7 +340,9 @@ class Recipe(Section):
         default=None, ge=1, le=MOST_THREADS, description="CPU threads; tiny models are fastest with one"
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="of initial weights, order of rows and drawn refusals")
-    out: Path | None = Field(default=None, description="run directory; default runs/<recipe's name>")
+    out: Annotated[Path | None, BeforeValidator(_folder)] = Field(
+        default=None, description="run directory; default runs/<recipe's name>"
+    )
     over: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
         default_factory=dict,
         description="dotted keys and the values to run through, in every combination; values that go together are "

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from expunge import secrets
 from expunge.benchmarks.registry import BENCHMARKS, NAMES, entry_points
-from expunge.errors import UserError, did_you_mean, first_line
+from expunge.errors import UserError, did_you_mean, first_line, wrong_value
 from expunge.objectives import FORGET, RETAIN
 from expunge.recipe.config import SHORT, Recipe, unfold_objective
 
@@ -55,6 +55,18 @@ LONGEST_NAME = 200
 MOST_VALUES, DEEPEST = 100_000, 60
 """Most values of a YAML file once its aliases are written out, and the deepest nesting."""
 TOO_DEEP = f"it is nested more than {DEEPEST} levels deep"
+
+
+def check_once(keys: Collection[str]) -> None:
+    """Raise `UserError` for a key of the command line that is given twice, by another of its names too."""
+    given: dict[str, str] = {}
+    for key in keys:
+        name = "method" if key == "methods" else ALIASES.get(key, key)
+        if name in given:
+            same = key == given[name]
+            twice = f"--{key} is given twice" if same else f"--{given[name]} and --{key} are the same key, which"
+            raise UserError(f"{twice} {'and ' if same else ''}has one value; give one.")
+        given[name] = key
 
 
 def load_recipe(path: Path | None, overrides: Iterable[tuple[str, str]] = ()) -> Recipe:
@@ -353,13 +365,8 @@ def _sentence(error: ValidationError, *, single: bool) -> tuple[str, str]:
             tag = str(first.get("ctx", {}).get("tag", given))
             known += entry_points() if path == "benchmark" else []
             sentence = f"{path}: unknown name {tag!r}.{did_you_mean(tag, known)} Known: {', '.join(known)}."
-        case "greater_than_equal" | "less_than_equal" | "greater_than" | "less_than":
-            (limit,) = (first.get("ctx") or {}).values()
-            words = {"greater_than_equal": "at least", "less_than_equal": "at most", "greater_than": "more than"}
-            sentence = f"{path} must be {words.get(first['type'], 'less than')} {limit:g}, got {given}."
         case _:
-            shown = repr(given) if len(repr(given)) < 60 else repr(given)[:60] + "…"
-            sentence = f"{path}: {shown} is not valid ({first['msg'][0].lower() + first['msg'][1:]})."
+            sentence = wrong_value(path, first)
     return path, sentence + (f" (And {others} more.)" if others else "")
 
 

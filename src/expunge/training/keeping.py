@@ -16,7 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotat
 from expunge.errors import UserError
 from expunge.modeling.difference import LogitDifferenceForCausalLM, assistant_weights
 from expunge.modeling.loading import load
-from expunge.modeling.saving import same_vocabulary
+from expunge.modeling.saving import keep_weights, same_vocabulary
 from expunge.system import manifest, ranks
 from expunge.system.disk import private, writing
 from expunge.training.history import EvaluateEvery, LossBar, MetricsFile, Pace, checkpoint_damage, last_checkpoint
@@ -156,6 +156,7 @@ class KeptTrainer(Trainer):
             raise UserError(wrong)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        keep_weights(self.accelerator.unwrap_model(self.model))  # training has set the tokenizer's pad_token_id
         with same_vocabulary():
             super().save_model(output_dir, _internal_call)
 

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import IntervalStrategy
 
 from expunge.data.benchmark import Row
@@ -43,7 +45,7 @@ def check_terms(
         if term is not None and term.needs.layer is not None and term.needs.layer >= layers:
             raise UserError(
                 f"method: layer {term.needs.layer} of {type(term).__name__} is out of range; the model has layers "
-                f"0 to {layers - 1}."
+                f"0 to {layers - 1}, so give one of these as layer."
             )
     if objective is not None and retain is not None:
         check_disjoint(forget_rows, retain_rows)
@@ -146,6 +148,34 @@ def check_keywords(given: Mapping[str, Any]) -> None:
             known = ("objective", "retain", "forget_dataset", "retain_dataset", "refusals", "processing_class",
                      "peft_config", "teacher", "evaluate", *KEYWORDS)  # fmt: skip
             raise UserError(f"UnlearnTrainer takes no {name}.{did_you_mean(name, known)}")
+
+
+def check_kinds(*, model: Any, refusals: Any, processing_class: Any, peft_config: Any, **others: Any) -> None:
+    """Raise `UserError` for an argument of `UnlearnTrainer` that is something else than it must be."""
+    from peft import PeftConfig
+
+    inner = getattr(processing_class, "tokenizer", None)
+    if isinstance(inner, PreTrainedTokenizerBase):
+        raise UserError(f"processing_class has a {type(inner).__name__} in it; give its .tokenizer.")
+    tokenizer, adapter, teacher, evaluate = processing_class, peft_config, others["teacher"], others["evaluate"]
+    is_texts = not isinstance(refusals, str) and all(isinstance(text, str) for text in refusals)
+    for name, value, fits, what in (
+        ("model", model, _is_model(model) or isinstance(model, str | Path), "a causal LM, its folder or its hub name"),
+        ("processing_class", tokenizer, tokenizer is None or isinstance(tokenizer, PreTrainedTokenizerBase),
+         "a tokenizer, as AutoTokenizer.from_pretrained gives it"),
+        ("peft_config", adapter, adapter is None or isinstance(adapter, PeftConfig), "a peft.LoraConfig"),
+        ("refusals", refusals, is_texts, "a list of texts"),
+        ("teacher", teacher, teacher is None or _is_model(teacher), "a causal LM"),
+        ("evaluate", evaluate, evaluate is None or callable(evaluate), "a function of the model"),
+        ("callbacks", others["callbacks"], isinstance(others["callbacks"], list | None), "a list"),
+    ):  # fmt: skip
+        if not fits:
+            shown = " ".join(repr(value).split())
+            raise UserError(f"{name} must be {what}, got {type(value).__name__} ({shown:.60}).")
+
+
+def _is_model(value: Any) -> bool:
+    return isinstance(value, nn.Module) and hasattr(value, "config")
 
 
 def arguments_for(model: Any, args: Any, *, evaluates: bool) -> UnlearnConfig:

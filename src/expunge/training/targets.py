@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from transformers.trainer_utils import set_seed
 
 from expunge.data.benchmark import Row
@@ -31,6 +31,7 @@ from expunge.modeling.loading import (
 from expunge.objectives import NLL
 from expunge.system import cache, manifest, ranks
 from expunge.system.disk import partial_of, remove, write_whole, writing
+from expunge.system.options import Options
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +39,11 @@ FORMAT = 1
 """Raise when the same inputs would give another model, so that older ones are not taken for it."""
 
 
-class FinetuneConfig(BaseModel):
+class FinetuneConfig(Options):
     """How a model learns the benchmark's rows before some are to be forgotten: AdamW, cosine, a tenth of warm-up.
 
     Every default is for a model from nothing (`model.scratch`), then for a pretrained one (`model.name`).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     epochs: int | None = Field(default=None, ge=1, le=1_000_000, description="passes over the rows; default 30, or 5")
     learning_rate: float | None = Field(

@@ -21,7 +21,7 @@ from expunge.modeling.adapter import adapt, check_adapter
 from expunge.modeling.agreement import check_training, ways_of
 from expunge.modeling.checkpoint import fit_tokenizer
 from expunge.modeling.loading import load, load_for_training, load_tokenizer_and_config
-from expunge.modeling.saving import name_base, stop_rescaling
+from expunge.modeling.saving import keep_weights, name_base
 from expunge.objectives import Objective
 from expunge.objectives.base import Share
 from expunge.training.arguments import UnlearnConfig
@@ -31,6 +31,7 @@ from expunge.training.modes import check_modes, switch_off_dropout, train_only
 from expunge.training.prepare import (
     arguments_for,
     check_keywords,
+    check_kinds,
     check_terms,
     check_used,
     encode_sets,
@@ -96,6 +97,10 @@ class UnlearnTrainer(KeptTrainer):
         **kwargs: Any,
     ) -> None:
         check_keywords(kwargs)
+        check_kinds(
+            model=model, refusals=refusals, processing_class=processing_class, peft_config=peft_config,
+            teacher=teacher, evaluate=evaluate, callbacks=kwargs.get("callbacks"),
+        )  # fmt: skip
         args = arguments_for(model, args, evaluates=evaluate is not None)
         self.objective, self.retain = objectives_of(objective, retain)
         self.needs = needs_by_role(self.objective, self.retain)
@@ -123,7 +128,7 @@ class UnlearnTrainer(KeptTrainer):
         start = adapt(start, peft_config) if peft_config is not None else start
         check_adapter(start, "model.lora")
         name_base(start)
-        stop_rescaling(start)
+        keep_weights(start)
         if not any(p.requires_grad for p in start.parameters()):
             raise UserError("model: none of its weights trains (requires_grad); load it for training.")
         use_cache = getattr(start.config, "use_cache", None)
