@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -539,3 +540,29 @@ def test_a_run_goes_on_upon_the_rows_that_it_began_with(name: str) -> None:
     assert Path("out/results.json").read_text() == written
     file.write_text(before)
     assert run(own, resume=True) == json.loads(written)
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        ({"method": "ga"}, "the weights of model.name"),
+        ({"method": "ga", "retrained": "other"}, "the weights of retrained"),
+        (
+            {"method": "{forget: {name: offset-npo, assistant: other}, retain: nll}"},
+            "the weights of offset-npo+nll's as",
+        ),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_weights(
+    place: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any, key: dict[str, str], says: str
+) -> None:
+    changed = "model" if "other" not in str(key) else "other"
+    save(tiny_model(layers=2, hidden=16), tiny_tokenizer, place / "other")
+    own = recipe(**key, train__num_train_epochs="1")
+    rows = run(own)
+    assert run(own, resume=True) == rows
+    before = tree(place / "out")
+    save(tiny_model(layers=2, hidden=16, seed=5), tiny_tokenizer, place / changed)
+    with pytest.raises(UserError, match=rf"out/results\.json: {re.escape(says)}.* were others when the run began"):
+        run(own, resume=True)
+    assert tree(place / "out") == before

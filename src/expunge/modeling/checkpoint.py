@@ -74,7 +74,7 @@ def base_of(name: str | Path) -> str:
     """
     if not is_adapter(name):
         return str(name)
-    base = _read_json(Path(name) / ADAPTER).get("base_model_name_or_path")
+    base = read_json(Path(name) / ADAPTER).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise UserError(
             f"model: {Path(name) / ADAPTER} does not say which model it adapts; write base_model_name_or_path."
@@ -121,10 +121,10 @@ def _check_files(folder: Path) -> None:
             raise UserError(f"model: {path} is not a file; give the folder that save_pretrained wrote.")
     for path in (folder / name for name in JSON_FILES):
         if path.is_file():
-            _read_json(path)
+            read_json(path)
     weights = [folder / name for name in WEIGHTS if name.endswith(".safetensors")]
     if (folder / INDEX).is_file():
-        parts = _read_json(folder / INDEX).get("weight_map")
+        parts = read_json(folder / INDEX).get("weight_map")
         if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
             raise UserError(f"model: {folder / INDEX} does not say where each weight lies (weight_map); save it anew.")
         absent = sorted({part for part in parts.values() if not (folder / part).is_file()})
@@ -144,7 +144,8 @@ def _check_files(folder: Path) -> None:
                 ) from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The keys and values in a file of a checkpoint; raises `UserError` for a file without them."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

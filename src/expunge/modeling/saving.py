@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from expunge.modeling.bases import record
 from expunge.modeling.checkpoint import whereabouts
 from expunge.system import manifest
 from expunge.system.disk import partial_of, private, remove, writing
@@ -47,6 +48,7 @@ def save(model: nn.Module, tokenizer: Any, path: Path) -> None:
             with same_vocabulary():
                 model.save_pretrained(partial)  # pyright: ignore[reportCallIssue]
         tokenizer.save_pretrained(partial)
+        record(partial)
         manifest.seal(partial)
         remove(path)
         partial.replace(path)

@@ -14,6 +14,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from expunge.errors import UserError
 from expunge.modeling.adapter import Merged, check_adapter, check_mergeable
+from expunge.modeling.bases import check_bases
 from expunge.modeling.checkpoint import (
     base_of,
     check_unchanged,
@@ -43,11 +44,13 @@ def load_weights(name: str | Path, *, merged: bool = False, **options: Any) -> A
         if not is_adapter(name):
             model = _load_plain(name, options)
             check_unchanged(name)  # after checks that name the weights
+            check_bases(name)
             return model
         if merged and options.get("dtype") in (None, "auto"):
             options["dtype"] = torch.float32
         adapted = _load_adapted(name, options)
         check_unchanged(name)
+        check_bases(name)
         return _merge(adapted, name) if merged else adapted
     except Exception as error:
         raise not_loaded(name, error) from error

@@ -16,6 +16,7 @@ from expunge.data.benchmark import Benchmark
 from expunge.errors import MachineError, UserError
 from expunge.evals.glossary import as_json
 from expunge.evals.tofu import Evaluation, Record
+from expunge.modeling.bases import digest
 from expunge.recipe.config import Method, Recipe, declarations
 from expunge.recipe.parsing import load_recipe
 from expunge.report import load_results
@@ -246,7 +247,7 @@ def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from _leaves(value, f"{path}.{key}".lstrip("."))
 
 
-def digests(benchmark: Benchmark) -> dict[str, str]:
+def digests(recipe: Recipe, benchmark: Benchmark) -> dict[str, str]:
     """SHA-256 sums of what a run reads, by which a resumed one knows that it reads the same."""
     parts = {
         "forget rows": benchmark.forget,
@@ -255,7 +256,12 @@ def digests(benchmark: Benchmark) -> dict[str, str]:
         "questions": [benchmark.questions, benchmark.probes],
     }
     texts = {name: json.dumps(part, sort_keys=True, default=_plain) for name, part in parts.items()}
-    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    found = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    models = {"model.name": recipe.model.name, "retrained": recipe.retrained}
+    for method in recipe.methods:
+        models |= {f"{method.name}'s {key}": getattr(method.forget, key, None) for key in ("assistant", "teacher")}
+    weights = {f"the weights of {key}": digest(name) for key, name in models.items() if name is not None}
+    return found | {key: value for key, value in weights.items() if value is not None}
 
 
 def _plain(value: Any) -> Any:
@@ -277,9 +283,9 @@ class Results:
         self.out, self.recipe, self.benchmark = out, recipe, benchmark
         self.path = out / "results.json"
         self.rows: list[Result] = load_results(out) if resume and self.path.exists() else []
-        self.inputs = digests(benchmark)
+        self.inputs = digests(recipe, benchmark)
         then = self.rows[0].get("inputs", self.inputs) if self.rows else self.inputs
-        if changed := [name for name, digest in self.inputs.items() if then.get(name) != digest]:
+        if changed := [name for name, now in self.inputs.items() if then.get(name, now) != now]:
             raise UserError(
                 f"{self.path}: {changed[0]} were others when the run began; give those again, or another --out."
             )

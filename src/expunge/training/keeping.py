@@ -14,6 +14,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
 from expunge.errors import UserError
+from expunge.modeling.bases import record
 from expunge.modeling.difference import LogitDifferenceForCausalLM, assistant_weights
 from expunge.modeling.loading import load
 from expunge.modeling.saving import keep_weights, same_vocabulary
@@ -159,6 +160,8 @@ class KeptTrainer(Trainer):
         keep_weights(self.accelerator.unwrap_model(self.model))  # training has set the tokenizer's pad_token_id
         with same_vocabulary():
             super().save_model(output_dir, _internal_call)
+        if ranks.first():
+            record(Path(output_dir or str(self.args.output_dir)))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save a checkpoint and seal it; older ones go only then, so that a kill at any moment leaves a whole one."""
