@@ -545,11 +545,11 @@ def test_a_run_goes_on_upon_the_rows_that_it_began_with(name: str) -> None:
 @pytest.mark.parametrize(
     ("key", "says"),
     [
-        ({"method": "ga"}, "the weights of model.name"),
-        ({"method": "ga", "retrained": "other"}, "the weights of retrained"),
+        ({"method": "ga"}, "the files of model.name"),
+        ({"method": "ga", "retrained": "other"}, "the files of retrained"),
         (
             {"method": "{forget: {name: offset-npo, assistant: other}, retain: nll}"},
-            "the weights of offset-npo+nll's as",
+            "the files of offset-npo+nll's as",
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import itertools
 import json
 import pickle
 from pathlib import Path
@@ -124,11 +125,33 @@ def test_normalise_gives_one_format_or_a_user_error(record):
         assert normalise(row, "here") == row
 
 
-def test_priority_of_formats_and_other_columns_are_dropped():
-    record = {"text": "t", "id": 1, "answer": "a", "prompt": "p", "completion": "c", "question": "q"}
-    assert normalise(record, "") == {"question": "q", "answer": "a"}
-    del record["answer"]
-    assert normalise(record, "") == {"prompt": "p", "completion": "c"}
+FILLED = {
+    "question": {"question": "q", "answer": "a"},
+    "prompt": {"prompt": "", "completion": "c"},
+    "messages": {"messages": [{"role": "assistant", "content": "m"}]},
+    "text": {"text": "t"},
+}
+
+
+@pytest.mark.parametrize(("first", "second"), [*itertools.combinations(FILLED, 2)])
+def test_a_row_of_two_formats_is_refused(tmp_path, first, second):
+    rows = [FILLED[first], {"id": 1, **FILLED[second], **FILLED[first]}]
+    _write_jsonl(tmp_path / "rows.jsonl", rows)
+    columns = [" and ".join(FILLED[name]) for name in (first, second)]
+    with pytest.raises(UserError) as error:
+        read_rows(tmp_path / "rows.jsonl")
+    assert str(error.value) == (
+        f"{tmp_path / 'rows.jsonl'}:2 has {columns[0]}, and {columns[1]} too, which are two rows' columns; drop one of "
+        f"the two."
+    )
+
+
+@pytest.mark.parametrize("blank", [None, ""])
+@pytest.mark.parametrize(("first", "second"), [*itertools.permutations(FILLED, 2)])
+def test_other_columns_and_empty_ones_are_dropped(first, second, blank):
+    half = dict.fromkeys(FILLED[second], blank if second != "prompt" else None)
+    assert normalise({"id": 1, **half, **FILLED[first]}, "") == FILLED[first]
+    assert normalise({**dict(list(FILLED[second].items())[1:]), **FILLED[first]}, "") == FILLED[first]
 
 
 CALL = {"type": "function", "function": {"name": "get", "arguments": {"x": 1}}}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.errors import UserError, did_you_mean, first_line
+from expunge.system import hub
 
 Record = tuple[str, Any]
 """Where a record stands (`file:line` or `file: row i`) and the record as the file has it, nothing checked."""
@@ -43,8 +44,8 @@ def read_records(source: str | Path, *, split: str | None = None) -> list[Record
             records = _read_file(path)
         elif path.exists():
             raise UserError(f"{path} is a pipe or a device; write the rows to a file.")
-        elif isinstance(source, str) and (hub := _HUB_ID.fullmatch(source)) and path.suffix.lower() not in READERS:
-            records = _read_hub(hub["name"], hub["config"], split or "train")
+        elif isinstance(source, str) and (found := _HUB_ID.fullmatch(source)) and path.suffix.lower() not in READERS:
+            records = _read_hub(found["name"], found["config"], split or "train")
         else:
             raise _missing(path)
     except OSError as error:
@@ -280,7 +281,8 @@ def _read_hub(name: str, config: str | None, split: str) -> list[Record]:
 
     source = f"{name}:{config}" if config else name
     try:
-        data = datasets.load_dataset(name, config, split=split)
+        with hub.asked():
+            data = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # of a dozen types: no network, no such data set, configuration or split, no access
         raise UserError(
             f"{source} (split {split}) is no local file or folder, and could not be loaded from the hub "

@@ -19,7 +19,7 @@ from expunge.data.files import KeyTwice, distinct, read_records
 from expunge.errors import UserError, did_you_mean
 
 FORMATS: tuple[tuple[str, ...], ...] = (("question", "answer"), ("prompt", "completion"), ("messages",), ("text",))
-"""The columns of each format; a row that has the columns of several is read as the first of them."""
+"""The columns of each format; a row has those of one alone."""
 
 FORMATS_IN_WORDS = "question and answer, prompt and completion, messages, or text"
 
@@ -68,15 +68,19 @@ def columns_of(row: Row) -> list[str]:
 
 
 def normalise(record: Any, where: str) -> Row:
-    """Keep the columns of the first of `FORMATS` that `record` has all of, checked; drop the others.
+    """Keep the columns of the one of `FORMATS` that `record` has all of, checked; drop the others.
 
     Messages keep every key that holds something. A cell with messages, `tools` or `documents` that is a string is read
-    as JSON (CSV has no lists). `where` opens the message of the `UserError` for a missing column or a cell of the wrong
-    type.
+    as JSON (CSV has no lists). `where` opens the message of the `UserError` for a missing column, for the columns of
+    two formats, and for a cell of the wrong type.
     """
     if not isinstance(record, dict):
         raise UserError(f"{where} is {_kind(record)} instead of an object with columns; rows need {FORMATS_IN_WORDS}.")
-    columns = next((c for c in FORMATS if all(name in record for name in c)), None)
+    filled = [columns for columns in FORMATS if all(_is_filled(record, name) for name in columns)]
+    if len(filled) > 1:
+        first, second = (" and ".join(columns) for columns in filled[:2])
+        raise UserError(f"{where} has {first}, and {second} too, which are two rows' columns; drop one of the two.")
+    columns = next((c for c in (*filled, *FORMATS) if all(name in record for name in c)), None)
     if columns is None:
         raise _no_format(record, where)
     rendered = {name: _objects(record[name], name, where) for name in RENDERED if record.get(name)}
@@ -93,6 +97,12 @@ def normalise(record: Any, where: str) -> Row:
         return {"prompt": prompt, "completion": completion, **rendered}
     cells = {name: text_of(record[name], name, where, may_be_empty=name == "prompt") for name in columns}
     return {**cells, **rendered} if columns == ("question", "answer") else cells
+
+
+def _is_filled(record: dict[Any, Any], name: str) -> bool:
+    """Whether a cell holds something: tables fill in with nulls, and with empty text, what only other rows have."""
+    cell = record.get(name)
+    return cell is not None and (cell != "" or name == "prompt")
 
 
 def _no_format(record: dict[Any, Any], where: str) -> UserError:

@@ -1,6 +1,5 @@
 """The weights that a checkpoint stands on: their sums, written beside an adapter and compared when it is loaded."""
 
-import hashlib
 import json
 import logging
 from functools import cache
@@ -52,15 +51,6 @@ def check_bases(name: str | Path) -> None:
                 f"model: {str(name)!r} was trained on other weights than its base {path} holds now; put those back, or "
                 f"delete {NAME} and {manifest.NAME} in {folder} if the change is yours."
             )
-
-
-def digest(name: str | Path) -> str | None:
-    """One SHA-256 sum of all the weights that the model in a folder has; `None` for a name on the hub."""
-    folder = Path(whereabouts(name))
-    if not folder.is_dir():
-        return None
-    parts = [weights_in(folder), *(digest(path) for path in bases(folder).values() if path != folder)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def weights_in(folder: Path) -> manifest.Entries:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from transformers import (
 from expunge.data.encode import prepare_tokenizer
 from expunge.errors import UserError, first_line
 from expunge.modeling.gguf import SUFFIX, is_gguf, unpacked
-from expunge.system import manifest
+from expunge.system import hub, manifest
 
 log = logging.getLogger(__name__)
 
@@ -188,7 +188,8 @@ def load_config(name: str) -> Any:
     if is_adapter(name):
         return load_config(base_of(name))
     try:
-        config = AutoConfig.from_pretrained(folder_of(name), trust_remote_code=False)
+        with asking_for(name):
+            config = AutoConfig.from_pretrained(folder_of(name), trust_remote_code=False)
     except Exception as error:
         raise not_loaded(name, error) from error
     _check_supported(name, config)
@@ -222,10 +223,17 @@ def outline(config: Any, **options: Any) -> Any:
         raise UserError(f"model: config.json describes no model that can be built ({_reason(error)}).") from error
 
 
+def asking_for(name: str | Path) -> AbstractContextManager[None]:
+    """The hub, within this context, where `name` is no folder here."""
+    return nullcontext() if Path(name).exists() else hub.asked()
+
+
 def load_tokenizer(name: str, config: Any) -> Any:
     """The tokenizer in `name`, ready for use with a model of this configuration; raises `UserError`."""
     try:
-        tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(folder_of(name), trust_remote_code=False))
+        with asking_for(name):
+            found = AutoTokenizer.from_pretrained(folder_of(name), trust_remote_code=False)
+        tokenizer = prepare_tokenizer(found)
     except Exception as error:
         raise not_loaded(name, error) from error
     return fit_tokenizer(tokenizer, config)

@@ -16,6 +16,7 @@ from expunge.errors import UserError
 from expunge.modeling.adapter import Merged, check_adapter, check_mergeable
 from expunge.modeling.bases import check_bases
 from expunge.modeling.checkpoint import (
+    asking_for,
     base_of,
     check_unchanged,
     folder_of,
@@ -70,7 +71,7 @@ def check_weights(name: str | Path, *, merged: bool = False) -> None:
 
 
 def _load_plain(name: str, options: dict[str, Any]) -> Any:
-    with _report_unsaid():
+    with _report_unsaid(), asking_for(name):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder_of(name),
             output_loading_info=True,

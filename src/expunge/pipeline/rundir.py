@@ -16,7 +16,7 @@ from expunge.data.benchmark import Benchmark
 from expunge.errors import MachineError, UserError
 from expunge.evals.glossary import as_json
 from expunge.evals.tofu import Evaluation, Record
-from expunge.modeling.bases import digest
+from expunge.modeling.checkpoint import content_of
 from expunge.recipe.config import Method, Recipe, declarations
 from expunge.recipe.parsing import load_recipe
 from expunge.report import load_results
@@ -260,8 +260,7 @@ def digests(recipe: Recipe, benchmark: Benchmark) -> dict[str, str]:
     models = {"model.name": recipe.model.name, "retrained": recipe.retrained}
     for method in recipe.methods:
         models |= {f"{method.name}'s {key}": getattr(method.forget, key, None) for key in ("assistant", "teacher")}
-    weights = {f"the weights of {key}": digest(name) for key, name in models.items() if name is not None}
-    return found | {key: value for key, value in weights.items() if value is not None}
+    return found | {f"the files of {key}": content_of(name) for key, name in models.items() if name is not None}
 
 
 def _plain(value: Any) -> Any:
