@@ -25,6 +25,7 @@ from expunge.pipeline.rundir import alone_in
 from expunge.recipe.parsing import load_recipe
 from expunge.system import cache, manifest
 from expunge.training.history import MetricsFile
+from tests.small import changed
 
 Monkeypatch = pytest.MonkeyPatch
 Capture = pytest.CaptureFixture[str]
@@ -121,7 +122,7 @@ def test_the_second_is_told_and_writes_nothing(place: Path, capsys: Capture, com
 
 
 def test_distill_and_reproduce_are_told_too(place: Path, capsys: Capture) -> None:
-    assert main(["run", *WORDS, "--method", "uld", "--out", "uld"]) == 0
+    assert main(["run", *changed(WORDS, "--method", "uld", "--out", "uld")]) == 0
     Path("out").mkdir()
     with FileLock(place / "out" / ".lock"):
         before = tree(place)
@@ -302,14 +303,14 @@ def test_everything_is_its_owners_alone_whatever_the_umask(
 ) -> None:
     before = set(place.rglob("*"))
     assert main(["run", *WORDS, "--methods", METHODS]) == 0
-    assert main(["run", *WORDS, "--method", "uld", "--out", "uld"]) == 0
-    assert main(["run", *WORDS, "--over", "{seed: [0, 1]}", "--out", "several", "--method", "npo+nll"]) == 0
-    assert main(["eval", *WORDS[1:], "--out", "evaluated"]) == 0
+    assert main(["run", *changed(WORDS, "--method", "uld", "--out", "uld")]) == 0
+    assert main(["run", *changed(WORDS, "--over", "{seed: [0, 1]}", "--out", "several", "--method", "npo+nll")]) == 0
+    assert main(["eval", *changed(WORDS[1:], "--out", "evaluated")]) == 0
     assert main(["report", "out", "--out", "pages/page.html"]) == 0
     assert main(["report", "out", "--markdown", "pages/page.md"]) == 0
     scratch = "{layers: 2, hidden: 16, heads: 2, vocab: 400, context: 96}"
     words = [w for i, w in enumerate(WORDS) if "--model" not in (w, WORDS[i - 1])]
-    assert main(["run", *words, "--model.scratch", scratch, "--finetune.epochs", "1", "--out", "scratch"]) == 0
+    assert main(["run", *changed(words, "--model.scratch", scratch, "--finetune.epochs", "1", "--out", "scratch")]) == 0
     cut_off(monkeypatch, recipe(out="cut", method="undial+nll"), 3, "cut")
     assert list(Path("cut").glob("checkpoint-*/optimizer.pt")) and list(Path("cache").glob("references/*/*"))
     made = set(place.rglob("*")) - before
@@ -325,9 +326,9 @@ def test_everything_is_its_owners_alone_whatever_the_umask(
 def test_redacted_runs_hold_no_text_and_the_same_numbers(place: Path) -> None:
     words = [*WORDS, "--retrained", "model", "--methods", METHODS]
     assert main(["run", *words]) == 0
-    assert main(["run", *words, "--redact", "--out", "silent"]) == 0
+    assert main(["run", "--redact", *changed(words, "--out", "silent")]) == 0
     assert main(["report", "out", "--redact", "--out", "page.html"]) == 0
-    assert main(["eval", *WORDS[1:], "--redact", "--out", "evaluated"]) == 0
+    assert main(["eval", *changed(WORDS[1:], "--out", "evaluated"), "--redact"]) == 0
     assert SECRET in Path("out/report.html").read_text()
     outputs = [Path("page.html"), *Path("evaluated").rglob("*"), *Path("silent").rglob("*")]
     texts = [path for path in outputs if path.is_file() and "model" not in path.parts]
@@ -413,7 +414,7 @@ def test_folders_that_cannot_be(place: Path, capsys: Capture, case: str, command
     before = tree(place)
     space = ["--space", "{method: {choices: [ga, npo]}}", "--search", "grid"] if command == "sweep" else []
     words = WORDS[1:] if command == "eval" else WORDS if command != "demo" else []
-    assert main([command, *words, *space, "--out", out]) == 2
+    assert main([command, *changed([*words, *space], "--out", out)]) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1 and said[0].startswith("expunge: ") and len(said[0]) < 400
     assert tree(place) == before
@@ -447,7 +448,7 @@ def test_a_model_of_yours_in_the_folder_is_not_replaced(place: Path) -> None:
 def test_inputs_that_cannot_be(place: Path, capsys: Capture, what: str, path: str) -> None:
     Path("loop").symlink_to("loop")
     before = tree(place)
-    assert main(["run", *WORDS, what, path]) == 2
+    assert main(["run", *changed(WORDS, what, path)]) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert said[-1].startswith("expunge: ") and "Traceback" not in "".join(said)
     assert tree(place) == before
@@ -475,13 +476,13 @@ def remount(folder: str, options: str) -> None:
 def test_folders_that_are_read_only(place: Path, capsys: Capture, monkeypatch: Monkeypatch) -> None:
     scratch = ["--model.scratch", "{layers: 2, hidden: 16, heads: 2, vocab: 400, context: 96}"]
     words = [w for i, w in enumerate(WORDS) if "--model" not in (w, WORDS[i - 1])]
-    assert main(["run", *WORDS, "--out", "done", "--method", "npo+nll"]) == 0
+    assert main(["run", *changed(WORDS, "--out", "done", "--method", "npo+nll")]) == 0
     capsys.readouterr()
     with mounted("ro", "ro,size=1m"):
         before = tree(place)
         for command in (
-            ["run", *WORDS, "--out", "ro/out"],
-            ["eval", *WORDS[1:], "--out", "ro/out"],
+            ["run", *changed(WORDS, "--out", "ro/out")],
+            ["eval", *changed(WORDS[1:], "--out", "ro/out")],
             ["report", "done", "--out", "ro/page.html"],
             ["report", "done", "--markdown", "ro/page.md"],
             ["augment", *WORDS[2:4], "--model", "model", "--out", "ro/variants.jsonl"],
@@ -500,7 +501,7 @@ def test_folders_that_are_read_only(place: Path, capsys: Capture, monkeypatch: M
 @pytest.mark.parametrize("size", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 40, 200, 400)), 100])
 def test_a_full_disk_is_one_sentence_and_costs_nothing_finished(place: Path, capsys: Capture, size: int) -> None:
     """On a disk of so many KiB, at whatever file it fills up."""
-    words = [*WORDS, "--methods", METHODS, "--out", "small/out"]
+    words = changed(WORDS, "--methods", METHODS, "--out", "small/out")
     results = Path("small/out/results.json")
     with mounted("small", f"size={size}k"):
         assert main(["run", *words]) == 2

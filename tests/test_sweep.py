@@ -22,6 +22,7 @@ import yaml
 from expunge.cli.main import main
 from expunge.recipe.parsing import load_recipe
 from tests import forked
+from tests.small import changed
 
 optuna = pytest.importorskip("optuna", reason="the extra expunge[sweep] is not installed")
 
@@ -190,7 +191,7 @@ def test_a_folder_belongs_to_one_sweep(
         (["--space", "space.yaml", "--seed", "3"], "the recipe's seed differs"),
         (["--space", "space.yaml", "--study", "mine"], "study differs"),
     ):
-        code, _, err = run(*common, *words)
+        code, _, err = run(*changed(common, *words))
         assert code == 2 and f"is another sweep: {says}" in err and len(err.splitlines()) == 1
     with study.FileLock(out / ".lock"):
         code, _, err = run("--space", "space.yaml", *common)
@@ -343,12 +344,18 @@ def test_without_optuna(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         ("{method: [ga]}", ["--objectives", "privleak,model_utility"], "privleak is best at the retrained model's"),
         ("{method: [ga]}", ["--objectives", "mmlu,mmlu"], "mmlu is listed twice"),
         ("{method: [ga]}", ["--objectives", "forget_quality,model_utilty"], "Did you mean 'model_utility'"),
+        ("{method: [ga]}", ["--objectives", "forget_quality,happiness"], "--objectives: happiness is not a metric."),
+        (
+            "{setting: [{model: M, finetune: null}]}",
+            [],
+            "--objectives: forget_quality needs a retrained model and wrong answers; give",
+        ),
         ("{method: [ga]}", ["--out", "tiny.yaml"], "tiny.yaml is a file"),
     ],
 )
 def test_mistakes(run: Run, space: str, words: list[str], says: str) -> None:
     trials = [] if "--trials" in words else ["--trials", "2"]
-    code, _, err = run("--space", space, *trials, "--out", "never", *words)
+    code, _, err = run(*changed(["--space", space, *trials, "--out", "never"], *words))
     assert code == 2 and says in err and len(err.strip().splitlines()) == 1
     assert not Path("never").exists()
 
@@ -504,7 +511,7 @@ def test_tables_fit_a_terminal() -> None:
 
 def test_a_metric_that_is_not_measured_and_no_time(run: Run) -> None:
     words = ["--space", "space.yaml", "--trials", "3", *WORDS, "--out", "late", "--minutes", "1e-9"]
-    code, _, err = run(*words, "--objectives", "forget_quality,retain_probabilty")
+    code, _, err = run(*changed(words, "--objectives", "forget_quality,retain_probabilty"))
     assert code == 2 and "retain_probabilty is not a metric. Did you mean 'retain_probability'?" in err
     assert not Path("late/sweep.yaml").exists()
     code, out, _ = run(*words)

@@ -38,6 +38,7 @@ from expunge.sweep.space import Params, Search, Space
 from expunge.sweep.study import connect, direction, fill, give_up, left_behind, open_study, opened, place
 from expunge.sweep.trial import references, target_metrics
 from expunge.system.disk import make_folder, private, remove, write_whole
+from expunge.system.imports import is_ours
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def sweep(
     points = space.points(search, trials, seed=recipe.seed)
     with ExitStack() as held:
         held.enter_context(_alone(out))
-        this = _named(Sweep(_checked(recipe, space, points), space, search, objectives, study or "", out))
+        this = _named(Sweep(_checked(recipe, space, points, objectives), space, search, objectives, study or "", out))
         database = None if storage is None else held.enter_context(opened(connect(storage, out)))
         _check_objectives(this)
         if not (out / "sweep.yaml").exists():
@@ -117,8 +118,6 @@ def _check_options(objectives: Objectives, *, keep: float, workers: int, minutes
         raise UserError(f"--objectives: {objectives[0]} is listed twice; give two metrics.")
     for name in objectives:
         direction(name)
-        if name not in METRICS and (near := difflib.get_close_matches(name, METRICS, n=1, cutoff=0.85)):
-            raise UserError(f"--objectives: {name} is not a metric. Did you mean {near[0]!r}?")
     if workers < 1:
         raise UserError(f"--workers must be at least 1, got {workers}.")
     if minutes is not None and not minutes > 0:
@@ -127,7 +126,22 @@ def _check_options(objectives: Objectives, *, keep: float, workers: int, minutes
         raise UserError(f"--keep must be a share of the target's {objectives[1]}, 0 or more, got {keep:g}.")
 
 
-def _checked(recipe: Recipe, space: Space, points: Sequence[Params | None]) -> Recipe:
+def _check_metrics(first: Recipe, objectives: Objectives) -> None:
+    """Raise `UserError` for a metric of which the recipe of the first point alone tells that its target has it not."""
+    open_ended = first.evaluate.harness is not None or not (first.benchmark is None or is_ours(type(first.benchmark)))
+    for name in objectives:
+        near = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.85)
+        if name not in METRICS and (near or not open_ended):
+            raise UserError(f"--objectives: {name} is not a metric.{did_you_mean(name, METRICS)}")
+    learns = first.model.scratch is not None or first.finetune is not None
+    if "forget_quality" in objectives and first.retrained is None and not learns:
+        raise UserError(
+            "--objectives: forget_quality needs a retrained model and wrong answers; give --retrained, or two other "
+            "metrics."
+        )
+
+
+def _checked(recipe: Recipe, space: Space, points: Sequence[Params | None], objectives: Objectives) -> Recipe:
     """The recipe, with a method if nothing names one; every point is a recipe, and every method can be trained."""
     if others := [key for key in recipe.over if key != "seed"]:
         raise UserError(f"over: a sweep repeats its trials for seeds only; put {others[0]} into the space.")
@@ -136,6 +150,7 @@ def _checked(recipe: Recipe, space: Space, points: Sequence[Params | None]) -> R
     check_recipe(recipe)
     around = space.around()
     first = space.recipe(recipe, around[0])
+    _check_metrics(first, objectives)
     if "methods" not in first.model_fields_set:
         recipe = with_default_method(recipe, load_benchmark(first))
     seen: set[str] = set()
