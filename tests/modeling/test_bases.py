@@ -107,8 +107,10 @@ def test_an_edited_adapter_under_another_is_a_change_of_the_base(base: Path, tin
 
 
 def test_a_missing_manifest_is_told(base: Path, tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    unsealed = trained_adapter(base, tiny_tokenizer)
     saved = adapter(base, tiny_tokenizer)
     with caplog.at_level(logging.WARNING):
+        loading.load(unsealed)
         loading.load(saved)
         assert "was saved by expunge" not in caplog.text
         (saved / "manifest.json").unlink()

@@ -17,7 +17,7 @@ NAME = "base.json"
 
 
 def bases(folder: Path) -> dict[str, Path]:
-    """The local folders of the models that the checkpoint in `folder` stands on, by the key that names each."""
+    """The folders, or files, of the models that the checkpoint in `folder` stands on, by the key that names each."""
     names: dict[str, Any] = {}
     if (folder / ADAPTER).is_file():
         names = {"base_model_name_or_path": read_json(folder / ADAPTER).get("base_model_name_or_path")}
@@ -26,13 +26,17 @@ def bases(folder: Path) -> dict[str, Path]:
         if config.get("model_type") == "logit_difference":
             names = {key: config.get(key) for key in ("base", "start")}
     found = {key: Path(whereabouts(name)) for key, name in names.items() if isinstance(name, str) and name}
-    return {key: path for key, path in found.items() if path.is_dir()}
+    return {key: path for key, path in found.items() if path.exists()}
 
 
 def record(folder: Path) -> None:
-    """Write the sums of the weights that a checkpoint stands on, as far as they lie in folders here."""
+    """Write the sums of the weights that a checkpoint stands on, as far as they lie here.
+
+    And whether the folder is to be sealed, so that a manifest that is gone is missed.
+    """
     if found := {key: weights_in(path) for key, path in bases(folder).items()}:
-        (folder / NAME).write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        told = {"sealed": manifest.is_begun(folder), "weights": found}
+        (folder / NAME).write_text(json.dumps(told, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def check_bases(name: str | Path) -> None:
@@ -40,11 +44,12 @@ def check_bases(name: str | Path) -> None:
     folder = Path(whereabouts(name))
     if not (folder / NAME).is_file():
         return
-    if not manifest.is_sealed(folder):
+    told = read_json(folder / NAME)
+    if told.get("sealed") and not manifest.is_sealed(folder):
         _warn_once(
             f"{folder} was saved by expunge and has no {manifest.NAME} now, so its files may be others than were saved"
         )
-    then = read_json(folder / NAME)
+    then = told.get("weights", {})
     for key, path in bases(folder).items():
         if key in then and then[key] != weights_in(path):
             raise UserError(
@@ -54,7 +59,9 @@ def check_bases(name: str | Path) -> None:
 
 
 def weights_in(folder: Path) -> manifest.Entries:
-    """Size and SHA-256 sum of each file that decides on the weights in a folder; each is read once in a process."""
+    """Size and SHA-256 sum of each file that decides on the weights in a folder (or is one); read once in a process."""
+    if folder.is_file():
+        return _sums(folder.parent, ((folder.name, folder.stat().st_size, folder.stat().st_mtime_ns),))
     found = (path for part in (folder, folder / "assistant") for path in sorted(part.glob("*")) if path.is_file())
     files = [path for path in found if path.suffix == ".safetensors" or _is_pickled(path) or path.name == ADAPTER]
     return _sums(folder, tuple((str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns) for f in files))
