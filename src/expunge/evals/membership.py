@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import rankdata
 
 Scores = Sequence[float] | np.ndarray
 
@@ -72,6 +71,8 @@ def auc(members: Scores, others: Scores) -> float:
     it the text is not forgotten but suppressed, which gives it away too.
     Raises `ValueError` on an empty set or NaN.
     """
+    from scipy.stats import rankdata  # half a second, which no refusal waits for
+
     sets = [np.asarray(scores, dtype=np.float64) for scores in (members, others)]
     for name, scores in zip(("members", "others"), sets, strict=True):
         if scores.size == 0:

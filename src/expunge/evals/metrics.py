@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.stats import ks_2samp
 
 from expunge.data.words import caseless, pieces, words, words_and_marks
 from expunge.evals.rouge import rouge_l_f1 as rouge_l_f1
@@ -80,6 +79,8 @@ def forget_quality(ratios: Sequence[float], retrained_ratios: Sequence[float]) -
     and a model that has forgotten nothing 1e-5 to 1e-30. It depends on how many questions there are: compare like with
     like. It doesn't see broken text: a collapsed model can pass, so read it beside degeneration and model utility.
     """
+    from scipy.stats import ks_2samp  # half a second, which no refusal waits for
+
     return float(ks_2samp(ratios, retrained_ratios).pvalue)  # pyright: ignore[reportAttributeAccessIssue]
 
 

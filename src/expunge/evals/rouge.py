@@ -5,10 +5,9 @@ which definition.
 """
 
 import functools
+from typing import Any
 
 import numpy as np
-from nltk.stem.porter import PorterStemmer
-from rouge_score import rouge_scorer, tokenizers
 
 from expunge.data.words import caseless, words
 
@@ -55,10 +54,12 @@ def rwku_rouge_l_recall(generated: str, answer: str) -> float:
     return len(found) / len(known) if known else 0.0
 
 
-class _Words(tokenizers.Tokenizer):
+class _Words:
     """`rouge-score`'s tokenizer for texts of every script."""
 
     def __init__(self, *, stem: bool) -> None:
+        from nltk.stem.porter import PorterStemmer  # which takes a second, and scikit-learn where that is installed
+
         self._stem = functools.cache(PorterStemmer().stem) if stem else lambda word: word
 
     def tokenize(self, text: str) -> list[str]:
@@ -66,8 +67,11 @@ class _Words(tokenizers.Tokenizer):
 
 
 @functools.cache
-def _scorer(*, stem: bool) -> rouge_scorer.RougeScorer:
-    return rouge_scorer.RougeScorer(["rougeL"], tokenizer=_Words(stem=stem))
+def _scorer(*, stem: bool) -> Any:
+    from rouge_score import rouge_scorer
+
+    tokenizer: Any = _Words(stem=stem)  # it asks for `tokenize` alone
+    return rouge_scorer.RougeScorer(["rougeL"], tokenizer=tokenizer)
 
 
 def _same(generated: str, answer: str) -> float:
