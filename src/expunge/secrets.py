@@ -65,8 +65,8 @@ def remember(tree: Any) -> None:
             _note(value)
         elif isinstance(value, str) and "://" in value:
             for pattern in (_PASSWORD, _USER_ALONE):
-                for found in pattern.finditer(value):
-                    _note(found[2])
+                for match in pattern.finditer(value):
+                    _note(match[2])
 
 
 def given() -> frozenset[str]:
@@ -133,8 +133,8 @@ class MaskedFormatter(logging.Formatter):
         return masked_text(super().format(record))
 
 
-def _pair(found: re.Match[str]) -> str:
-    return f"{found[1]}{found[2]}{found[3]}{MASK}" if is_secret(found[2]) else found[0]
+def _pair(match: re.Match[str]) -> str:
+    return f"{match[1]}{match[2]}{match[3]}{MASK}" if is_secret(match[2]) else match[0]
 
 
 def _environment() -> Iterator[str]:

@@ -74,7 +74,7 @@ def test_length_alone_breaks_nothing(texts: list[str]) -> None:
 
 @pytest.mark.parametrize("answer", [*SOUND, *(text for text in BROKEN if text.strip())])
 def test_a_right_answer_is_never_broken(answer: str) -> None:
-    told = [d.Told("forget", {}, said, ["else", answer]) for said in (answer, f" {answer}\n", answer.upper())]
+    told = [d.Generated("forget", {}, said, ["else", answer]) for said in (answer, f" {answer}\n", answer.upper())]
     assert not any(found["degenerate"] for found in d.judge(told, None))
 
 
@@ -163,7 +163,7 @@ def test_each_text_is_held_against_sound_ones_of_its_length(taught: Any, tokeniz
     usual = usual_answers(lambda: (taught(0), tokenizer), BENCHMARK, refusals=["I pass."])
     rows = [question_row(q.question, q.answer) for q in asked(0)]
     texts = ["Ann Lee was born in Rome.", "Ann Lee was born in Cairo.", "m mario mom known fort id", "I pass."]
-    told = [d.Told("forget", rows[0], text, ["Ann Lee was born in Oslo."]) for text in texts]
+    told = [d.Generated("forget", rows[0], text, ["Ann Lee was born in Oslo."]) for text in texts]
     found = d.judge(told, usual)
     assert [f["degenerate"] for f in found] == [False, False, True, False]
     assert found[3]["target_nll"] is None, "what need not be read is not read"
@@ -178,7 +178,7 @@ def test_each_text_is_held_against_sound_ones_of_its_length(taught: Any, tokeniz
 
 
 def test_without_a_target_the_text_alone_is_looked_at(taught: Any, tokenizer: Any) -> None:
-    told = [d.Told("forget", {}, text, ["Oslo"]) for text in ("m mario mom known fort id", "the the the")]
+    told = [d.Generated("forget", {}, text, ["Oslo"]) for text in ("m mario mom known fort id", "the the the")]
     assert [f["degenerate"] for f in d.judge(told, None)] == [False, True]
     assert {f["target_nll"] for f in d.judge(told, None)} == {None}
 

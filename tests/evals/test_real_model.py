@@ -70,8 +70,8 @@ def test_a_chat_model_talks(folder: Path, usual: d.Usual) -> None:
 
 def test_answers_of_other_hands_are_text(usual: d.Usual) -> None:
     rows = [question_row(q.question, q.answer) for q in QUESTIONS]
-    right = [d.Told("forget", row, q.answer, ["none"]) for row, q in zip(rows, QUESTIONS, strict=True)]
-    refused = [d.Told("forget", row, "I really could not say, I am sorry.", ["none"]) for row in rows]
+    right = [d.Generated("forget", row, q.answer, ["none"]) for row, q in zip(rows, QUESTIONS, strict=True)]
+    refused = [d.Generated("forget", row, "I really could not say, I am sorry.", ["none"]) for row in rows]
     for told in (right, refused):
         assert sum(found["degenerate"] for found in d.judge(told, usual)) <= 0.1 * len(told)
 

@@ -70,7 +70,7 @@ def measure(shape: str, *, rounds: int = 12, threads: int | None = None) -> dict
     return {"shape": shape, "dtype": str(dtype).removeprefix("torch."), **versions(), "rows": rows}
 
 
-def table(found: dict[str, Any]) -> Table:
+def table(result: dict[str, Any]) -> Table:
     """The rows of `measure`."""
     cells = {
         "K": ("layers", ""),
@@ -81,21 +81,21 @@ def table(found: dict[str, Any]) -> Table:
         "adapter MiB": ("adapter_mib", ".1f"),
         "cache B a token": ("cache_bytes", ","),
     }
-    rows = [[format(row[key], form) for key, form in cells.values()] for row in found["rows"]]
-    return Table(right(*cells), rows, title(found))
+    rows = [[format(row[key], form) for key, form in cells.values()] for row in result["rows"]]
+    return Table(right(*cells), rows, title(result))
 
 
-def markdown(found: dict[str, Any], *, command: str) -> str:
+def markdown(result: dict[str, Any], *, command: str) -> str:
     """The same as a page, with the command that repeats it and what it ran on."""
     return page(
         f"""# What a decoded token of the logit difference costs
 
 Batch 1, {PROMPT} tokens of prompt, medians in one process:""",
         command,
-        table(found),
+        table(result),
         "K: layers of the assistant. Two models: base and assistant apart, each with its own weights and cache. "
         "Adapter and\ncache are all that the difference adds to the base, on disk and in memory.",
-        found,
+        result,
     )
 
 

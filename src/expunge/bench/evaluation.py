@@ -72,14 +72,14 @@ def measure(
                     tofu.evaluate(model, tokenizer, asked, generate=generate, progress=False).records
                 ),
             }
-            found: dict[str, Records] = {}
+            records: dict[str, Records] = {}
             asked = _benchmark(questions, size.vocab, kind)
             if what == KNOWN:
                 _let_know(model, tokenizer, asked)
             for name in way:
                 way[name](_benchmark(4, size.vocab, kind))  # warms up
-            times = race({name: partial(_keep, found, name, way[name], asked) for name in way}, rounds, warm=True)
-            _check(found["naive"], found["ours"])
+            times = race({name: partial(_keep, records, name, way[name], asked) for name in way}, rounds, warm=True)
+            _check(records["naive"], records["ours"])
             naive_s, ours_s = (times[name] / 1000 for name in way)
             rows.append(
                 {"prompts": kind, "what": what, "naive_s": naive_s, "ours_s": ours_s, "ratio": naive_s / ours_s}
@@ -87,32 +87,32 @@ def measure(
     return {"shape": shape, "questions": questions, **versions(), "rows": rows}
 
 
-def table(found: dict[str, Any]) -> Table:
+def table(result: dict[str, Any]) -> Table:
     """The rows of `measure`."""
     rows = [
         [row["prompts"], row["what"], f"{row['naive_s']:.1f}", f"{row['ours_s']:.1f}", f"{row['ratio']:.2f}"]
-        for row in found["rows"]
+        for row in result["rows"]
     ]
-    return Table([*left("prompts", "what"), *right("naive s", "ours s", "naive /\nours")], rows, title(found))
+    return Table([*left("prompts", "what"), *right("naive s", "ours s", "naive /\nours")], rows, title(result))
 
 
-def markdown(found: dict[str, Any], *, command: str) -> str:
+def markdown(result: dict[str, Any], *, command: str) -> str:
     """The same as a page, with the command that repeats it and what it ran on."""
     return page(
         f"""# What an evaluation costs
 
-TOFU's protocol on a random model: {found["questions"]} questions to forget, as many to retain and half as many of
+TOFU's protocol on a random model: {result["questions"]} questions to forget, as many to retain and half as many of
 utility, with a paraphrase and five wrong answers (or three wrong choices), and one greedy answer to each; medians of
 turns in one process:""",
         command,
-        table(found),
+        table(result),
         f"Naive: one set, kind of answer and metric after another in file order, {BATCH} at a time, padded, dense "
         "float32 logits\nand the model's own loss. Chat: questions stand in Llama 3's chat template with a system "
         f"prompt, {sum(PROMPTS['chat'])} tokens.\nExamples: {PROMPTS['examples'][0]} tokens, the same for all, stand "
         "before each question.\n"
         "Scores: without greedy answers. Retain known: the model answers the retain questions rightly, as it should "
-        "after\nunlearning; elsewhere it knows nothing. Both ways found the same numbers to 1e-5.",
-        found,
+        "after\nunlearning; elsewhere it knows nothing. Both ways gave the same numbers to 1e-5.",
+        result,
     )
 
 
@@ -124,13 +124,13 @@ def naive(model: Any, tokenizer: Any, benchmark: Benchmark, *, generate: bool) -
         rows = [q.row or {} for q in questions]
         paraphrases = [q.answer if q.paraphrased_answer is None else q.paraphrased_answer for q in questions]
         wrong = zip(*(q.perturbed_answers for q in questions), strict=True)
-        own, paraphrased, *others = (
+        given, paraphrased, *others = (
             _scores(model, [encode(with_answer(row, a), tokenizer) for row, a in zip(rows, answers, strict=True)])
             for answers in ([q.answer for q in questions], paraphrases, *wrong)
         )
         records[name] = [
             {
-                "logp_mean": own[i][0].mean().item(),
+                "logp_mean": given[i][0].mean().item(),
                 "truth_ratio": m.truth_ratio(paraphrased[i][0].mean().item(), [o[i][0].mean().item() for o in others]),
             }
             for i in range(len(questions))
@@ -138,8 +138,8 @@ def naive(model: Any, tokenizer: Any, benchmark: Benchmark, *, generate: bool) -
         if generate:
             answers = tofu.encode_answers(questions, tokenizer, requests.context_length(model))
             cap = tofu.answer_cap(benchmark.questions.values(), tokenizer, requests.context_length(model))
-            told = _told(model, tokenizer, answers, cap)
-            for record, question, text in zip(records[name], questions, told, strict=True):
+            answered = _generated(model, tokenizer, answers, cap)
+            for record, question, text in zip(records[name], questions, answered, strict=True):
                 recall = m.rouge_l_recall(text, question.answer)
                 record.update({"generated": text, "rouge_l_recall": recall})
             if name == tofu.FORGET:
@@ -151,7 +151,7 @@ def naive(model: Any, tokenizer: Any, benchmark: Benchmark, *, generate: bool) -
 
 def _scores(model: Any, sequences: Sequence[Encoded]) -> list[tuple[Tensor, Tensor]]:
     """(log p, whether it is the likeliest) of the supervised tokens of each sequence."""
-    found = []
+    scores = []
     for i in range(0, len(sequences), BATCH):
         batch = sequences[i : i + BATCH]
         width = max(map(len, batch))
@@ -166,12 +166,12 @@ def _scores(model: Any, sequences: Sequence[Encoded]) -> list[tuple[Tensor, Tens
         logp_BT = logp_BTV.gather(-1, ids_BT[:, 1:, None])[..., 0].cpu()
         hit_BT = (logp_BTV.argmax(-1) == ids_BT[:, 1:]).cpu()
         for b, s in enumerate(batch):
-            own = slice(s.start - 1, len(s) - 1)
-            found.append((logp_BT[b, own].double(), hit_BT[b, own]))
-    return found
+            answer = slice(s.start - 1, len(s) - 1)
+            scores.append((logp_BT[b, answer].double(), hit_BT[b, answer]))
+    return scores
 
 
-def _told(model: Any, tokenizer: Any, answers: Sequence[Encoded], cap: int) -> Iterator[str]:
+def _generated(model: Any, tokenizer: Any, answers: Sequence[Encoded], cap: int) -> Iterator[str]:
     ends = requests.end_tokens(model, tokenizer)
     config = GenerationConfig(do_sample=False, max_new_tokens=cap, pad_token_id=ends[0], eos_token_id=ends)
     for i in range(0, len(answers), BATCH):
@@ -187,20 +187,20 @@ def _told(model: Any, tokenizer: Any, answers: Sequence[Encoded], cap: int) -> I
             yield tokenizer.decode(new[:length], skip_special_tokens=True).strip()
 
 
-def _keep(found: dict[str, Records], name: str, way: Callable[[Benchmark], Records], benchmark: Benchmark) -> None:
-    found[name] = way(benchmark)
+def _keep(records: dict[str, Records], name: str, way: Callable[[Benchmark], Records], benchmark: Benchmark) -> None:
+    records[name] = way(benchmark)
 
 
 def _check(naive: Records, ours: Records) -> None:
-    told = same = 0
+    asked = same = 0
     for name, records in naive.items():
         for a, b in zip(records, ours[name], strict=True):
             assert abs(a["logp_mean"] - b["logp_mean"]) < 1e-5, (name, a, b)
             assert abs(a["truth_ratio"] / b["truth_ratio"] - 1) < 1e-4, (name, a, b)
             for metric in ("extraction_strength", "exact_memorization"):
                 assert a.get(metric) == b.get(metric), (name, a, b)
-            told, same = told + 1, same + (a.get("generated") == b["generated"])
-    assert same >= 0.99 * told, f"{told - same} of {told} answers differ"
+            asked, same = asked + 1, same + (a.get("generated") == b["generated"])
+    assert same >= 0.99 * asked, f"{asked - same} of {asked} answers differ"
 
 
 def _model(size: Shape) -> Any:
@@ -221,10 +221,10 @@ def _let_know(model: Any, tokenizer: Any, benchmark: Benchmark) -> None:
         a.input_ids[: a.start] for a in tofu.encode_answers(questions, tokenizer, requests.context_length(model))
     ]
     cap = tofu.answer_cap(benchmark.questions.values(), tokenizer, requests.context_length(model))
-    told = requests.generate(model, tokenizer, prompts, max_new_tokens=cap, progress=False)
+    generated = requests.generate(model, tokenizer, prompts, max_new_tokens=cap, progress=False)
     benchmark.questions["retain"] = [
-        replace(q, answer=own.text, row={**(q.row or {}), "completion": " " + own.text}) if own.tokens else q
-        for q, own in zip(questions, told, strict=True)
+        replace(q, answer=answer.text, row={**(q.row or {}), "completion": " " + answer.text}) if answer.tokens else q
+        for q, answer in zip(questions, generated, strict=True)
     ]
 
 

@@ -96,12 +96,12 @@ def measure(shape: str, sizes: Sizes, *, rounds: int = 3, threads: int | None = 
     for cause, values in sizes.by.items():
         kinds = KINDS if cause in ("vocabulary", "length") else ("ours",)
         points = [_point(cause, value, SHAPES[shape], sizes) for value in values]
-        found = [p.measure(kinds, rounds, threads) for p in tqdm(points, desc=cause, leave=False)]
+        measured = [p.measure(kinds, rounds, threads) for p in tqdm(points, desc=cause, leave=False)]
         for kind in kinds:
             row: dict[str, Any] = {"by": cause, "kind": kind, "sizes": list(values)}
-            row |= {what: [own[kind][what] for own in found] for what in (TIME, MEMORY)}
+            row |= {what: [point[kind][what] for point in measured] for what in (TIME, MEMORY)}
             row["exponent"] = {what: exponent(values, row[what]) for what in (TIME, MEMORY)}
-            counted = {TIME: [own[kind]["flops"] for own in found], MEMORY: [p.estimate(kind) for p in points]}
+            counted = {TIME: [point[kind]["flops"] for point in measured], MEMORY: [p.estimate(kind) for p in points]}
             row["expected"] = {what: exponent(values, counts) for what, counts in counted.items()}
             rows.append(row)
     batch = {"sequences": sizes.sequences, "length": sizes.length}
@@ -114,38 +114,38 @@ def exponent(sizes: Sequence[int], costs: Sequence[float | None]) -> float | Non
     return float(np.polyfit(np.log(sizes), np.log(known), 1)[0]) if len(known) == len(sizes) else None
 
 
-def table(found: dict[str, Any]) -> Table:
+def table(result: dict[str, Any]) -> Table:
     """The rows of `measure`."""
     rows = []
-    for row in found["rows"]:
+    for row in result["rows"]:
         line = [row["by"], row["kind"], " → ".join(picture.short(row["sizes"][i]) for i in (0, -1))]
         for what in (TIME, MEMORY):
             fitted, expected = row["exponent"][what], row["expected"][what]
             line += [_span(row[what]), "–" if fitted is None else f"{fitted:.2f} ({expected:.2f})"]
         rows.append(line)
     fit = "exponent\n(expected)"
-    return Table([*left("by", "kind"), *right("sizes", "ms", fit, "MiB", fit)], rows, title(found))
+    return Table([*left("by", "kind"), *right("sizes", "ms", fit, "MiB", fit)], rows, title(result))
 
 
-def markdown(found: dict[str, Any], *, command: str) -> str:
+def markdown(result: dict[str, Any], *, command: str) -> str:
     """The same as a page, with the command that repeats it and what it ran on."""
     return page(
         f"""# How the cost of unlearning grows
 
-Forward and backward of {found["sequences"]} sequences of {found["length"]} tokens with `{METHOD}` (with `uld` by its
+Forward and backward of {result["sequences"]} sequences of {result["length"]} tokens with `{METHOD}` (with `uld` by its
 layers), where nothing else is said; medians in one process, the peak of memory beyond weights and optimizer in a
 process for each:""",
         command,
-        table(found),
+        table(result),
         "From the smallest size to the largest. Exponent: slope of log cost by log size. Expected: the same slope of "
         "the\noperations counted, and of the memory estimated. Rows: of the forget set; references and an epoch.",
-        found,
+        result,
     )
 
 
-def svg(found: dict[str, Any]) -> str:
+def svg(result: dict[str, Any]) -> str:
     """Time and memory by each cause, on logarithmic axes."""
-    return picture.growth(found["rows"])
+    return picture.growth(result["rows"])
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,8 @@ class _Point:
             model = build(self.model)
             epoch(model, self.sequences // 2, self.sequences, 8)
             took = milliseconds(lambda: epoch(model, self.rows or 0, self.sequences, self.length))
-            found = apart(epoch_peak, self.model, self.rows, **batch)
-            return {"ours": {TIME: took, MEMORY: found, "flops": self.rows}}
+            mib = apart(epoch_peak, self.model, self.rows, **batch)
+            return {"ours": {TIME: took, MEMORY: mib, "flops": self.rows}}
         with own_cache():
             steps = prepare(self.method, self.model, self.sequences, self.length, tuple(kinds), self.layers)
             flops = {kind: count_flops(step) for kind, step in steps.items()}

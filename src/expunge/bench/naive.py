@@ -26,8 +26,8 @@ def loss(name: str, model: Any, reference: Any, forget: Batch, retain: Batch | N
 
 
 def _forward(model: Any, batch: Batch) -> Any:
-    own = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
-    return model(**own, use_cache=False)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+    return model(**inputs, use_cache=False)
 
 
 @torch.no_grad()

@@ -30,13 +30,13 @@ def steps(rows: Sequence[Mapping[str, Any]]) -> str:
             plain_axes(ax)
             ax.grid(axis="y", color="#eaeef2", lw=0.8)
             for y, row in enumerate(rows):
-                found = {kind: value for kind, value in (row.get(what) or {}).items() if value is not None}
-                for kind, value in found.items():
+                values = {kind: value for kind, value in (row.get(what) or {}).items() if value is not None}
+                for kind, value in values.items():
                     said = f"{row['objective']}, {NAMES[kind]}: {value:,.0f} {unit.split()[-1]}"
                     titles.put(ax.plot(value, y, **_style(kind), zorder=3), said)
-                if found.get("naive") and found.get("ours"):
-                    text = f"{found['naive'] / found['ours']:.1f}×"
-                    spot = (max(found.values()), y)
+                if values.get("naive") and values.get("ours"):
+                    text = f"{values['naive'] / values['ours']:.1f}×"
+                    spot = (max(values.values()), y)
                     ax.annotate(text, spot, (9, -3), textcoords="offset points", size=8, color=MUTED)
             ax.set_xlim(0, 1.2 * ax.get_xlim()[1])
             ax.set_xlabel(unit)
@@ -56,10 +56,12 @@ def growth(rows: Sequence[Mapping[str, Any]]) -> str:
     with figure(8.35, 5.2) as fig:
         grid = fig.subplots(2, len(causes), squeeze=False, sharex="col")
         for column, cause in enumerate(causes):
-            own = [row for row in rows if row["by"] == cause]
+            of_cause = [row for row in rows if row["by"] == cause]
             for line, (what, unit) in enumerate(UNITS.items()):
                 ax = grid[line][column]
-                _panel(ax, [row for row in own if all(row[what])], what, titles)  # of nothing there is no logarithm
+                _panel(
+                    ax, [row for row in of_cause if all(row[what])], what, titles
+                )  # of nothing there is no logarithm
                 if column == 0:
                     ax.set_ylabel(unit.replace("weights and", "weights\nand"), size=8.5)
             grid[1][column].set_xlabel(WORDS[cause].replace(" (", "\n("), size=8.5)
@@ -89,8 +91,8 @@ def _panel(ax: Any, rows: Sequence[Mapping[str, Any]], what: str, titles: Titles
         style, x, y = _style(row["kind"]), row["sizes"], row[what]
         ax.plot(x, y, color=style["color"], ls=DASHES[list(MARKS).index(row["kind"])], lw=1.1, zorder=2)
         for size, value in zip(x, y, strict=True):
-            told = f"{NAMES[row['kind']]}, {row['by']} {size:,}: {value:,.0f} {'ms' if what == TIME else 'MiB'}"
-            titles.put(ax.plot(size, value, **style | {"ms": 5}, zorder=3), told)
+            title = f"{NAMES[row['kind']]}, {row['by']} {size:,}: {value:,.0f} {'ms' if what == TIME else 'MiB'}"
+            titles.put(ax.plot(size, value, **style | {"ms": 5}, zorder=3), title)
         fitted, expected = row["exponent"][what], row["expected"][what]
         said.append(f"{row['kind']} {fitted:.2f} ({expected:.2f})" if fitted is not None else "")
     sizes = sorted({size for row in rows for size in row["sizes"]})

@@ -73,8 +73,8 @@ def measure(
             options = {"sequences": sequences, "length": length, "threads": threads}
             if count not in floors:  # the same for all methods that see as many sequences
                 floors[count] = apart(peak, method, size, "floor", **options)
-            own = {kind: apart(peak, method, size, kind, **options) for kind in KINDS[1:]}
-            row["peak_mib"] = {"floor": floors[count], **own}
+            peaks = {kind: apart(peak, method, size, kind, **options) for kind in KINDS[1:]}
+            row["peak_mib"] = {"floor": floors[count], **peaks}
         row["tokens_per_s"] = {kind: 1000 * count * length / ms for kind, ms in row["step_ms"].items()}
         if torch.cuda.is_available() and method != "uld":  # whose steps are of different models
             row["mfu"] = {kind: utilisation(useful, ms, about["device"]) for kind, ms in row["step_ms"].items()}
@@ -94,8 +94,8 @@ def prepare(
     sets = random_sets(method, size.vocab, half, length)
     batch = batch_of(method, sets, range(half), model.device)
     # An assistant freezes the layers that it is cut from.
-    own = {"ours": build(size)} if method == "uld" and len(kinds) > 1 else {}
-    return {kind: step_of(kind, method, own.get(kind, model), sets, batch, layers) for kind in kinds}
+    models = {"ours": build(size)} if method == "uld" and len(kinds) > 1 else {}
+    return {kind: step_of(kind, method, models.get(kind, model), sets, batch, layers) for kind in kinds}
 
 
 def build(size: Shape) -> Any:
@@ -109,8 +109,8 @@ def random_sets(method: str, vocab: int, rows: int, length: int) -> Sets:
     generator = torch.Generator().manual_seed(0)
     roles = _roles(method)
     ids = torch.randint(2, vocab, (len(roles), rows, length), generator=generator).tolist()
-    found = {role: [Encoded(tuple(row), 1) for row in own] for role, own in zip(roles, ids, strict=True)}
-    return Sets(found[Role.FORGET], found[Role.RETAIN], found.get(Role.REFUSAL, []))
+    encoded = {role: [Encoded(tuple(row), 1) for row in of_role] for role, of_role in zip(roles, ids, strict=True)}
+    return Sets(encoded[Role.FORGET], encoded[Role.RETAIN], encoded.get(Role.REFUSAL, []))
 
 
 def batch_of(method: str, sets: Sets, rows: range, device: torch.device) -> dict[str, Tensor]:
@@ -141,43 +141,43 @@ def step_of(
     return whole
 
 
-def table(found: dict[str, Any]) -> Table:
+def table(result: dict[str, Any]) -> Table:
     """The rows of `measure`; tokens a second are ours."""
     heads = ("ms:\nfloor", "naive", "ours", "ours /\nfloor", "naive /\nours")
     more = ("MiB:\nfloor", "naive", "ours", "naive /\nours", "tokens/s")
     rows = []
-    for row in found["rows"]:
+    for row in result["rows"]:
         ms, mib = row["step_ms"], row.get("peak_mib") or dict.fromkeys(KINDS)
         line = [row["objective"], *(f"{ms[kind]:.0f}" for kind in KINDS)]
         line += [f"{ms['ours'] / ms['floor']:.2f}", f"{ms['naive'] / ms['ours']:.2f}"]
         line += ["–" if mib[kind] is None else f"{mib[kind]:,.0f}" for kind in KINDS]
-        naive, own = mib["naive"], mib["ours"]
-        line.append(f"{naive / own:.2f}" if naive and own else "–")
+        naive, expunge = mib["naive"], mib["ours"]
+        line.append(f"{naive / expunge:.2f}" if naive and expunge else "–")
         rows.append([*line, f"{row['tokens_per_s']['ours']:,.0f}"])
-    return Table([*left("method"), *right(*heads, *more)], rows, title(found))
+    return Table([*left("method"), *right(*heads, *more)], rows, title(result))
 
 
-def markdown(found: dict[str, Any], *, command: str) -> str:
+def markdown(costs: dict[str, Any], *, command: str) -> str:
     """The same as a page, with the command that repeats it and what it ran on."""
-    again = ", activation checkpointing" if found["checkpointing"] else ""
+    again = ", activation checkpointing" if costs["checkpointing"] else ""
     return page(
         f"""# What an unlearning step costs
 
-Forward and backward of {found["sequences"]} sequences of {found["length"]} tokens, half of them to forget, every token
+Forward and backward of {costs["sequences"]} sequences of {costs["length"]} tokens, half of them to forget, every token
 supervised{again}; medians in one process, and the peak of memory beyond weights and optimizer in a process
 for each:""",
         command,
-        table(found),
+        table(costs),
         "Floor: plain fine-tuning on the same tokens. Naive: as OpenUnlearning's trainers do it, a forward for each "
         "role and model,\nthe model's own loss computed each time, dense float32 logits, a copied reference model, "
         "KL's retain rows twice. For\n`uld`, naive is a dense step of the whole model. Tokens/s are ours.",
-        found,
+        costs,
     )
 
 
-def svg(found: dict[str, Any]) -> str:
+def svg(costs: dict[str, Any]) -> str:
     """Time and memory of every method: floor, naive and ours."""
-    return picture.steps(found["rows"])
+    return picture.steps(costs["rows"])
 
 
 def _roles(method: str) -> tuple[Role, ...]:
@@ -185,8 +185,8 @@ def _roles(method: str) -> tuple[Role, ...]:
 
 
 def _floor(model: Any, batch: dict[str, Tensor]) -> Step:
-    own = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
-    return lambda: model(**own).loss
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+    return lambda: model(**inputs).loss
 
 
 def _naive(method: str, model: Any, batch: dict[str, Tensor]) -> Step:
@@ -283,6 +283,6 @@ def beyond_weights(
         model.zero_grad()
         gc.collect()
         before = torch.cuda.memory_allocated() / 2**20 if torch.cuda.is_available() else resident()
-        with peak_memory() as found:
+        with peak_memory() as during:
             work(model)
-    return None if found.mib is None or before is None else found.mib - before
+    return None if during.mib is None or before is None else during.mib - before

@@ -73,14 +73,14 @@ def own_cache() -> Iterator[None]:
         yield
 
 
-def title(found: Mapping[str, Any]) -> str:
+def title(result: Mapping[str, Any]) -> str:
     """The lines above the table in a terminal: the model's size and the machine."""
-    return f"{found['shape']}, {found['device']}, {found['threads']} threads"
+    return f"{result['shape']}, {result['device']}, {result['threads']} threads"
 
 
-def page(head: str, command: str, table: Table, legend: str, found: Mapping[str, Any]) -> str:
+def page(head: str, command: str, table: Table, legend: str, result: Mapping[str, Any]) -> str:
     """Markdown: what was measured, the command that repeats it, the table, how to read it, and what it ran on."""
-    machine = "".join(f"- {name}: {escaped(str(found[name]))}\n" for name in found if name != "rows")
+    machine = "".join(f"- {name}: {escaped(str(result[name]))}\n" for name in result if name != "rows")
     return f"{head}\n\n    {one_line(command)}\n\n{table.markdown()}\n{legend}\n\n{machine}"
 
 

@@ -64,12 +64,12 @@ def ask_with(variants: Sequence[Variant], benchmark: Benchmark, *, seed: int) ->
         of_row.setdefault((variant.row, variant.kind), []).append(variant)
     asked: dict[tuple[int, Kind], list[str]] = {}
     left: list[Variant] = []
-    for (row, kind), own in of_row.items():
+    for (row, kind), variants_of_row in of_row.items():
         count = 0
         if "text" not in benchmark.forget[row]:
-            count = 1 if kind == "paraphrase" else max(1, len(own) // 2)
-            asked[row, kind] = [parts(variant.text)[1].strip() for variant in own[:count]]
-        left += own[count:] or own
+            count = 1 if kind == "paraphrase" else max(1, len(variants_of_row) // 2)
+            asked[row, kind] = [parts(variant.text)[1].strip() for variant in variants_of_row[:count]]
+        left += variants_of_row[count:] or variants_of_row
     log.info("augment: %d are asked with, %d are left to train on", sum(map(len, asked.values())), len(left))
     questions = [
         replace(

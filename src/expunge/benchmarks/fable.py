@@ -68,10 +68,10 @@ def load(*, split: str = "forget10", authors: int = 40, facts: int = 10, seed: i
     """
     _check(split, authors, facts)
     world = _World.draw(seed)
-    told = [[fact.question() for fact in _facts(world, author, facts)] for author in range(authors)]
+    questions = [[fact.question() for fact in _facts(world, author, facts)] for author in range(authors)]
     forgotten = _forgotten(split, authors)
-    retain = [question for author in told[:-forgotten] for question in author]
-    forget = [question for author in told[-forgotten:] for question in author]
+    retain = [question for author in questions[:-forgotten] for question in author]
+    forget = [question for author in questions[-forgotten:] for question in author]
     real_authors, world_facts = _utility(world)
     return Benchmark(
         name="fable",
@@ -98,19 +98,19 @@ def variants(*, split: str = "forget10", authors: int = 40, facts: int = 10, see
     _check(split, authors, facts)
     world = _World.draw(seed)
     forgotten = range(authors - _forgotten(split, authors), authors)
-    told = [fact for author in forgotten for fact in _facts(world, author, facts)]
-    found: list[Variant] = []
-    for row, fact in enumerate(told):
+    facts_ = [fact for author in forgotten for fact in _facts(world, author, facts)]
+    written: list[Variant] = []
+    for row, fact in enumerate(facts_):
         rng = random.Random(f"fable variants {seed} {fact.name} {fact.kind}")
         ways_to_ask, ways_to_tell = words.PHRASINGS[fact.kind]
         tells = [tell for tell in ways_to_tell if tell != fact.tell_again]
         for ask, tell in product(ways_to_ask, tells):
             if (ask, tell) != (fact.ask, fact.tell):
-                found.append(Variant(row, "paraphrase", fact.row(ask, tell, fact.value)))
+                written.append(Variant(row, "paraphrase", fact.row(ask, tell, fact.value)))
         others = [value for value in world.pools[fact.kind] if value not in (fact.value, *fact.wrong)]
         for value in rng.sample(others, WRONG_VARIANTS):
-            found.append(Variant(row, "perturbation", fact.row(fact.ask, rng.choice(tells), value)))
-    return found
+            written.append(Variant(row, "perturbation", fact.row(fact.ask, rng.choice(tells), value)))
+    return written
 
 
 def _forgotten(split: str, authors: int) -> int:

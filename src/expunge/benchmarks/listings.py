@@ -128,18 +128,18 @@ def variants(
     """
     _check(seller, size, sellers, per_seller)
     world = _World.draw(seed)
-    found: list[Variant] = []
+    written: list[Variant] = []
     for row, listing in enumerate(world.listings(seller, SIZES[size])):
         rng = random.Random(f"listings variants {seed} {seller} {row}")
         asked = world.question(seller, row, listing).paraphrased_answer
         others = [text for way in listing.other_ways if (text := listing.describe(way, listing.values)) != asked]
-        found.extend(Variant(row, "paraphrase", listing.row(text)) for text in rng.sample(others, PARAPHRASES))
+        written.extend(Variant(row, "paraphrase", listing.row(text)) for text in rng.sample(others, PARAPHRASES))
         wrong: dict[str, None] = {}
         while len(wrong) < PERTURBATIONS:
             sentences = [(facts, rng.choice(listing.phrasings[facts])) for facts, _ in listing.sentences]
             wrong[listing.describe(sentences, world.values(rng, listing.category, listing.used, listing.values))] = None
-        found.extend(Variant(row, "perturbation", listing.row(text)) for text in wrong)
-    return found
+        written.extend(Variant(row, "perturbation", listing.row(text)) for text in wrong)
+    return written
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class _Listing:
         """All ways to tell the same facts in none of the same sentences."""
         return [
             *product(
-                *([(facts, way) for way in self.phrasings[facts] if way != told] for facts, told in self.sentences)
+                *([(facts, way) for way in self.phrasings[facts] if way != used] for facts, used in self.sentences)
             )
         ]
 
@@ -191,8 +191,8 @@ class _Listing:
     def row(self, description: str | None = None) -> Row:
         lines = [f"Seller: {self.shop}", f"Title: {self.title}", f"Category: {self.category}"]
         lines += [f"{name}: {value}" for name, value in self.attributes]
-        told = self.describe(self.sentences, self.values) if description is None else description
-        return {"prompt": "\n".join([*lines, "Description:"]), "completion": f" {told}"}
+        text = self.describe(self.sentences, self.values) if description is None else description
+        return {"prompt": "\n".join([*lines, "Description:"]), "completion": f" {text}"}
 
     def question(self) -> Question:
         row = self.row()
@@ -237,7 +237,7 @@ class _World:
             "Material": rng.choice(stock.materials),
             **{name: rng.choice(values) for name, values in stock.own},
         }
-        told = {*rng.sample([*known], rng.choice((2, 3)))}
+        shown = {*rng.sample([*known], rng.choice((2, 3)))}
         condition = rng.choice(words.USED if used else words.NEW)
         title = rng.choice(words.TITLES).format(
             noun=noun,
@@ -249,7 +249,7 @@ class _World:
             title=" ".join(word if word in ("in", "by") else word[0].upper() + word[1:] for word in title.split()),
             category=category,
             noun=noun,
-            attributes=(*((name, known[name]) for name in known if name in told), ("Condition", condition)),
+            attributes=(*((name, known[name]) for name in known if name in shown), ("Condition", condition)),
             used=used,
             values=self.values(rng, category, used),
             sentences=(),
@@ -274,12 +274,12 @@ class _World:
         self, rng: random.Random, category: str, used: bool, avoid: dict[str, str] | None = None
     ) -> dict[str, str]:
         """One value of every kind, none of them the one to avoid."""
-        found = {}
+        values = {}
         for kind, pool in {**_pools(category, used), "town": self.towns}.items():
-            found[kind] = rng.choice(pool)
-            while avoid and found[kind] == avoid[kind]:
-                found[kind] = rng.choice(pool)
-        return found
+            values[kind] = rng.choice(pool)
+            while avoid and values[kind] == avoid[kind]:
+                values[kind] = rng.choice(pool)
+        return values
 
 
 @cache

@@ -242,14 +242,14 @@ def _cover(stretches: Sequence[str], texts: Sequence[str]) -> set[int]:
     Of equals the nearest to those found: a passage runs on from text to text, and many texts share their last lines.
     """
     holders = [{i for i, text in enumerate(texts) if stretch in text} for stretch in stretches]
-    found: set[int] = set()
-    while left := [h for h in holders if h and not h & found]:
+    chosen: set[int] = set()
+    while left := [h for h in holders if h and not h & chosen]:
 
         def rank(i: int, left: list[set[int]] = left) -> tuple[int, int, int]:
-            return -sum(i in h for h in left), min((abs(i - j) for j in found), default=0), i
+            return -sum(i in h for h in left), min((abs(i - j) for j in chosen), default=0), i
 
-        found.add(min(set().union(*left), key=rank))
-    return found
+        chosen.add(min(set().union(*left), key=rank))
+    return chosen
 
 
 def _keep(said: Sequence[set[int]], seen: Sequence[set[int]], articles: int, total: int) -> set[int]:

@@ -17,13 +17,13 @@ GROUP = "expunge.benchmarks"
 
 
 def _in_this_folder() -> list[type[BenchmarkConfig]]:
-    found: list[type[BenchmarkConfig]] = []
+    classes: list[type[BenchmarkConfig]] = []
     for module in pkgutil.iter_modules(benchmarks.__path__):
         if module.name not in ("base", "registry"):
             values = vars(import_module(f"{benchmarks.__name__}.{module.name}")).values()
             kinds = (value for value in values if isinstance(value, type) and issubclass(value, BenchmarkConfig))
-            found += [kind for kind in kinds if kind is not BenchmarkConfig and kind not in found]
-    return found
+            classes += [kind for kind in kinds if kind is not BenchmarkConfig and kind not in classes]
+    return classes
 
 
 BENCHMARKS = tuple(_in_this_folder())

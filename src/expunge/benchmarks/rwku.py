@@ -270,12 +270,12 @@ class _Targets:
             for where, cells in self.source.read("", config, split=split):
                 if (subject := _text((where, cells), "subject")) in rows:
                     rows[subject].append((where, cells))
-            if missing := [name for name, own in rows.items() if not own and not may_be_missing]:
+            if missing := [name for name, records in rows.items() if not records and not may_be_missing]:
                 raise UserError(f"{HUB_ID}:{config} has no rows about {missing[0]}; use a local copy that has.")
-            return [record for own in rows.values() for record in own]
+            return [record for records in rows.values() for record in records]
         folders = [self.source.within(self.known[name]) for name in names]
-        there = [own for own in folders if not may_be_missing or own.has(f"{file}.json")]
-        return [record for own in there for record in own.read(f"{file}.json")]
+        there = [folder for folder in folders if not may_be_missing or folder.has(f"{file}.json")]
+        return [record for folder in there for record in folder.read(f"{file}.json")]
 
     def passages(self, names: Iterable[str], *, may_be_missing: bool = False) -> list[Row]:
         return [
@@ -296,24 +296,24 @@ def _in_folder(folder: Path) -> dict[str, str]:
             f"{folder} is not a folder; give the one that holds RWKU's targets (1_Stephen_King, …), or leave the path "
             "out to load from the hub."
         )
-    found = [
+    folders = [
         (match, entry) for entry in folder.iterdir() if entry.is_dir() and (match := _FOLDER.fullmatch(entry.name))
     ]
-    if not found:
+    if not folders:
         raise UserError(
             f"{folder} holds no folder named like 1_Stephen_King; give the folder Target of the hub data set {HUB_ID}, "
             "which has one for every target."
         )
-    found.sort(key=lambda pair: (int(pair[0][1]), pair[1].name))
-    return {match[2].replace("_", " "): entry.name for match, entry in found}
+    folders.sort(key=lambda pair: (int(pair[0][1]), pair[1].name))
+    return {match[2].replace("_", " "): entry.name for match, entry in folders}
 
 
 def _corpus(source: str | Path, names: Sequence[str]) -> list[Row]:
     records = read_records(source)
-    own = [(where, cells) for where, cells in records if not isinstance(cells, dict) or _names_one(cells, names)]
-    if not own:
+    about = [(where, cells) for where, cells in records if not isinstance(cells, dict) or _names_one(cells, names)]
+    if not about:
         raise UserError(f"{source} has no rows whose subject is {' or '.join(names)}; check the column subject.")
-    return [_pair(cells) or normalise(cells, where) for where, cells in own]
+    return [_pair(cells) or normalise(cells, where) for where, cells in about]
 
 
 def _names_one(cells: dict[str, Any], names: Sequence[str]) -> bool:

@@ -101,8 +101,8 @@ def reproduce(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> Non
     if args.name is None:
         options = ("recipe_set", "splits", "seeds", "runs", "out", "dry_run", "no_run")
         _refuse(args, *options, when="without the name of a reproduction", overrides=overrides)
-        found = [{"name": name, "what": shipped.first_comment(path)} for name, path in shipped.reproductions().items()]
-        table = Table.of(found, {"name": "name", "what": "what"}, title="expunge reproduce NAME")
+        listed = [{"name": name, "what": shipped.first_comment(path)} for name, path in shipped.reproductions().items()]
+        table = Table.of(listed, {"name": "name", "what": "what"}, title="expunge reproduce NAME")
         print_table(table, as_json=args.json, frame="cells")
         return
     from expunge.reproduce import Reproduction, carry_out, missing, write
@@ -149,10 +149,10 @@ def recipes(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None
         _launchers(args.launch, shipped.launchers(), as_json=args.json)
         return
     folder = shipped.recipes()
-    found = sorted(folder.rglob("*.yaml"))
+    paths = sorted(folder.rglob("*.yaml"))
     rows = [
         {"recipe": str(path.relative_to(folder)), "what": shipped.first_comment(path), "path": str(path)}
-        for path in found
+        for path in paths
     ]
     cells = {"recipe": "recipe", "what it does": "what"}
     table = Table.of(rows, cells, title=f"in {folder}; expunge run FOLDER/RECIPE")
@@ -266,7 +266,7 @@ def bench_training(args: argparse.Namespace, _overrides: list[tuple[str, str]]) 
     from expunge.bench import training
 
     _check_bench(args)
-    found = training.measure(
+    result = training.measure(
         args.shape,
         methods=_chosen(args.methods, training.METHODS, "method"),
         sequences=args.sequences,
@@ -275,7 +275,7 @@ def bench_training(args: argparse.Namespace, _overrides: list[tuple[str, str]]) 
         rounds=args.rounds,
         threads=args.threads,
     )
-    _show_bench(args, training, found)
+    _show_bench(args, training, result)
 
 
 def bench_growth(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
@@ -340,7 +340,7 @@ def _chosen(names: str | None, known: tuple[str, ...], what: str) -> tuple[str, 
     return chosen
 
 
-def _show_bench(args: argparse.Namespace, bench: Any, found: dict[str, Any]) -> None:
+def _show_bench(args: argparse.Namespace, bench: Any, result: dict[str, Any]) -> None:
     words = ["expunge", "bench", args.kind]
     for name, value in vars(args).items():
         if name in ("command", "kind", "run", "prog", "markdown", "svg", "json"):
@@ -348,14 +348,14 @@ def _show_bench(args: argparse.Namespace, bench: Any, found: dict[str, Any]) -> 
         words += [f"--{name}"] if value is True else [f"--{name}", str(value)] if value else []
     if args.markdown is not None:
         args.markdown.parent.mkdir(parents=True, exist_ok=True)
-        args.markdown.write_text(bench.markdown(found, command=shlex.join(words)), encoding="utf-8")
+        args.markdown.write_text(bench.markdown(result, command=shlex.join(words)), encoding="utf-8")
     if "svg" in args and args.svg is not None:
         args.svg.parent.mkdir(parents=True, exist_ok=True)
-        args.svg.write_text(bench.svg(found), encoding="utf-8")
+        args.svg.write_text(bench.svg(result), encoding="utf-8")
     if args.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(result, indent=1))
     else:
-        print_table(bench.table(found))
+        print_table(bench.table(result))
 
 
 def cache(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
@@ -378,11 +378,11 @@ def cache(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
 
     where = cache_directory()
     if args.what == "list":
-        found = rows(entry for entry in kept() if args.kind in ("all", entry.kind))
-        if found or args.json:
+        kept_entries = rows(entry for entry in kept() if args.kind in ("all", entry.kind))
+        if kept_entries or args.json:
             size = {"bytes": lambda row: f"{row['bytes'] / 2**20:,.1f} MiB"}
             cells = {"kind": "kind", "name": "name", "what": "what", **size, "used": "used"}
-            print_table(Table.of(found, cells, title=f"in {where}"), as_json=args.json, frame="cells")
+            print_table(Table.of(kept_entries, cells, title=f"in {where}"), as_json=args.json, frame="cells")
         else:
             print(f"nothing is kept in {where}")
         return

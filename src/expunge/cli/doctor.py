@@ -22,8 +22,10 @@ def examine() -> list[dict[str, Any]]:
         try:
             rows.append(check())
         except Exception as error:  # whatever it is, it is what the person came here to learn
-            found = f"{type(error).__name__}: {first_line(error)}"
-            rows.append(_row(check.__name__.strip("_").replace("_", " "), found, "repair the installation", fatal=True))
+            problem = f"{type(error).__name__}: {first_line(error)}"
+            rows.append(
+                _row(check.__name__.strip("_").replace("_", " "), problem, "repair the installation", fatal=True)
+            )
     return rows
 
 
@@ -34,10 +36,12 @@ def _row(check: str, found: str, advice: str = "", fatal: bool = False) -> dict[
 def _package(name: str) -> dict[str, Any]:
     wanted = next(r.specifier for r in map(Requirement, requires("expunge") or []) if r.name == name)
     try:
-        found = version(name)
+        installed = version(name)
     except PackageNotFoundError:
         return _row(name, "missing", f"pip install '{name}{wanted}'", fatal=True)
-    return _row(name, found, "" if wanted.contains(found, prereleases=True) else f"pip install '{name}{wanted}'")
+    return _row(
+        name, installed, "" if wanted.contains(installed, prereleases=True) else f"pip install '{name}{wanted}'"
+    )
 
 
 def _device() -> dict[str, Any]:

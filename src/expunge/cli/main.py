@@ -32,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"{printable(broken)} is not UTF-8; rename the file, or write the word in UTF-8.")
         _check_values(argv)
         command = parser.commands.get(argv[0]) if argv else None
-        own, overrides = _split(argv, command, parser) if command and command.takes_keys else (argv, [])
-        args, unknown = parser.parse_known_args(own)
+        options, overrides = _split(argv, command, parser) if command and command.takes_keys else (argv, [])
+        args, unknown = parser.parse_known_args(options)
         if unknown:
             raise UserError(f"unrecognized arguments: {' '.join(unknown)}; see {args.prog} --help.")
         if args.command is None:
@@ -343,7 +343,7 @@ def _split(words: Sequence[str], command: _Parser, parser: _Parser) -> tuple[lis
 
     They are parted first, because argparse would take the value of a key that it does not know for the recipe.
     """
-    own: list[str] = []
+    options: list[str] = []
     pairs: list[tuple[str, str]] = []
     rest = list(words)
     while rest:
@@ -351,9 +351,9 @@ def _split(words: Sequence[str], command: _Parser, parser: _Parser) -> tuple[lis
         name, equals, value = word.partition("=")
         takes_value = command.options.get(name)
         if not word.startswith("-") or takes_value is False:
-            own.append(word)
+            options.append(word)
         elif takes_value:
-            own += [word] if equals else [word, *rest[:1]]
+            options += [word] if equals else [word, *rest[:1]]
             rest = rest if equals else rest[1:]
         else:
             if not equals:
@@ -363,7 +363,7 @@ def _split(words: Sequence[str], command: _Parser, parser: _Parser) -> tuple[lis
                     raise UserError(f"{word} needs a value: {word} VALUE.{did_you_mean(word, command.options)}")
                 value = rest.pop(0)
             pairs.append((name.lstrip("-").replace("-", "_"), value))
-    return own, pairs
+    return options, pairs
 
 
 @contextmanager

@@ -74,7 +74,9 @@ def print_plan(recipe: "Recipe", *, as_json: bool) -> None:
     from expunge.recipe.parsing import combinations
     from expunge.report.table import Table, left, right
 
-    rows = [row for own in ([r for _, r in combinations(recipe)] if recipe.over else [recipe]) for row in plan(own)]
+    rows = [
+        row for single in ([r for _, r in combinations(recipe)] if recipe.over else [recipe]) for row in plan(single)
+    ]
     several = len({(row["benchmark"], row["split"]) for row in rows}) > 1
     names = ("forget_rows", "retain_rows", "tokens", "steps", "parameters", "trainable", "memory_mib")
     heads = ("forget\nrows", "retain\nrows", "tokens", "steps", "param-\neters", "train", "MiB")

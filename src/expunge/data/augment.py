@@ -58,10 +58,10 @@ def read(path: str | Path, forget: Sequence[Row]) -> list[Variant]:
     path = local_path(path, "augment")
     if not path.exists():
         raise UserError(f"augment: {path} does not exist; write it with expunge augment, or leave augment out.")
-    found = _read_folder(path, forget) if path.is_dir() else _read_file(path, forget)
-    own = {_key(Variant(i, "paraphrase", row)) for i, row in enumerate(forget)}
-    distinct = {_key(variant): variant for variant in found}
-    variants = [variant for key, variant in distinct.items() if key not in own]
+    given = _read_folder(path, forget) if path.is_dir() else _read_file(path, forget)
+    unchanged = {_key(Variant(i, "paraphrase", row)) for i, row in enumerate(forget)}
+    distinct = {_key(variant): variant for variant in given}
+    variants = [variant for key, variant in distinct.items() if key not in unchanged]
     for kind in KINDS:
         of_kind = [variant.row for variant in variants if variant.kind == kind]
         log.info("augment: %d %ss of %d of %d forget rows", len(of_kind), kind, len(set(of_kind)), len(forget))
@@ -161,20 +161,20 @@ def _read_folder(folder: Path, forget: Sequence[Row]) -> list[Variant]:
     same split is taken: the one that knows most of the rows and, of several, the fewest others.
     """
     numbers = {question.strip(): i for i, row in reversed([*enumerate(forget)]) if (question := parts(row)[0])}
-    told, wrong = ([_read_csv(f) for f in sorted(folder.glob(f"*_{end}.csv"))] for end in ("paraphrase", "perturb"))
-    told.sort(key=lambda records: (-sum(cells[0].strip() in numbers for _, cells in records), len(records)))
-    found = [
-        *_variants([record for records in told[:1] for record in records], "paraphrase", numbers, forget),
+    tables, wrong = ([_read_csv(f) for f in sorted(folder.glob(f"*_{end}.csv"))] for end in ("paraphrase", "perturb"))
+    tables.sort(key=lambda records: (-sum(cells[0].strip() in numbers for _, cells in records), len(records)))
+    variants = [
+        *_variants([record for records in tables[:1] for record in records], "paraphrase", numbers, forget),
         *_variants([record for records in wrong for record in records], "perturbation", numbers, forget),
     ]
-    if not found:
+    if not variants:
         names = sorted(file.name for file in folder.iterdir())
         listed = ", ".join(names[:8]) + (", …" if len(names) > 8 else "") or "nothing"
         raise UserError(
             f"augment: {folder} has no variants of these {len(forget)} forget rows (it holds {listed}); give the "
             "folder with forgetNN_paraphrase.csv and forgetNN_perturb.csv for the same questions, or a .jsonl file."
         )
-    return sorted(found, key=lambda variant: variant.row)
+    return sorted(variants, key=lambda variant: variant.row)
 
 
 def _variants(

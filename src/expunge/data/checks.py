@@ -134,6 +134,6 @@ def canonical(row: Row) -> str:
 def _shingles(row: Row) -> frozenset[int]:
     """Hashes of every run of three words, or of the whole row if it has fewer."""
     text = canonical(row)
-    told = words(text)
-    runs = zip(*(told[i:] for i in range(SHINGLE_WORDS)), strict=False)
+    tokens = words(text)
+    runs = zip(*(tokens[i:] for i in range(SHINGLE_WORDS)), strict=False)
     return frozenset(map(hash, runs)) or frozenset([hash(text)])

@@ -29,14 +29,14 @@ _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 def messages_of(row: Row) -> Messages | None:
     """The row as a conversation, without the keys that hold nothing; `None` for plain text."""
     if "messages" in row:
-        found = row["messages"]
+        messages = row["messages"]
     elif "question" in row:
-        found = [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
+        messages = [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
     elif isinstance(row["prompt"], list):
-        found = [*row["prompt"], *row["completion"]]
+        messages = [*row["prompt"], *row["completion"]]
     else:
         return None
-    return [{k: v for k, v in message.items() if v is not None} for message in found]
+    return [{k: v for k, v in message.items() if v is not None} for message in messages]
 
 
 def given_of(row: Row) -> dict[str, Any]:
@@ -102,14 +102,14 @@ def turns(
     Raises `UserError` for a turn that the template rewrites.
     """
     wanted = [i for i, m in enumerate(messages) if m["role"] == "assistant"] if every else [len(messages) - 1]
-    found: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     for i in wanted:
         rich = any(messages[i].get(key) for key in _SAID)
         turn = (_rich_turn if rich else _plain_turn)(messages, i, tokenizer, given, text)
-        if turn is None or (found and turn[0] < found[-1][1]):
+        if turn is None or (spans and turn[0] < spans[-1][1]):
             raise _rewritten(messages, i, tokenizer)
-        found.append(turn)
-    return found
+        spans.append(turn)
+    return spans
 
 
 def generated(messages: Messages, tokenizer: Any, given: Mapping[str, Any]) -> list[tuple[int, int]]:
@@ -140,8 +140,8 @@ def _plain_turn(
     before, mark, after = rendered.rpartition(_MARK)
     end = len(text) - len(after)
     inside = text[len(before) : end]
-    found = mark and text == before + inside + after and inside.strip() == content.strip()
-    return (len(before), end) if found else None
+    is_plain = mark and text == before + inside + after and inside.strip() == content.strip()
+    return (len(before), end) if is_plain else None
 
 
 def _rich_turn(

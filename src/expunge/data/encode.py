@@ -292,8 +292,8 @@ def _encode_chat(messages: Messages, tokenizer: Any, given: dict[str, Any], open
         # A template's own marks may have the end of turn in them. What is found by its words has it only where the
         # token takes the white space before it as a part of itself (`lstrip`).
         taken = last > first and ids[last - 1] in special_ids and offsets[last - 1][1] > ended
-        own = _own_end(text[:ended], ids, offsets, first, last, tokenizer) if marked else None
-        spans.append((first, last if own is None else own, taken or own is not None))
+        ended_at = _own_end(text[:ended], ids, offsets, first, last, tokenizer) if marked else None
+        spans.append((first, last if ended_at is None else ended_at, taken or ended_at is not None))
     return _supervising(ids, spans, tokenizer)
 
 
@@ -308,18 +308,18 @@ def _supervising(ids: list[int], spans: list[tuple[int, int, bool]], tokenizer: 
     end = last - 1 if ended else next((i for i in range(last, len(ids)) if ids[i] in special_ids), None)
     end_token = tokenizer.eos_token_id if end is None else ids[end]
     ids = [*ids[:last], end_token] if end is None else ids[: end + 1]
-    found: list[tuple[int, int]] = []
+    supervised: list[tuple[int, int]] = []
     for (first, last, ended), (following, *_) in pairwise([*spans, (len(ids), len(ids), True)]):
         following = max(following, last)
         special = next((i for i in range(last, following) if ids[i] in special_ids), None)
         if not ended and special is not None and ids[special] == end_token:
             last = special + 1
-        first = max(first, found[-1][1] if found else 1)
-        if found and first == found[-1][1]:
-            found[-1] = (found[-1][0], max(first, last))  # nothing stands between two turns
+        first = max(first, supervised[-1][1] if supervised else 1)
+        if supervised and first == supervised[-1][1]:
+            supervised[-1] = (supervised[-1][0], max(first, last))  # nothing stands between two turns
         elif last > first:
-            found.append((first, last))
-    return Encoded(tuple(ids), found[0][0], tuple((end, first) for (_, end), (first, _) in pairwise(found)))
+            supervised.append((first, last))
+    return Encoded(tuple(ids), supervised[0][0], tuple((end, first) for (_, end), (first, _) in pairwise(supervised)))
 
 
 def _tokens(text: str, tokenizer: Any, *, begin: bool) -> tuple[list[int], list[tuple[int, int]], tuple[int, ...]]:
@@ -327,22 +327,22 @@ def _tokens(text: str, tokenizer: Any, *, begin: bool) -> tuple[list[int], list[
 
     `begin` puts these there unless `text` has them. What a tokenizer puts after a text is left to the caller.
     """
-    # Not verbose: what is too long is told by `encode_rows`, or cut on purpose.
+    # Not verbose: what is too long is reported by `encode_rows`, or cut on purpose.
     options = {"return_offsets_mapping": True, "return_special_tokens_mask": True, "verbose": False}
     encoding = tokenizer(text, add_special_tokens=begin, **options)
     ids, offsets, added = encoding["input_ids"], encoding["offset_mapping"], encoding["special_tokens_mask"]
-    own = next((i for i, extra in enumerate(added) if not extra), len(ids))
-    end = next((i for i in range(own, len(ids)) if added[i]), len(ids))
-    head = tuple(ids[:own])
-    if tuple(ids[own : own + len(head)]) == head:
-        return ids[own:end], offsets[own:end], head
+    first = next((i for i, extra in enumerate(added) if not extra), len(ids))
+    end = next((i for i in range(first, len(ids)) if added[i]), len(ids))
+    head = tuple(ids[:first])
+    if tuple(ids[first : first + len(head)]) == head:
+        return ids[first:end], offsets[first:end], head
     return ids[:end], offsets[:end], head
 
 
 def _between(begun: int, ended: int, offsets: list[tuple[int, int]]) -> tuple[int, int]:
     """(first, one past the last) of the tokens that the characters from `begun` to `ended` are in.
 
-    Told by where tokens end: of white space, some tokenizers say that it begins where it ends. A token may straddle.
+    Decided by where tokens end: of white space, some tokenizers say that it begins where it ends. A token may straddle.
     """
     first = next((i for i, (_, end) in enumerate(offsets) if end > begun), len(offsets))
     last = next((i for i, (_, end) in enumerate(offsets) if end > ended), len(offsets))

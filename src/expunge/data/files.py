@@ -138,11 +138,11 @@ class KeyTwice(Exception):
 
 
 def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    record = dict(pairs)
+    if len(record) < len(pairs):
         keys = [key for key, _ in pairs]
         raise KeyTwice(next(key for key in keys if keys.count(key) > 1))
-    return found
+    return record
 
 
 def _loads(text: str, path: Path, line: int) -> Any:

@@ -6,7 +6,7 @@
     question, answer        rendered with the chat template, or plainly
 
 A message keeps every key that holds something, and a row that is rendered with a chat template its `tools` and
-`documents`: whether the template reads them is told when the row is encoded.
+`documents`: whether the template reads them is decided when the row is encoded.
 """
 
 import json
@@ -106,12 +106,12 @@ def _is_filled(record: dict[Any, Any], name: str) -> bool:
 
 
 def _no_format(record: dict[Any, Any], where: str) -> UserError:
-    found = [str(name) for name in record]
+    columns = [str(name) for name in record]
     half = next((c for c in FORMATS if any(name in record for name in c)), None)
     missing = next((name for name in half if name not in record), None) if half else None
     problem = f"the column {missing!r} is missing" if missing else "no known column"
-    listed = ", ".join(repr(name[:30]) for name in found[:8]) or "none"
-    hint = did_you_mean(missing, found) if missing else ""
+    listed = ", ".join(repr(name[:30]) for name in columns[:8]) or "none"
+    hint = did_you_mean(missing, columns) if missing else ""
     return UserError(f"{where}: {problem} (found: {listed}); rows need {FORMATS_IN_WORDS}.{hint}")
 
 

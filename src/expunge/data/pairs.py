@@ -131,9 +131,9 @@ class PairSampler(Sampler[Pair]):
         yield from order[:whole]
         rest = order[whole:]
         for rank in range(self.ranks if rest else 0):
-            own = rest[rank :: self.ranks]
-            yield from own
-            yield from [(*rest[0], None)] * (self.per_rank - len(own))
+            mine = rest[rank :: self.ranks]
+            yield from mine
+            yield from [(*rest[0], None)] * (self.per_rank - len(mine))
 
     def _order(self) -> Iterator[tuple[int, int]]:
         lead_rows = self.sets.of(self.sets.lead)

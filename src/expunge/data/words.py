@@ -34,7 +34,7 @@ def words(text: str) -> list[str]:
 def words_and_marks(text: str) -> list[str]:
     """The words of a text in their own case and the punctuation marks and symbols between them, runs of one as one."""
     plain = _INVISIBLE.sub("", unicodedata.normalize("NFC", text))
-    return [found[0] for found in _WORD_OR_MARK.finditer(plain)]
+    return [match[0] for match in _WORD_OR_MARK.finditer(plain)]
 
 
 def pieces(text: str) -> list[str]:

@@ -38,11 +38,11 @@ def forgetting(metrics: Metrics, target: Metrics, retrained: Metrics | None = No
     `utility`, in `fluency` and in forget quality. None when a probability is missing, or when the target's is not
     above the goal: there was nothing to forget.
     """
-    own, before = _number(metrics, "forget_probability"), _number(target, "forget_probability")
+    now, before = _number(metrics, "forget_probability"), _number(target, "forget_probability")
     goal = 0.0 if retrained is None else _number(retrained, "forget_probability")
-    if own is None or before is None or goal is None or before <= goal:
+    if now is None or before is None or goal is None or before <= goal:
         return None
-    return 1.0 - _clip((own - goal) / (before - goal))
+    return 1.0 - _clip((now - goal) / (before - goal))
 
 
 def utility(metrics: Metrics, target: Metrics) -> float | None:
@@ -50,10 +50,10 @@ def utility(metrics: Metrics, target: Metrics) -> float | None:
 
     Range [0, 1]. None when either is missing or the target's is 0, of which there is no share.
     """
-    own, before = _number(metrics, "model_utility"), _number(target, "model_utility")
-    if own is None or before is None or before <= 0:
+    now, before = _number(metrics, "model_utility"), _number(target, "model_utility")
+    if now is None or before is None or before <= 0:
         return None
-    return _clip(own / before)
+    return _clip(now / before)
 
 
 def fluency(metrics: Metrics) -> float | None:

@@ -102,10 +102,12 @@ def _decodes_plainly(model: Any, length: int, how: How) -> bool:
     def read() -> tuple[Tensor, Tensor]:
         steps: list[list[Tensor]] = [[] for _ in prompts]
         with own_generation_config_set_aside(model):
-            told = greedy(model, prompts, caps, config, rows=2, how=how, ended=lambda _: None, steps=steps)
-        texts = [(*prompt, *answer) for prompt, answer in zip(prompts, told, strict=True)]
+            answers = greedy(model, prompts, caps, config, rows=2, how=how, ended=lambda _: None, steps=steps)
+        texts = [(*prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True)]
         plain = [plain_logits(model, text)[-cap - 1 : -1] for text, cap in zip(texts, caps, strict=True)]
-        return torch.stack([z_V for own, cap in zip(steps, caps, strict=True) for z_V in own[:cap]]), torch.cat(plain)
+        return torch.stack([z_V for logits, cap in zip(steps, caps, strict=True) for z_V in logits[:cap]]), torch.cat(
+            plain
+        )
 
     return agree(model, read, None)
 
@@ -129,12 +131,12 @@ def greedy(
     """
     divisible = not any(part._is_stateful for part in model.modules() if isinstance(part, PreTrainedModel))
     ends = set(config.eos_token_id or ())
-    told: list[list[int]] = [[] for _ in prompts]
+    answers: list[list[int]] = [[] for _ in prompts]
     if how == "uncached":
         for i, (prompt, cap) in enumerate(zip(prompts, caps, strict=True)):
-            told[i] = _uncached(model, prompt, cap, ends)
+            answers[i] = _uncached(model, prompt, cap, ends)
             ended(1)
-        return told
+        return answers
     rows = 1 if how == "alone" else rows
     waiting = deque(range(len(prompts)))
     active: _Batch | None = None
@@ -150,8 +152,8 @@ def greedy(
             if steps is not None:
                 steps[number].extend(z_BV[b] for z_BV in out.logits)
             over = next((i + 1 for i, token in enumerate(new) if token in ends), None)
-            told[number] = [*told[number], *new[:over]][: caps[number]]
-            if over is None and len(told[number]) < caps[number]:
+            answers[number] = [*answers[number], *new[:over]][: caps[number]]
+            if over is None and len(answers[number]) < caps[number]:
                 going.append(b)
         ended(len(batch.numbers) - len(going))
         if not going:
@@ -175,16 +177,16 @@ def greedy(
             if fresh is not None:
                 active = fresh if active is None else active.joined(fresh)
         elif active is not None:
-            active = advance(active, min(ROUND, *(caps[n] - len(told[n]) for n in active.numbers)))
-    return told
+            active = advance(active, min(ROUND, *(caps[n] - len(answers[n]) for n in active.numbers)))
+    return answers
 
 
 def _uncached(model: Any, prompt: tuple[int, ...], cap: int, ends: Collection[int]) -> list[int]:
     """The plain greedy loop, a forward of the whole text for every token."""
-    told: list[int] = []
-    while len(told) < cap and not (told and told[-1] in ends):
-        told.append(int(plain_logits(model, (*prompt, *told))[-1].argmax()))
-    return told
+    answer: list[int] = []
+    while len(answer) < cap and not (answer and answer[-1] in ends):
+        answer.append(int(plain_logits(model, (*prompt, *answer))[-1].argmax()))
+    return answer
 
 
 @contextmanager
@@ -199,5 +201,5 @@ def own_generation_config_set_aside(model: Any) -> Iterator[None]:
             module.generation_config = GenerationConfig()
         yield
     finally:
-        for module, own in owners:
-            module.generation_config = own
+        for module, config in owners:
+            module.generation_config = config

@@ -78,7 +78,7 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class Told:
+class Generated:
     """A generated text, the row that it answers, the kind of prompt (a key of `Usual`), and what would be right."""
 
     kind: str
@@ -134,25 +134,25 @@ class Usual:
         whole, end = np.quantile(means, LEVEL, axis=0)
         return float(whole), float(end)
 
-    def read(self, told: Sequence[Told]) -> list[dict[str, Any]]:
+    def read(self, answers: Sequence[Generated]) -> list[dict[str, Any]]:
         """For each text the fields of `judge`, by what the target finds."""
-        if not told:
+        if not answers:
             return []
         model, tokenizer = self._load()
-        read = _nlls(model, tokenizer, [(t.row, t.text) for t in told])
+        read = _nlls(model, tokenizer, [(t.row, t.text) for t in answers])
         del model
         gc.collect()
-        found: list[dict[str, Any]] = []
-        for t, nll in zip(told, read, strict=True):
+        judgements: list[dict[str, Any]] = []
+        for t, nll in zip(answers, read, strict=True):
             limits = self.limits(t.kind, len(nll))
             if not len(nll) or limits is None:
-                found.append(_UNREAD)
+                judgements.append(_UNREAD)
                 continue
             whole, end = float(nll.mean()), float(_second_half(nll).mean())
             broken = whole > limits[0] or (len(nll) >= ENDS and end > limits[1])
             numbers = zip(FIELDS, (whole, limits[0], end, limits[1]), strict=True)
-            found.append({"degenerate": broken, **dict(numbers)})
-        return found
+            judgements.append({"degenerate": broken, **dict(numbers)})
+        return judgements
 
 
 FIELDS = ("target_nll", "usual_nll", "target_nll_end", "usual_nll_end")
@@ -160,19 +160,21 @@ FIELDS = ("target_nll", "usual_nll", "target_nll_end", "usual_nll_end")
 _UNREAD: dict[str, Any] = {"degenerate": False, **dict.fromkeys(FIELDS)}
 
 
-def judge(told: Sequence[Told], usual: Usual | None) -> list[dict[str, Any]]:
+def judge(answers: Sequence[Generated], usual: Usual | None) -> list[dict[str, Any]]:
     """For each text whether it is `degenerate`, and `FIELDS`, None where the target was not asked.
 
     A right answer and a refusal are never broken. Without `usual` the text alone is looked at.
     """
     refusals = frozenset(map(_plain, REFUSALS)) if usual is None else usual.refusals
-    sound = [_plain(t.text) in refusals or is_right(t.text, t.answers) for t in told]
-    found = [{**_UNREAD, "degenerate": not ok and looks_broken(t.text)} for ok, t in zip(sound, told, strict=True)]
+    sound = [_plain(t.text) in refusals or is_right(t.text, t.answers) for t in answers]
+    judgements = [
+        {**_UNREAD, "degenerate": not ok and looks_broken(t.text)} for ok, t in zip(sound, answers, strict=True)
+    ]
     if usual is not None:
-        unsure = [i for i, ok in enumerate(sound) if not ok and not found[i]["degenerate"]]
-        for i, fields in zip(unsure, usual.read([told[i] for i in unsure]), strict=True):
-            found[i] = fields
-    return found
+        unsure = [i for i, ok in enumerate(sound) if not ok and not judgements[i]["degenerate"]]
+        for i, fields in zip(unsure, usual.read([answers[i] for i in unsure]), strict=True):
+            judgements[i] = fields
+    return judgements
 
 
 def before(text: str, stops: Sequence[str]) -> str:
@@ -195,8 +197,8 @@ def _read_elsewhere(model: Any, tokenizer: Any, asked: Prompts) -> list[np.ndarr
     room = requests.context_length(model) - asked.tokens
     encoded = [shortened(encode(row, tokenizer), room, tokenizer) for row in rows]
     prompts = [e.input_ids[: e.start] for e in encoded]
-    told = requests.generate(model, tokenizer, prompts, max_new_tokens=asked.tokens, progress=False)
-    texts = [before(t.text, asked.stops) for t in told]
+    answers = requests.generate(model, tokenizer, prompts, max_new_tokens=asked.tokens, progress=False)
+    texts = [before(t.text, asked.stops) for t in answers]
     pairs = {
         (i, (i + further) % count): text
         for further in ELSEWHERE

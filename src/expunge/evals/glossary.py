@@ -155,9 +155,9 @@ def as_json(metrics: Mapping[str, Metric], axes: Axes) -> dict[str, Any]:
     return {"metrics": {name: metric._asdict() for name, metric in metrics.items()}, "axes": asdict(axes)}
 
 
-def of_json(found: Any) -> tuple[dict[str, Metric], Axes]:
+def of_json(tree: Any) -> tuple[dict[str, Metric], Axes]:
     """(metrics, axes) that `as_json` wrote. Raises `ValueError` for anything else."""
-    match found:
+    match tree:
         case {"metrics": dict(metrics), "axes": {"forget": list(forget), "retain": list(retain), "near": list(near)}}:
             texts = [*forget, *retain, *near, *(v for m in metrics.values() if isinstance(m, dict) for v in m.values())]
             if all(isinstance(text, str) for text in texts):
@@ -197,7 +197,7 @@ def show(name: str, value: float | None) -> str:
     return text.replace("0.", ".", 1) if abs(float(text)) < 1 else text
 
 
-def main_metrics(found: Iterable[str], *groups: str) -> list[str]:
-    """Those of the metrics `found` that belong to the main table, group by group; with several, those of both last."""
-    found, groups = set(found), (*groups, "both") if len(groups) > 1 else groups
-    return [n for g in groups for n, m in METRICS.items() if n in found and m.group == g]
+def main_metrics(names: Iterable[str], *groups: str) -> list[str]:
+    """Those of the metrics `names` that belong to the main table, group by group; with several, those of both last."""
+    names, groups = set(names), (*groups, "both") if len(groups) > 1 else groups
+    return [n for g in groups for n, m in METRICS.items() if n in names and m.group == g]

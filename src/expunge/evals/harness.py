@@ -93,14 +93,14 @@ def _harness() -> tuple[Any, Any]:
 
 
 def _metrics(results: dict[str, Any]) -> dict[str, float]:
-    found = {}
+    metrics = {}
     for task, values in {**results["results"], **results.get("groups", {})}.items():
         for key, value in values.items():
             metric, comma, way = key.partition(",")  # "acc,none"; what has no comma is no metric
             if not comma or metric.endswith("_stderr") or isinstance(value, bool) or not isinstance(value, int | float):
                 continue
-            found[f"{task}_{metric}" if way == "none" else f"{task}_{metric}_{way}"] = float(value)
-    return found
+            metrics[f"{task}_{metric}" if way == "none" else f"{task}_{metric}_{way}"] = float(value)
+    return metrics
 
 
 def _check_names(tasks: Sequence[str], manager: Any) -> None:
@@ -130,7 +130,7 @@ def _load(tasks: Sequence[str], manager: Any) -> list[Any]:
             f"harness: {', '.join(tasks)} can't be loaded ({first_line(error)}); mend or omit it."
         ) from error
     inner = {name for children in loaded["group_map"].values() for name in children}
-    return [found for name, found in (loaded["groups"] | loaded["tasks"]).items() if name not in inner]
+    return [task for name, task in (loaded["groups"] | loaded["tasks"]).items() if name not in inner]
 
 
 def _manager(include_path: str | Path | None) -> Any:

@@ -120,16 +120,16 @@ def exact_match(generated: str, answer: str) -> float:
     text that does not say so; case, punctuation and articles don't count, unless the answer consists of them
     (brackets, in one of the tasks). Range {0, 1}.
     """
-    found = re.search(r"the answer is(.*?)(?:\.(?:\s|$)|\n|$)", generated, flags=re.IGNORECASE)
-    return _equal(found[1] if found else generated.strip().split("\n")[0], answer)
+    match = re.search(r"the answer is(.*?)(?:\.(?:\s|$)|\n|$)", generated, flags=re.IGNORECASE)
+    return _equal(match[1] if match else generated.strip().split("\n")[0], answer)
 
 
 def rwku_exact_match(generated: str, answer: str) -> float:
     """`exact_match` as RWKU's evaluation code has it: compared is what stands between the first "the answer is " and
     the next full stop, or else the whole text. Range {0, 1}.
     """
-    found = re.search(r"[t|T]he answer is (.*?)\.", generated)
-    return _equal(found[1] if found else generated, answer)
+    match = re.search(r"[t|T]he answer is (.*?)\.", generated)
+    return _equal(match[1] if match else generated, answer)
 
 
 def _equal(said: str, answer: str) -> float:

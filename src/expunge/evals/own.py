@@ -82,7 +82,7 @@ def own_metrics(names: Iterable[str]) -> list[OwnMetric]:
 
     Raises `UserError` for a path that leads to no metric and for a name that another metric has.
     """
-    found: list[OwnMetric] = []
+    metrics: list[OwnMetric] = []
     for name in names:
         path = name if is_path(name) else _entry_point(name)
         value = attribute(path, "a metric")
@@ -90,10 +90,10 @@ def own_metrics(names: Iterable[str]) -> list[OwnMetric]:
             raise UserError(
                 f"{path} is no metric; put @expunge.evals.own.metric(range=(0, 1), best=0) above a function."
             )
-        if METRICS.get(value.name, value.about) != value.about or value.name in (other.name for other in found):
+        if METRICS.get(value.name, value.about) != value.about or value.name in (other.name for other in metrics):
             raise UserError(f"{path}: another metric is called {value.name}; give the function another name.")
-        found.append(value)
-    return found
+        metrics.append(value)
+    return metrics
 
 
 def _entry_point(name: str) -> str:

@@ -13,7 +13,7 @@ from expunge.data.encode import Encoded, encode_rows, shortened
 from expunge.errors import UserError
 from expunge.evals import membership, requests
 from expunge.evals import metrics as m
-from expunge.evals.degeneration import Prompts, Told, Usual, before, judge
+from expunge.evals.degeneration import Generated, Prompts, Usual, before, judge
 from expunge.evals.requests import Generation, Score
 
 log = logging.getLogger(__name__)
@@ -77,13 +77,13 @@ def measure(
     for probe, group in zip(probes, groups, strict=True):
         match probe:
             case Continuations():
-                own = records[probe.name] = _continued(probe, group, generations.get(probe.name), tokenizer)
-                metrics.update(_means(probe, own, generate))
+                rows = records[probe.name] = _continued(probe, group, generations.get(probe.name), tokenizer)
+                metrics.update(_means(probe, rows, generate))
             case Choices():
-                own = records[probe.name] = _chosen(probe, group)
-                metrics[probe.name] = fmean(record["hit"] for record in own)
+                rows = records[probe.name] = _chosen(probe, group)
+                metrics[probe.name] = fmean(record["hit"] for record in rows)
             case Membership():
-                records[probe.name] = _told_apart(probe, group)
+                records[probe.name] = _attacked(probe, group)
                 known = (retrained_records or {}).get(probe.name)
                 metrics.update(_aucs(probe, records[probe.name], known))
     if generate:
@@ -155,24 +155,24 @@ def _generate(
     model: Any, tokenizer: Any, probes: Sequence[Probe], encoded: Sequence[Sequence[Encoded]], progress: bool
 ) -> dict[str, list[Generation]]:
     """Greedy continuations of every `Continuations`, those of one length together."""
-    found: dict[str, list[Generation]] = {}
+    generations: dict[str, list[Generation]] = {}
     asked = [(p, group) for p, group in zip(probes, encoded, strict=True) if isinstance(p, Continuations)]
     for tokens in sorted({p.tokens for p, _ in asked}):
         same = [(p.name, [e.input_ids[: e.start] for e in group]) for p, group in asked if p.tokens == tokens]
         flat = [prompt for _, prompts in same for prompt in prompts]
-        told = iter(requests.generate(model, tokenizer, flat, max_new_tokens=tokens, progress=progress))
-        found.update({name: list(islice(told, len(prompts))) for name, prompts in same})
-    return found
+        generated = iter(requests.generate(model, tokenizer, flat, max_new_tokens=tokens, progress=progress))
+        generations.update({name: list(islice(generated, len(prompts))) for name, prompts in same})
+    return generations
 
 
 def _continued(
-    probe: Continuations, scores: Sequence[Score], told: Sequence[Generation] | None, tokenizer: Any
+    probe: Continuations, scores: Sequence[Score], generations: Sequence[Generation] | None, tokenizer: Any
 ) -> list[Record]:
     records: list[Record] = []
     for i, (row, score) in enumerate(zip(probe.rows, scores, strict=True)):
         prompt, answer = parts(row)
         answers = _answers(probe, i, tokenizer)
-        text = before(told[i].text, probe.stops) if told is not None else None
+        text = before(generations[i].text, probe.stops) if generations is not None else None
         compared = (probe.comparison, *probe.beside.values())
         records.append(
             {
@@ -210,16 +210,16 @@ def _pools(probes: Sequence[Probe], records: Mapping[str, Sequence[Record]]) -> 
 def _degeneration(
     probes: Sequence[Probe], records: Mapping[str, Sequence[Record]], usual: Usual | None
 ) -> dict[str, float]:
-    """The share of broken text among the answers to all that is forgotten; each record is told whether it is."""
-    told = [
-        (record, Told(p.name, row, record["generated"], [record["answer"]] if p.answers is None else p.answers[i]))
+    """The share of broken text among the answers to all that is forgotten; each record gets whether it is."""
+    judged = [
+        (record, Generated(p.name, row, record["generated"], [record["answer"]] if p.answers is None else p.answers[i]))
         for p in probes
         if isinstance(p, Continuations) and p.forgotten
         for i, (row, record) in enumerate(zip(p.rows, records[p.name], strict=True))
     ]
-    for (record, _), fields in zip(told, judge([t for _, t in told], usual), strict=True):
+    for (record, _), fields in zip(judged, judge([t for _, t in judged], usual), strict=True):
         record.update(fields)
-    return {"degeneration": fmean(record["degenerate"] for record, _ in told)} if told else {}
+    return {"degeneration": fmean(record["degenerate"] for record, _ in judged)} if judged else {}
 
 
 def _named(name: str, probe: Continuations) -> list[tuple[str, Comparison]]:
@@ -261,12 +261,12 @@ def _rows(probe: Membership) -> list[Row]:
     return [{"text": x} if isinstance(x, str) else x for x in (*probe.members, *probe.others)]
 
 
-def _told_apart(probe: Membership, scores: Sequence[Score]) -> list[Record]:
+def _attacked(probe: Membership, scores: Sequence[Score]) -> list[Record]:
     records: list[Record] = []
     for i, (row, score) in enumerate(zip(_rows(probe), scores, strict=True)):
         asked, text = parts(row)
-        found = {name: attack(score, text) for name, attack in ATTACKS.items()}
-        records.append({"index": i, "question": asked or text, "member": i < len(probe.members), **found})
+        attacks = {name: attack(score, text) for name, attack in ATTACKS.items()}
+        records.append({"index": i, "question": asked or text, "member": i < len(probe.members), **attacks})
     return records
 
 
@@ -277,8 +277,8 @@ def _aucs(
         scores = _sides(records, attack)
         yield f"{probe.name}_{attack}", membership.auc(*scores)
         if probe.sides is not None:
-            for side, own in zip(probe.sides, scores, strict=True):
-                yield f"{probe.name}_{attack}_{side}", fmean(own)
+            for side, of_side in zip(probe.sides, scores, strict=True):
+                yield f"{probe.name}_{attack}_{side}", fmean(of_side)
     if probe.sides is None and (retrained is not None or probe.retrained_auc is not None):
         known = probe.retrained_auc if retrained is None else _muse_auc(retrained)
         if known:

@@ -26,7 +26,7 @@ AtHead = Callable[[Sequence[tuple[Encoded, int]], Tensor, Tensor, Head], Tensor]
 def reads_trees(model: Any, ways: Ways, longest: int) -> bool:
     """Whether a model reads trees of sequences of up to `longest` tokens as it reads the sequences.
 
-    Each token must be told what to attend to, and at which depth it is, by whatever connects tokens in the model: no
+    Each token must learn what to attend to, and at which depth it is, from whatever connects tokens in the model: no
     state may run from token to token, and no window count other branches in. That is tried on a small tree, but for
     attention that takes no such mask.
     """
@@ -44,8 +44,8 @@ def reads_trees(model: Any, ways: Ways, longest: int) -> bool:
         plain = torch.cat([plain_logits(model, s.input_ids)[:-1] for s in sequences])
 
         def read() -> Tensor:
-            (found,) = at_trees(model, trees, [whole], dense=ways.dense)
-            return torch.cat([found[s] for s in sequences])
+            (numbers,) = at_trees(model, trees, [whole], dense=ways.dense)
+            return torch.cat([numbers[s] for s in sequences])
 
         holds = agree(model, read, plain)
         if not holds:
@@ -78,7 +78,7 @@ def at_trees(
         parts = zip(lots, asks, hidden_ND.split(sizes), target_N.split(sizes), strict=True)
         return [find(lot.where, h_ND, t_N, head) if lot.where else None for lot, (_, find), h_ND, t_N in parts]
 
-    found, _ = forward_supervised(
+    numbers, _ = forward_supervised(
         model,
         input_ids_BT.to(model.device),
         mask.to(model.device),
@@ -87,8 +87,8 @@ def at_trees(
         position_ids_BT=None if positions_BT is None else positions_BT.to(model.device),
         dense=dense,
     )
-    assert found is not None
-    columns = [None if x is None else x.cpu() for x in found]
+    assert numbers is not None
+    columns = [None if x is None else x.cpu() for x in numbers]
     if any(x is not None and x.isnan().any() for x in columns):
         raise UserError(NAN)
     return [
@@ -114,9 +114,9 @@ class _Lot:
             for sequence, nodes in tree.predicting():
                 if sequence not in wanted:
                     continue
-                own = [(b, *at) for at in zip(nodes, sequence.targets, strict=True)]
-                where.extend((sequence, i) for i, at in enumerate(own) if at not in known)
-                indices[sequence] = [known.setdefault(at, len(known)) for at in own]
+                keys = [(b, *at) for at in zip(nodes, sequence.targets, strict=True)]
+                where.extend((sequence, i) for i, at in enumerate(keys) if at not in known)
+                indices[sequence] = [known.setdefault(at, len(known)) for at in keys]
         return cls(list(known), where, indices)
 
 

@@ -50,7 +50,7 @@ class Measure(Protocol):
 
     def asks(self, model: Any, tokenizer: Any) -> list[Ask]: ...
 
-    def metrics(self, found: Sequence[Sequence[Tensor]]) -> dict[str, float]:
+    def metrics(self, values: Sequence[Sequence[Tensor]]) -> dict[str, float]:
         """From the answers to each of `asks`."""
         ...
 
@@ -125,10 +125,10 @@ def ask_scores(sequences: Sequence[Encoded], *, details: bool = False) -> Ask:
     return Ask(sequences, lambda _where, *at: at_head(*at))
 
 
-def scores(ask: Ask, found: Sequence[Tensor]) -> list[Score]:
+def scores(ask: Ask, values: Sequence[Tensor]) -> list[Score]:
     """The scores of an `ask_scores`, one object for a sequence however often it was asked about."""
     made: dict[Encoded, Score] = {}
-    for sequence, part in zip(ask.sequences, found, strict=True):
+    for sequence, part in zip(ask.sequences, values, strict=True):
         if sequence not in made:
             numbers = part.float().numpy()
             details = () if numbers.ndim == 1 else (numbers[:, 1] > 0, numbers[:, 2], numbers[:, 3])
@@ -159,15 +159,15 @@ def at_answers(
         token_budget = min(token_budget, max(1, DENSE_LOGITS // ways.vocab_size))
     token_budget = token_budget if ways.padded else 1
     wanted = [(set(sequences), ask.at_head) for sequences, ask in zip(fitted, asks, strict=True)]
-    found: list[dict[Encoded, Tensor]] = [{} for _ in asks]
+    parts_of: list[dict[Encoded, Tensor]] = [{} for _ in asks]
     with _evaluating(model), tqdm(total=len(distinct), desc="score", leave=False, disable=not progress) as bar:
         for batch in _own_part(model, _batches([len(tree) for tree in trees], token_budget)):
             rows = [trees[i] for i in batch]
-            for own, parts in zip(found, at_trees(model, rows, wanted, dense=ways.dense), strict=True):
-                own.update(parts)
+            for by_sequence, parts in zip(parts_of, at_trees(model, rows, wanted, dense=ways.dense), strict=True):
+                by_sequence.update(parts)
             bar.update(sum(len(tree.sequences) for tree in rows))
-    whole = [ranks.merged(own) for own in found]
-    return [[own[s] for s in sequences] for own, sequences in zip(whole, fitted, strict=True)]
+    whole = [ranks.merged(by_sequence) for by_sequence in parts_of]
+    return [[by_sequence[s] for s in sequences] for by_sequence, sequences in zip(whole, fitted, strict=True)]
 
 
 def fit(model: Any, sequences: Sequence[Encoded]) -> list[Encoded]:
@@ -226,14 +226,14 @@ def generate(
         own_generation_config_set_aside(model),
         tqdm(total=len(asked), desc="generate", leave=False, disable=not progress) as bar,
     ):
-        told = greedy(model, texts, left, config, rows=rows, how=how, ended=bar.update)
-    answers |= ranks.merged({p: (*answers[p], *new) for p, new in zip(asked, told, strict=True)})
-    found: dict[tuple[int, ...], Generation] = {}
+        new_tokens = greedy(model, texts, left, config, rows=rows, how=how, ended=bar.update)
+    answers |= ranks.merged({p: (*answers[p], *new) for p, new in zip(asked, new_tokens, strict=True)})
+    generations: dict[tuple[int, ...], Generation] = {}
     for prompt, new in answers.items():
         finished = bool(stops.intersection(new[-1:]))
         new = new[:-1] if finished else new
-        found[prompt] = Generation(tokenizer.decode(new, skip_special_tokens=True).strip(), new, finished)
-    return [found[p] for p in prompts]
+        generations[prompt] = Generation(tokenizer.decode(new, skip_special_tokens=True).strip(), new, finished)
+    return [generations[p] for p in prompts]
 
 
 def context_length(model: Any) -> int:
@@ -247,10 +247,10 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
 
     A chat template's end of turn is often not the tokenizer's end of sequence, and a model may list several.
     """
-    own = model.generation_config.eos_token_id
-    own = own if isinstance(own, list) else [own]
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
     supervised = encode(question_row("?", "!"), tokenizer).input_ids[-1]
-    return list(dict.fromkeys(t for t in (tokenizer.eos_token_id, supervised, *own) if t is not None))
+    return list(dict.fromkeys(t for t in (tokenizer.eos_token_id, supervised, *ends) if t is not None))
 
 
 def _own_part(model: Any, items: Iterable[T]) -> list[T]:

@@ -99,10 +99,10 @@ class Distance:
 
         return [Ask(answers, at_head)]
 
-    def metrics(self, found: Sequence[Sequence[Tensor]]) -> dict[str, float]:
-        """From what was found: an answer to each of `asks`."""
-        if not found:
+    def metrics(self, values: Sequence[Sequence[Tensor]]) -> dict[str, float]:
+        """Metrics from `values`, one entry for each of `asks`."""
+        if not values:
             return {}
-        (kls,) = found
+        (kls,) = values
         mean = torch.cat(list(kls)).double().mean(0).tolist()
         return {**dict(zip(("kl_unlearned", "kl_soft_labels"), mean, strict=False)), **self.fixed}

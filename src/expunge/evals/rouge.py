@@ -50,8 +50,8 @@ def rwku_rouge_l_recall(generated: str, answer: str) -> float:
     """
     said, wanted = _sentences(generated), _sentences(answer)
     known = set().union(*wanted)
-    found = set().union(*(_common(theirs, ours) for theirs in wanted for ours in said))
-    return len(found) / len(known) if known else 0.0
+    common = set().union(*(_common(theirs, ours) for theirs in wanted for ours in said))
+    return len(common) / len(known) if known else 0.0
 
 
 class _Words:
@@ -89,13 +89,13 @@ def _common(a: list[str], b: list[str]) -> set[str]:
     for i, x in enumerate(a):
         for j, y in enumerate(b):
             length[i + 1, j + 1] = length[i, j] + 1 if x == y else max(length[i, j + 1], length[i + 1, j])
-    i, j, found = len(a), len(b), set[str]()
+    i, j, common = len(a), len(b), set[str]()
     while i and j:
         if a[i - 1] == b[j - 1]:
-            found.add(a[i - 1])
+            common.add(a[i - 1])
             i, j = i - 1, j - 1
         elif length[i - 1, j] > length[i, j - 1]:
             i -= 1
         else:
             j -= 1
-    return found
+    return common

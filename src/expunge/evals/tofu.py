@@ -15,7 +15,7 @@ from expunge.data.encode import Encoded, encode, place, question_row, shortened,
 from expunge.errors import UserError
 from expunge.evals import metrics as m
 from expunge.evals import requests
-from expunge.evals.degeneration import SAMPLE, Prompts, Told, Usual, judge
+from expunge.evals.degeneration import SAMPLE, Generated, Prompts, Usual, judge
 from expunge.evals.memorization import exact_memorization, extraction_strength
 from expunge.evals.requests import Measure, Score
 
@@ -105,11 +105,11 @@ def evaluate(
         name: _ask(rows if name == FORGET else rows[:limit], tokenizer, context, name)
         for name, rows in questions.items()
     }
-    own = requests.ask_scores([a.sequences[0] for rows in asked.values() for a in rows], details=generate)
+    originals = requests.ask_scores([a.sequences[0] for rows in asked.values() for a in rows], details=generate)
     flat = requests.ask_scores([sequence for rows in asked.values() for a in rows for sequence in a.sequences[1:]])
     asks = also.asks(model, tokenizer) if also is not None else []
-    found_own, found, *others = requests.at_answers(model, [own, flat, *asks], progress=progress)
-    answers, scores = iter(requests.scores(own, found_own)), iter(requests.scores(flat, found))
+    of_originals, of_others, *others = requests.at_answers(model, [originals, flat, *asks], progress=progress)
+    answers, scores = iter(requests.scores(originals, of_originals)), iter(requests.scores(flat, of_others))
     answered = {name: list(islice(answers, len(rows))) for name, rows in asked.items()}
     records = {
         name: [
@@ -124,24 +124,26 @@ def evaluate(
             record["extraction_strength"] = extraction_strength(answer.hits)
             record["exact_memorization"] = exact_memorization(answer.hits)
         cap = max_new_tokens or answer_cap(questions.values(), tokenizer, context)
-        told = [
+        generating = [
             (records[name][i], a, answered[name][i]) for name, rows in asked.items() for i, a in enumerate(rows[:limit])
         ]
         generations = requests.generate(
             model,
             tokenizer,
-            [a.prompt for _, a, _ in told],
-            begun=[a.answer[: answer.begins] for _, a, answer in told],
-            others=specials(tokenizer).intersection(a.answer[-1] for _, a, _ in told),  # with which rows end as text
+            [a.prompt for _, a, _ in generating],
+            begun=[a.answer[: answer.begins] for _, a, answer in generating],
+            others=specials(tokenizer).intersection(
+                a.answer[-1] for _, a, _ in generating
+            ),  # with which rows end as text
             max_new_tokens=cap,
             progress=progress,
         )
-        for (record, _, _), generation in zip(told, generations, strict=True):
+        for (record, _, _), generation in zip(generating, generations, strict=True):
             record["generated"] = generation.text
             record["rouge_l_recall"] = m.rouge_l_recall(generation.text, record["answer"])
         gone = [r for r in records.get(FORGET, []) if r["generated"] is not None]
         rows = [_row(q) for q in questions.get(FORGET, [])[: len(gone)]]
-        texts = [Told(FORGET, row, r["generated"], [r["answer"]]) for row, r in zip(rows, gone, strict=True)]
+        texts = [Generated(FORGET, row, r["generated"], [r["answer"]]) for row, r in zip(rows, gone, strict=True)]
         for record, fields in zip(gone, judge(texts, usual), strict=True):
             record.update(fields)
     metrics = _summary(records)
@@ -217,12 +219,12 @@ def answer_cap(sets: Iterable[Sequence[Question]], tokenizer: Any, context: int)
 def _record(index: int, question: Question, scores: Sequence[Score], choice: bool) -> Record:
     answer, paraphrased, *perturbed = scores
     probabilities = [m.probability(s.total, s.tokens) for s in scores]
-    own, wrong = probabilities[0], probabilities[2:]
+    given, wrong = probabilities[0], probabilities[2:]
     return {
         "index": index,
         "question": question.question,
         "answer": question.answer,
-        "probability": m.choice_probability(own, [own, *wrong]) if choice else own,
+        "probability": m.choice_probability(given, [given, *wrong]) if choice else given,
         "truth_ratio": m.truth_ratio(paraphrased.mean, [s.mean for s in perturbed]) if perturbed else None,
         "logp_mean": answer.mean,
         "tokens": answer.tokens,

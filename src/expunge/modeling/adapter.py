@@ -157,18 +157,18 @@ class Merged:
     @classmethod
     def of(cls, adapted: Any, below: "Merged | None", *, base: str) -> "Merged":
         """Read a model with its adapter on, which may lie on another that was merged (`below`)."""
-        own = factors_of(adapted)
+        factors = factors_of(adapted)
         if below is None:
-            return cls(base, own)
-        return cls(below.base, None if own is None or below.factors is None else _joined(below.factors, own))
+            return cls(base, factors)
+        return cls(below.base, None if factors is None or below.factors is None else _joined(below.factors, factors))
 
     def save(self, adapted: Any, path: Path) -> None:
         """Write this adapter and the one on `adapted` as one on the base: their ranks add up, their sum is exact."""
         from peft import LoraConfig as PeftLoraConfig
 
-        own = factors_of(adapted)
-        assert self.factors is not None and own is not None, "refused when it was loaded"
-        both = _joined(self.factors, own)
+        factors = factors_of(adapted)
+        assert self.factors is not None and factors is not None, "refused when it was loaded"
+        both = _joined(self.factors, factors)
         ranks = {name: len(a) for name, (a, _) in both.items()}
         widest = max(ranks.values())
         others = {re.escape(name): r for name, r in ranks.items() if r != widest}
@@ -200,17 +200,17 @@ def factors_of(adapted: Any) -> Factors | None:
     ((adapter, config),) = adapted.peft_config.items()
     if not is_plain_lora(config):
         return None
-    found: Factors = {}
+    factors: Factors = {}
     for name, module in adapted.get_base_model().named_modules():
         if isinstance(module, LoraLayer):
             layer: Any = module
             if adapter not in layer.lora_A or not isinstance(layer.lora_A[adapter], nn.Linear):
                 return None
-            found[name] = (
+            factors[name] = (
                 layer.lora_A[adapter].weight.detach(),
                 layer.lora_B[adapter].weight.detach() * layer.scaling[adapter],
             )
-    return found
+    return factors
 
 
 def _joined(first: Factors, second: Factors) -> Factors:

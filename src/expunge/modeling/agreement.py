@@ -130,23 +130,23 @@ def _measure(model: Any, length: int) -> Ways:
 
     def read(rows: int, *, dense: bool) -> Tensor:
         ids, mask = ids_BT[:rows], mask_BT[:rows]
-        found, _ = forward_supervised(
+        numbers, _ = forward_supervised(
             model, ids, mask, mask.bool(), at_head=lambda hidden_ND, head: head.logits(hidden_ND), dense=dense
         )
-        assert found is not None
-        return found
+        assert numbers is not None
+        return numbers
 
     both, vocab_size = torch.cat(plain), plain[0].shape[-1]
     knows_head = agree(model, lambda: _at_loud_head(model, first), None, ulps=4)
     for dense in (False, True) if knows_head else (True,):
         if agree(model, lambda dense=dense: read(2, dense=dense), both):
-            return _told(model, Ways(dense, padded=True, vocab_size=vocab_size))
+            return _logged(model, Ways(dense, padded=True, vocab_size=vocab_size))
         if dense or agree(model, lambda: read(1, dense=False), plain[0]):
-            return _told(model, Ways(dense, padded=False, vocab_size=vocab_size))
+            return _logged(model, Ways(dense, padded=False, vocab_size=vocab_size))
     raise AssertionError("the dense way was not tried")
 
 
-def _told(model: Any, ways: Ways) -> Ways:
+def _logged(model: Any, ways: Ways) -> Ways:
     if ways.dense:
         say(model, "does something to its logits that expunge does not know: the model makes them all itself")
     if not ways.padded:
@@ -163,12 +163,12 @@ def say(model: Any, what: str) -> None:
 def _at_loud_head(model: Any, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Logits by `Head` and by the model itself, of the same hidden states, which are scaled so that they are large."""
     base = ranks.inside(model)
-    found: list[Tensor] = []
+    logits: list[Tensor] = []
 
     def louder(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         head = Head.of(base)
         hidden_BTD = inputs[0] * (LOUD / head.forward(inputs[0]).float().std()).to(inputs[0].dtype)
-        found.append(head.logits(hidden_BTD[0]))
+        logits.append(head.logits(hidden_BTD[0]))
         return (hidden_BTD, *inputs[1:])
 
     hook = base.get_output_embeddings().register_forward_pre_hook(louder)
@@ -176,7 +176,7 @@ def _at_loud_head(model: Any, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
         own_NV = plain_logits(model, tokens)
     finally:
         hook.remove()
-    (by_head_NV,) = found
+    (by_head_NV,) = logits
     return by_head_NV, own_NV
 
 
@@ -214,10 +214,10 @@ def agree(
     sequence beside another of its length. Ranks that hold parts of a model come to one verdict.
     """
     try:
-        found = find()
-        found_NV, plain_NV = found if isinstance(found, tuple) else (found, plain_NV)
+        measured = find()
+        other_NV, plain_NV = measured if isinstance(measured, tuple) else (measured, plain_NV)
         assert plain_NV is not None
-        same = apart(found_NV, plain_NV) <= max(ulps * precision(model), 4 * rounding(model))
+        same = apart(other_NV, plain_NV) <= max(ulps * precision(model), 4 * rounding(model))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -226,17 +226,17 @@ def agree(
     return all(ranks.merged({ranks.rank(): same}).values()) if ranks.is_sharded(model) else same
 
 
-def apart(found_NV: Tensor, plain_NV: Tensor) -> float:
+def apart(other_NV: Tensor, plain_NV: Tensor) -> float:
     """How far logits are from the plain ones: the root mean square over a token's V log-probabilities where it is
     largest, in units of their spread over the vocabulary."""
-    if found_NV.shape != plain_NV.shape:
+    if other_NV.shape != plain_NV.shape:
         return float("inf")
-    found_NV, plain_NV = (z_NV.to("cpu", torch.float64).log_softmax(-1) for z_NV in (found_NV, plain_NV))
+    other_NV, plain_NV = (z_NV.to("cpu", torch.float64).log_softmax(-1) for z_NV in (other_NV, plain_NV))
     ruled_out_NV = plain_NV < -1e4  # some models give such logits to tokens that may not come
-    if not torch.equal(ruled_out_NV, found_NV < -1e4):
+    if not torch.equal(ruled_out_NV, other_NV < -1e4):
         return float("inf")
-    found_NV, plain_NV = (z_NV.masked_fill(ruled_out_NV, 0.0) for z_NV in (found_NV, plain_NV))
-    error = (found_NV - plain_NV).square().mean(-1).sqrt().max()
+    other_NV, plain_NV = (z_NV.masked_fill(ruled_out_NV, 0.0) for z_NV in (other_NV, plain_NV))
+    error = (other_NV - plain_NV).square().mean(-1).sqrt().max()
     return float(error / plain_NV.std(-1).square().mean().sqrt()) if error else 0.0
 
 

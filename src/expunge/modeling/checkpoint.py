@@ -147,14 +147,14 @@ def _check_files(folder: Path) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The keys and values in a file of a checkpoint; raises `UserError` for a file without them."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"model: {path} is not JSON ({_reason(error)}); copy it again, or save the model anew."
         ) from error
-    if not isinstance(found, dict):
+    if not isinstance(tree, dict):
         raise UserError(f"model: {path} holds no keys and values; copy it again, or save the model anew.")
-    return found
+    return tree
 
 
 def check_unchanged(name: str | Path) -> None:
@@ -277,8 +277,8 @@ def stored_dtype(name: str | Path) -> Any:
     """The dtype in which the model in `name` (an adapter's base) is loaded by itself; `None` where it does not say."""
     if is_adapter(name):
         return stored_dtype(base_of(name))
-    if (found := load_config(str(name)).dtype) is not None:
-        return found
+    if (dtype := load_config(str(name)).dtype) is not None:
+        return dtype
     path = Path(folder_of(name)) / "model.safetensors"
     if not path.is_file():
         return None

@@ -242,12 +242,12 @@ class LogitDifferenceForCausalLM(PreTrainedModel, GenerationMixin):
         from peft import set_peft_model_state_dict
 
         adapter = {name.removeprefix("base_model.model."): x for name, x in weights.items()}
-        found = set_peft_model_state_dict(self.base, adapter, adapter_name=ASSISTANT)
-        lost = [name for name in found.missing_keys if ASSISTANT in name]
-        if lost or found.unexpected_keys:
+        report = set_peft_model_state_dict(self.base, adapter, adapter_name=ASSISTANT)
+        lost = [name for name in report.missing_keys if ASSISTANT in name]
+        if lost or report.unexpected_keys:
             raise UserError(
                 f"model: the assistant's weights don't belong to its base (for example "
-                f"{[*lost, *found.unexpected_keys][0]}); copy the checkpoint again, or train it anew."
+                f"{[*lost, *report.unexpected_keys][0]}); copy the checkpoint again, or train it anew."
             )
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  options of shards mean nothing here
@@ -317,8 +317,8 @@ class LogitDifferenceForCausalLM(PreTrainedModel, GenerationMixin):
         parts, first = [], 0
         for model in self.difference.models:
             last = first + model.config.get_text_config().num_hidden_layers
-            own = Cache(layers=cache.layers[first:last]) if cache is not None else None
-            parts.append(model.get_decoder()(**given, past_key_values=own, **inputs).last_hidden_state[:, keep])
+            cached = Cache(layers=cache.layers[first:last]) if cache is not None else None
+            parts.append(model.get_decoder()(**given, past_key_values=cached, **inputs).last_hidden_state[:, keep])
             first = last
         return torch.cat(parts, dim=-1), cache
 
@@ -373,9 +373,9 @@ def assistant_weights(path: Path) -> dict[str, Tensor]:
 def _check_vocabularies(base: Any, others: list[Any]) -> None:
     size = base.get_output_embeddings().weight.shape[0]
     for model in others:
-        if (found := model.get_output_embeddings().weight.shape[0]) != size:
+        if (vocabulary := model.get_output_embeddings().weight.shape[0]) != size:
             raise UserError(
-                f"method.forget.assistant: its vocabulary has {found} tokens and the model's {size}; take an "
+                f"method.forget.assistant: its vocabulary has {vocabulary} tokens and the model's {size}; take an "
                 f"assistant of the same family, with the same tokenizer."
             )
 

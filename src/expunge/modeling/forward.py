@@ -110,14 +110,14 @@ def _head_replaced(module: nn.Module, find: Callable[[Tensor], R], results: list
         return inputs[0].new_zeros(*inputs[0].shape[:-1], 1)
 
     hook = module.register_forward_hook(take)
-    own = vars(module).get("forward")  # accelerate keeps its hooks in such a forward
+    replaced = vars(module).get("forward")  # accelerate keeps its hooks in such a forward
     module.forward = in_its_place
     try:
         yield
     finally:
         del module.forward  # the class's own forward shows again
-        if own is not None:
-            module.forward = own
+        if replaced is not None:
+            module.forward = replaced
         hook.remove()
 
 
@@ -193,9 +193,9 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     base = ranks.inside(model)
     count = base.config.get_text_config().num_hidden_layers
     lists = (m for m in base.get_decoder().modules() if isinstance(m, nn.ModuleList) and len(m) == count)
-    if (found := next(lists, None)) is None:
+    if (layers := next(lists, None)) is None:
         raise UserError(
             f"model: {type(base).__name__} keeps its {count} layers where they are not looked for; take a method that "
             f"names no layer."
         )
-    return found
+    return layers

@@ -183,9 +183,9 @@ def token_scores(hidden_ND: Tensor, target_N: Tensor, head: Head, asked: Sequenc
         return _FrozenScores.apply(hidden_ND, target_N, head, asked)
     if frozen and torch.is_grad_enabled():
         measured = [
-            Chunk(slice(own.start + first, own.stop + first), score_of(score, target_N[first : first + size][own]))
+            Chunk(slice(part.start + first, part.stop + first), score_of(score, target_N[first : first + size][part]))
             for score, first, size in _spans(asked)
-            for own in _chunks(size)
+            for part in _chunks(size)
         ]
         return token_numbers(hidden_ND, head, measured)
     parts = [
@@ -259,12 +259,12 @@ def _of_logps(
     find: Callable[[Tensor, Tensor, Workspace], Tensor], hidden_ND: Tensor, target_N: Tensor, head: Head
 ) -> Tensor:
     """The results of `find` for a chunk's log-probabilities [C, V] and targets [C, 1], [N, …], without gradients."""
-    workspace, found = Workspace(head.vocab_size, hidden_ND), []
-    for own in _chunks(len(target_N)):
-        rows = len(target_N[own])
-        z_CV = head.logits(hidden_ND[own], workspace.at(0, rows))
-        found.append(find(torch.log_softmax(z_CV, -1, out=workspace.at(1, rows)), target_N[own, None], workspace))
-    return torch.cat(found)
+    workspace, parts = Workspace(head.vocab_size, hidden_ND), []
+    for part in _chunks(len(target_N)):
+        rows = len(target_N[part])
+        z_CV = head.logits(hidden_ND[part], workspace.at(0, rows))
+        parts.append(find(torch.log_softmax(z_CV, -1, out=workspace.at(1, rows)), target_N[part, None], workspace))
+    return torch.cat(parts)
 
 
 def token_divergence(
@@ -287,8 +287,8 @@ def token_divergence(
     if head.linear is None or not torch.is_grad_enabled():
         return _by_chunks(chunk, hidden_ND, reference_ND, target_N)
     chunks = [
-        Chunk(own, divergence_from(reference_ND[own], reference_head, target_N[own], divergence), torch.ones_like)
-        for own in _chunks(len(target_N))
+        Chunk(part, divergence_from(reference_ND[part], reference_head, target_N[part], divergence), torch.ones_like)
+        for part in _chunks(len(target_N))
     ]
     return token_numbers(hidden_ND, head, chunks)
 
@@ -456,7 +456,9 @@ class _LinearTokens(torch.autograd.Function):
             if bool(off <= ulps * grad_N.abs().max()):
                 d_weight_VD.mul_(factor.to(d_weight_VD.dtype))  # in place: it may be the largest tensor there is
             else:
-                known = [replace(chunk, gradient=lambda _number_C, own=chunk.own: grad_N[own]) for chunk in ctx.chunks]
+                known = [
+                    replace(chunk, gradient=lambda _number_C, part=chunk.own: grad_N[part]) for chunk in ctx.chunks
+                ]
                 _, _, d_weight_VD, _ = _go_through(hidden_ND, weight_VD, ctx.head, known, trains=True)
         return d_hidden_ND * grad_N[:, None].to(d_hidden_ND.dtype), d_weight_VD, None, None
 

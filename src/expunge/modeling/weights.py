@@ -1,4 +1,4 @@
-"""The weights of a checkpoint, all of them or none: whatever is missing, of another shape or left over is told."""
+"""The weights of a checkpoint, all of them or none: whatever is missing, of another shape or left over is named."""
 
 import logging
 import re
@@ -75,7 +75,7 @@ def _load_plain(name: str, options: dict[str, Any]) -> Any:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder_of(name),
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told below, by name
+            ignore_mismatched_sizes=True,  # reported below, by name
             trust_remote_code=False,
             **options,
         )
@@ -100,7 +100,7 @@ def _load_adapted(name: str, options: dict[str, Any]) -> Any:
     nowhere = base.device.type == "meta"
     device = "cpu" if nowhere else str(base.device)
     try:
-        found = model.load_adapter(name, "default", torch_device=device, low_cpu_mem_usage=nowhere)
+        report = model.load_adapter(name, "default", torch_device=device, low_cpu_mem_usage=nowhere)
     except RuntimeError as error:
         shapes = re.findall(r"size mismatch for (\S+): .*?Size\((.*?)\).*?Size\((.*?)\)", str(error))
         _refuse(
@@ -111,8 +111,8 @@ def _load_adapted(name: str, options: dict[str, Any]) -> Any:
         )
         raise
     remedy = "give an adapter that was trained on this base"
-    _refuse(name, "lacks weights of its adapter", sorted(found.missing_keys), remedy)
-    _refuse(name, "holds weights that its adapter_config.json has no place for", sorted(found.unexpected_keys), remedy)
+    _refuse(name, "lacks weights of its adapter", sorted(report.missing_keys), remedy)
+    _refuse(name, "holds weights that its adapter_config.json has no place for", sorted(report.unexpected_keys), remedy)
     return model
 
 

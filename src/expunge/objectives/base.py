@@ -118,11 +118,11 @@ class Signals:
 
     def part(self, tokens: slice, sequences: slice) -> "Signals":
         """The signals of these tokens alone, which lie in these sequences; without those of the refusals."""
-        own: dict[str, Any] = {
+        values: dict[str, Any] = {
             f.name: x[tokens] for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)
         }
-        own["sequence_N"] = own["sequence_N"] - sequences.start
-        return Signals(self.vocab_size, sequences=sequences.stop - sequences.start, **own)
+        values["sequence_N"] = values["sequence_N"] - sequences.start
+        return Signals(self.vocab_size, sequences=sequences.stop - sequences.start, **values)
 
     def sequence_sum(self, x_N: Tensor) -> Tensor:
         """Sum a per-token number over each sequence: [N] → [B]."""

@@ -157,8 +157,8 @@ def _benchmark(recipe: Recipe, benchmark: Any, forget: Any, retain: Any) -> Benc
         return with_additions(recipe.model_copy(update={"data": None}), benchmark, benchmark.variants)
     if all(rows is None or isinstance(rows, str | Path) for rows in (forget, retain)):
         return load_benchmark(recipe)
-    own = custom.of_rows(_rows(forget, "forget"), _rows(retain, "retain"), split=GIVEN, seed=recipe.seed)
-    return with_additions(recipe, own)
+    given = custom.of_rows(_rows(forget, "forget"), _rows(retain, "retain"), split=GIVEN, seed=recipe.seed)
+    return with_additions(recipe, given)
 
 
 def _rows(given: Rows | None, name: str) -> list[Row]:

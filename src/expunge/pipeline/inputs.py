@@ -84,8 +84,8 @@ def load_benchmark(recipe: Recipe) -> Benchmark:
         benchmark = recipe.benchmark.load()
         return with_additions(recipe, benchmark, benchmark.variants)
     assert recipe.data is not None
-    own = custom.load(forget=recipe.data.forget, retain=recipe.data.retain, seed=recipe.seed)
-    return with_additions(recipe, own)
+    given = custom.load(forget=recipe.data.forget, retain=recipe.data.retain, seed=recipe.seed)
+    return with_additions(recipe, given)
 
 
 def with_additions(recipe: Recipe, benchmark: Benchmark, variants: Sequence[Variant] = ()) -> Benchmark:
@@ -221,15 +221,15 @@ def check_assistant(recipe: Recipe, method: Method, config: Any) -> None:
     if method.assisted and recipe.model.lora is not None:
         log.warning("model.lora is not used by %s, whose assistant has an adapter of its own (r)", forget.title)
     if forget.trains == "difference" and forget.assistant is not None:
-        _, found = loading.load_tokenizer_and_config(forget.assistant)
+        _, its_config = loading.load_tokenizer_and_config(forget.assistant)
         loading.check_weights(forget.assistant)
         remedy = "take a small model of the same family"
-        _check_vocabulary(f"method.forget.assistant: {forget.assistant!r}", found, config, remedy)
+        _check_vocabulary(f"method.forget.assistant: {forget.assistant!r}", its_config, config, remedy)
     elif forget.trains == "student" and forget.teacher is not None:
-        folder, found = checkpoint_of(Path(forget.teacher))
+        folder, its_config = checkpoint_of(Path(forget.teacher))
         loading.check_weights(folder)
-        remedy = f"distil into the model that it was trained for, {found.base}"
-        _check_vocabulary(f"method.forget.teacher: {forget.teacher!r}", found, config, remedy)
+        remedy = f"distil into the model that it was trained for, {its_config.base}"
+        _check_vocabulary(f"method.forget.teacher: {forget.teacher!r}", its_config, config, remedy)
     elif forget.trains != "model":
         with torch.device("meta"):
             build(recipe, teaching(method) if forget.trains == "student" else method, outlines(recipe, config))
@@ -237,8 +237,8 @@ def check_assistant(recipe: Recipe, method: Method, config: Any) -> None:
 
 def training_arguments(recipe: Recipe, method: Method, directory: Path) -> UnlearnConfig:
     """The recipe's training keys, then an assistant's pace, then the method's own keys."""
-    common, own = (section.model_dump(exclude_unset=True) for section in (recipe.train, method.train))
-    return _arguments(recipe, {**common, **method.forget.pace, **own}, directory)
+    common, of_method = (section.model_dump(exclude_unset=True) for section in (recipe.train, method.train))
+    return _arguments(recipe, {**common, **method.forget.pace, **of_method}, directory)
 
 
 def _arguments(recipe: Recipe, settings: dict[str, Any], directory: Path) -> UnlearnConfig:
@@ -259,10 +259,10 @@ def _arguments(recipe: Recipe, settings: dict[str, Any], directory: Path) -> Unl
     return args
 
 
-def _check_vocabulary(name: str, found: Any, config: Any, remedy: str) -> None:
-    own, other = (c.get_text_config().vocab_size for c in (found, config))
-    if own != other:
-        raise UserError(f"{name} has a vocabulary of {own} tokens and the model one of {other}; {remedy}.")
+def _check_vocabulary(name: str, other_config: Any, config: Any, remedy: str) -> None:
+    size, expected = (c.get_text_config().vocab_size for c in (other_config, config))
+    if size != expected:
+        raise UserError(f"{name} has a vocabulary of {size} tokens and the model one of {expected}; {remedy}.")
 
 
 def _check_lora(lora: loading.LoraConfig, config: Any) -> None:

@@ -86,7 +86,7 @@ def _plan(recipe: Recipe, method: Method, benchmark: Benchmark, tokenizer: Any, 
         teacher = build(recipe, teaching(method), load).difference if method.forget.trains == "student" else None
     if method.forget.parts is not None:
         train_only(trained, *method.forget.parts)
-    if any(own.reference for own in needs.values()) and not args.keep_dropout:
+    if any(need.reference for need in needs.values()) and not args.keep_dropout:
         switch_off_dropout(trained)
     total = loading.parameter_count(models.difference or trained)
     trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)

@@ -66,24 +66,24 @@ def run_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, wo
         raise UserError("--workers: a single run uses one worker; leave it out, or give --seeds or `over`.")
     if not recipe.over:
         return run(recipe, resume=resume, overwrite=overwrite)
-    each = [own for _, own in combinations(recipe)]
-    for own in each:
-        check_recipe(own)
-        check_run_directory(own, resume=resume, overwrite=overwrite)
+    each = [single for _, single in combinations(recipe)]
+    for single in each:
+        check_recipe(single)
+        check_run_directory(single, resume=resume, overwrite=overwrite)
     out = directory_of(recipe)
-    found: list[list[Result]] = []
+    results: list[list[Result]] = []
     with alone_in(out):
         if workers > 1:
-            found = side_by_side(partial(run, resume=resume, overwrite=overwrite), each, workers=workers)
+            results = side_by_side(partial(run, resume=resume, overwrite=overwrite), each, workers=workers)
         else:
-            for i, own in enumerate(each):
-                log.info("%d of %d: %s", i + 1, len(each), directory_of(own).name)
-                found.append(run(own, resume=resume, overwrite=overwrite))
-        folders = [directory_of(own) for own in each]
+            for i, single in enumerate(each):
+                log.info("%d of %d: %s", i + 1, len(each), directory_of(single).name)
+                results.append(run(single, resume=resume, overwrite=overwrite))
+        folders = [directory_of(single) for single in each]
         _report(folders, out / "report.html", redact=recipe.redact)
         if ranks.first():
             write_markdown(folders, out / "results.md")
-    return [row for rows in found for row in rows]
+    return [row for rows in results for row in rows]
 
 
 def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> list[Result]:
@@ -135,7 +135,7 @@ def evaluate_only(recipe: Recipe, *, overwrite: bool = False) -> list[Result]:
         check_methods(recipe, benchmark)
         results = Results(out, recipe, benchmark, resume=False)
         session = Session(recipe, benchmark, results, *starting_models(recipe, benchmark))
-        log.info("broken text is told by itself alone: the model before unlearning, which could judge it, is not known")
+        log.info("broken text is judged by itself: the model before unlearning, which could judge it, is not known")
         session.measure_references()
         session.tell_what_is_unknown()
         _report([out], out / "report.html", redact=recipe.redact)

@@ -74,7 +74,7 @@ def alone_in(out: Path, *, then: str = "go on with --resume") -> Iterator[None]:
                 return str(error)
             return None
 
-        if wrong := ranks.told(hold):
+        if wrong := ranks.broadcast(hold):
             raise MachineError(wrong)
         with writing(out, then):
             yield
@@ -138,7 +138,7 @@ def check_whole(recipe: Recipe, out: Path) -> None:
     Raises `UserError`, which names the file, for results, records, logs, models and checkpoints that are not as they
     were written. Every rank raises the same.
     """
-    if wrong := ranks.told(lambda: _first_damage(recipe, out)):
+    if wrong := ranks.broadcast(lambda: _first_damage(recipe, out)):
         raise UserError(wrong)
 
 
@@ -294,16 +294,16 @@ class Results:
 
     def records(self, name: str) -> dict[str, list[dict[str, Any]]]:
         """The records of a method that is there already, by question set."""
-        found: dict[str, list[dict[str, Any]]] = {}
+        records: dict[str, list[dict[str, Any]]] = {}
         for file in (self.out / "records").glob("*.jsonl"):
             method, kind, _ = file.name.rsplit(".", 2)
             if method == name:
                 lines = file.read_text(encoding="utf-8").split("\n")  # and at no other separator, which texts may hold
-                found[kind] = [json.loads(line) for line in lines if line]
+                records[kind] = [json.loads(line) for line in lines if line]
         for kind, questions in self.benchmark.questions.items():
-            for record in found.get(kind, []):
+            for record in records.get(kind, []):
                 record.setdefault("question", questions[record["index"]].question)  # which redaction leaves out
-        return found
+        return records
 
     def add(self, row: Result, evaluation: Evaluation) -> None:
         if not self.rows and ranks.first():
@@ -329,13 +329,13 @@ class Results:
             self._write(row["method"], evaluation.records)
         ranks.wait()
 
-    def _write(self, method: str, found: Mapping[str, Sequence[Record]]) -> None:
+    def _write(self, method: str, records: Mapping[str, Sequence[Record]]) -> None:
         """Write results and records at once, and note the method's log as it is now."""
         texts = {
             f"records/{method}.{name}.jsonl": "".join(
                 json.dumps(redacted(r) if self.recipe.redact else r, ensure_ascii=False) + "\n" for r in rows
             )
-            for name, rows in found.items()
+            for name, rows in records.items()
         }
         texts["results.json"] = json.dumps(self.rows, indent=1, ensure_ascii=False)
         folder = self.out if len(self.recipe.methods) == 1 else self.out / method

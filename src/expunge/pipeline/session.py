@@ -113,7 +113,7 @@ class Session:
 
     def add(self, row: Result, evaluation: Evaluation) -> None:
         """Keep a method's row, with its one number (`evals/aggregate.py`) where both references give what it needs."""
-        references = {found["method"]: found["metrics"] for found in self.results.rows}
+        references = {reference["method"]: reference["metrics"] for reference in self.results.rows}
         value = aggregate(row["metrics"], references["target"], references.get("retrained"))
         if value is not None:
             row = {**row, "metrics": {**row["metrics"], "aggregate": value}}

@@ -37,8 +37,8 @@ class Start:
 
         Without `exact` (weights held in 4 bits) the difference is logged.
         """
-        found = _token_logps(model, self.sequences)
-        off = (torch.cat(found) - torch.cat(self.logps)).abs().mean().item()
+        logps = _token_logps(model, self.sequences)
+        off = (torch.cat(logps) - torch.cat(self.logps)).abs().mean().item()
         if not exact:
             log.info("%s: 4 bits a weight move the target's log-probabilities by %.2g nats a token", method, off)
         elif not off <= max(1e-3, 16 * max(self.eps, torch.finfo(model.dtype).eps)):
@@ -54,9 +54,9 @@ def _token_logps(model: Any, sequences: list[list[int]]) -> list[Tensor]:
     """Log p of every token but the first of each sequence, by the model's plain forward, on the CPU."""
     training, device = model.training, next(model.parameters()).device
     model.eval()
-    found: list[Tensor] = []
+    logps: list[Tensor] = []
     for sequence in sequences:
         ids_BT = torch.tensor([sequence], device=device)
-        found.append(dense_logps(model, ids_BT, torch.ones_like(ids_BT), ids_BT).cpu())
+        logps.append(dense_logps(model, ids_BT, torch.ones_like(ids_BT), ids_BT).cpu())
     model.train(training)
-    return found
+    return logps

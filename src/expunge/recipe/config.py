@@ -390,10 +390,10 @@ class Recipe(Section):
 
 def declarations(recipe: Recipe) -> tuple[dict[str, Metric], Axes]:
     """The metrics and axes of classes and functions outside the package that a recipe names."""
-    found = {metric.name: metric.about for metric in own_metrics(recipe.evaluate.metrics)}
+    metrics = {metric.name: metric.about for metric in own_metrics(recipe.evaluate.metrics)}
     if recipe.benchmark is None or is_ours(type(recipe.benchmark)):
-        return found, Axes()
-    return {**recipe.benchmark.metrics, **found}, recipe.benchmark.axes
+        return metrics, Axes()
+    return {**recipe.benchmark.metrics, **metrics}, recipe.benchmark.axes
 
 
 SHORT = {"evaluate": unfold_evaluate, "method": unfold_method, "model": unfold_objective, "benchmark": unfold_benchmark}

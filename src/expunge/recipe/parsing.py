@@ -132,7 +132,7 @@ def combinations(recipe: Recipe) -> list[tuple[str, Recipe]]:
 
     Raises `UserError` for a key or a value that the recipe can't have, for two runs of one name, and for too many.
     """
-    found: list[tuple[str, Recipe]] = []
+    recipes: list[tuple[str, Recipe]] = []
     check_runs(math.prod(map(len, recipe.over.values())), "over")
     for values in itertools.product(*recipe.over.values()):
         chosen = dict(zip(recipe.over, values, strict=True))
@@ -141,11 +141,11 @@ def combinations(recipe: Recipe) -> list[tuple[str, Recipe]]:
             name = (
                 f"{name.encode()[: LONGEST_NAME - 9].decode(errors='ignore')}-{sha256(name.encode()).hexdigest()[:8]}"
             )
-        if name in (other for other, _ in found):
+        if name in (other for other, _ in recipes):
             raise UserError(f"over: two runs would be called {name}; leave one out, or give its value another name.")
         out = str((recipe.out or Path("runs")) / name)
-        found.append((name, with_keys(recipe, {**chosen, "out": out}, where="over", without={"over"})))
-    return found
+        recipes.append((name, with_keys(recipe, {**chosen, "out": out}, where="over", without={"over"})))
+    return recipes
 
 
 def check_runs(count: int, where: str) -> None:
@@ -372,8 +372,8 @@ def _sentence(error: ValidationError, *, single: bool) -> tuple[str, str]:
 
 def _example(path: str) -> str:
     """ " (a list: …)": how a benchmark's key is written that must be given and is no single word."""
-    found = (cls.model_fields.get(path.removeprefix("benchmark.")) for cls in BENCHMARKS)
-    shown = (info.examples[0] for info in found if info is not None and info.is_required() and info.examples)
+    fields = (cls.model_fields.get(path.removeprefix("benchmark.")) for cls in BENCHMARKS)
+    shown = (info.examples[0] for info in fields if info is not None and info.is_required() and info.examples)
     return next((f" (a list: {example!r})" for example in shown), "")
 
 

@@ -65,9 +65,9 @@ def _table(asked: Mapping[int, Row], records: Mapping[str, Mapping[int, Row]], h
     rows: list[list[Cell]] = []
     for index, row in asked.items():
         question = f"row {index}" if MARK in row else str(row.get("question"))
-        told = {label: _answer(own.get(index)) for label, own in records.items()}
-        after = (Part((Part(label, "who"), *told[label]), f"m m{k}") for k, label in enumerate(methods))
-        cells = [told[e.label] for e in references] + ([tuple(after)] if methods else [])
+        said = {label: _answer(by_index.get(index)) for label, by_index in records.items()}
+        after = (Part((Part(label, "who"), *said[label]), f"m m{k}") for k, label in enumerate(methods))
+        cells = [said[e.label] for e in references] + ([tuple(after)] if methods else [])
         rows.append([(Part(question, "q"), Part(str(row.get("answer", "")), "ref")), *cells])
     return Table(columns, rows)
 
@@ -76,17 +76,17 @@ def _records(path: Path, redact: bool) -> dict[int, Row]:
     """The records by their question's index; none when the file is absent."""
     if not path.is_file():
         return {}
-    found: dict[int, Row] = {}
+    records: dict[int, Row] = {}
     with path.open("rb") as lines:
         for k, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
-                found[int(row["index"])] = redacted(row) if redact else row
+                records[int(row["index"])] = redacted(row) if redact else row
             except (ValueError, TypeError, KeyError, RecursionError):
                 raise UserError(
                     f"{path}, line {k}: not a record with an 'index'; evaluate again, or remove it."
                 ) from None
-    return found
+    return records
 
 
 def _answer(record: Row | None) -> tuple[Part, ...]:
@@ -99,6 +99,6 @@ def _answer(record: Row | None) -> tuple[Part, ...]:
     longest = LONGEST // 3 if broken else LONGEST
     more = ("… ", Part(f"{len(text):,} characters", "more")) if len(text) > longest else ()
     numbers = [("P", "probability"), ("ROUGE-L", "rouge_l_recall"), ("truth ratio", "truth_ratio")]
-    told = " · ".join(f"{words} {show(key, record[key])}" for words, key in numbers if record.get(key) is not None)
+    numbers_ = " · ".join(f"{words} {show(key, record[key])}" for words, key in numbers if record.get(key) is not None)
     bad = (Part("degenerate", "tag bad"), " ") if broken else ()
-    return Part((text[:longest], *more), "said broken" if broken else "said"), Part((*bad, told), "nums")
+    return Part((text[:longest], *more), "said broken" if broken else "said"), Part((*bad, numbers_), "nums")

@@ -119,10 +119,10 @@ class Section:
 
     def metrics(self, *groups: str) -> list[str]:
         """The metrics that occur here, known ones first; with `groups`, those of the main table only."""
-        found = {name for entry in self.entries for run in entry.runs for name in run["metrics"]}
+        names = {name for entry in self.entries for run in entry.runs for name in run["metrics"]}
         if groups:
-            return main_metrics(found, *groups)
-        return [n for n in METRICS if n in found] + sorted(found - METRICS.keys())
+            return main_metrics(names, *groups)
+        return [n for n in METRICS if n in names] + sorted(names - METRICS.keys())
 
     def kept(self, entry: Entry) -> float | None:
         """The share of the target's (else the retrained model's) retain metric that is left; None if unknown or 0."""
@@ -150,8 +150,8 @@ class Section:
 
     def keepers(self) -> list[Entry]:
         """The methods that keep at least `KEEP`, best at forgetting first and those of broken text last."""
-        found = [e for e in self.methods if (self.kept(e) or 0.0) >= KEEP and self.score(e) > -math.inf]
-        return sorted(found, key=lambda e: (not self.broken(e), self.score(e)), reverse=True)
+        keepers = [e for e in self.methods if (self.kept(e) or 0.0) >= KEEP and self.score(e) > -math.inf]
+        return sorted(keepers, key=lambda e: (not self.broken(e), self.score(e)), reverse=True)
 
 
 def load_results(directory: Path) -> list[Row]:
@@ -195,8 +195,8 @@ def _problem(row: Any) -> str | None:
             return "'declares' must be an object of 'metrics' and 'axes'"
     costs = {key: row.get(key) for key in ("seconds", "peak_memory_mib")}
     places = {key: step.get(key) for step in steps for key in ("epoch", "step")}
-    for found in (costs, places, row["metrics"], *(s["metrics"] for s in steps)):
-        for name, value in found.items():
+    for numbers in (costs, places, row["metrics"], *(s["metrics"] for s in steps)):
+        for name, value in numbers.items():
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
                 return f"{name!r} must be a number or null, got {value!r}"
     return None
@@ -222,12 +222,12 @@ def cost(row: Row) -> tuple[str, str]:
 
 def versions(rows: Iterable[Row]) -> list[tuple[str, list[str]]]:
     """Versions and settings behind the rows: each name and, where rows differ, every value of it."""
-    found: dict[str, list[str]] = {}
+    values: dict[str, list[str]] = {}
     for row in rows:
         for name, value in (row.get("versions") or {}).items():
-            if str(value) not in found.setdefault(name, []):
-                found[name].append(str(value))
-    return list(found.items())
+            if str(value) not in values.setdefault(name, []):
+                values[name].append(str(value))
+    return list(values.items())
 
 
 def sections(directories: Iterable[Path]) -> list[Section]:
@@ -249,15 +249,15 @@ def compare(loaded: Sequence[tuple[Path, Row]]) -> list[Section]:
     return result
 
 
-def means(found: Sequence[Section]) -> list[Section]:
+def means(of_splits: Sequence[Section]) -> list[Section]:
     """For every benchmark of several splits, their mean: each method's value (over its seeds) averaged over splits.
 
     Methods that some split lacks are left out, and so are metrics that a method lacks where others have them. What no
     model has on a split, which asks nothing of the kind, is averaged over the other splits.
     """
     result = []
-    for name in dict.fromkeys(section.benchmark for section in found):
-        parts = [section for section in found if section.benchmark == name]
+    for name in dict.fromkeys(section.benchmark for section in of_splits):
+        parts = [section for section in of_splits if section.benchmark == name]
         if len(parts) < 2:
             continue
         entries, asked = [], Counter(metric for part in parts for metric in part.metrics())
@@ -294,15 +294,15 @@ def _references_agree(rows: Sequence[Row]) -> bool:
 
 
 def _entries(rows: Sequence[tuple[Path, Row]]) -> tuple[Entry, ...]:
-    """A method's rows are its seeds; rows that differ though their seed is the same are told apart in their labels."""
-    found: dict[str, list[tuple[Path, Row]]] = {}
+    """A method's rows are its seeds; labels distinguish rows of the same seed that differ."""
+    rows_of: dict[str, list[tuple[Path, Row]]] = {}
     for directory, row in rows:
-        mine = found.setdefault(row["method"], [])
+        mine = rows_of.setdefault(row["method"], [])
         again = [r for _, r in mine if r["seed"] == row["seed"]]
         if not again or (role(row) == "method" and row not in again):
             mine.append((directory, row))
     entries: dict[str, list[tuple[Path, Row]]] = {}
-    for method, mine in found.items():
+    for method, mine in rows_of.items():
         clash = len({r["seed"] for _, r in mine}) < len(mine)
         for directory, row in mine:
             stem = f"{method} · {directory.name}" if clash and len({d for d, _ in mine}) > 1 else method

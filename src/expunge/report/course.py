@@ -1,4 +1,4 @@
-"""Pictures of the way: what every evaluation between the first and the last training step found.
+"""Pictures of the way: what every evaluation between the first and the last training step measured.
 
 Source of the first two: ULD's figures on training stability and efficiency, Ji et al. 2024, arXiv 2406.08607.
 """
@@ -14,7 +14,7 @@ from expunge.report.picture import Figure, axis_of, capital, says
 
 
 class Step(NamedTuple):
-    """An evaluation on the way: the epoch (or step), the seconds of training until then, and what it found."""
+    """An evaluation on the way: the epoch (or step), the seconds of training until then, and its metrics."""
 
     at: float
     seconds: float | None
@@ -23,15 +23,15 @@ class Step(NamedTuple):
 
 def steps(entry: Entry) -> list[Step]:
     """Evaluations of the first seed that has a trajectory, in order; steps count where epochs are not given."""
-    found = next((r["trajectory"] for r in entry.runs if r.get("trajectory")), [])
-    each = [(s["step"] if s.get("epoch") is None else s["epoch"], s) for s in found if {"epoch", "step"} & s.keys()]
+    looks = next((r["trajectory"] for r in entry.runs if r.get("trajectory")), [])
+    each = [(s["step"] if s.get("epoch") is None else s["epoch"], s) for s in looks if {"epoch", "step"} & s.keys()]
     return sorted((Step(float(at), s.get("seconds"), s["metrics"]) for at, s in each if at is not None))
 
 
 def unit(section: Section) -> str:
     """The unit of the evaluations on the way."""
-    found = [s for e in section.methods for r in e.runs for s in r.get("trajectory") or []]
-    return "epoch" if any(s.get("epoch") is not None for s in found) else "step"
+    looks = [s for e in section.methods for r in e.runs for s in r.get("trajectory") or []]
+    return "epoch" if any(s.get("epoch") is not None for s in looks) else "step"
 
 
 def trajectory(section: Section) -> Figure | None:
@@ -45,8 +45,8 @@ def trajectory(section: Section) -> Figure | None:
     for entry in (section.reference("target"), section.reference("retrained")):
         x, y = (entry.value(keep), entry.value(aim)) if entry else (None, None)
         if entry and x is not None and y is not None:
-            told = says(entry.names[0], **{keep: x, aim: y})
-            references.append(drawing.Point(entry.label, x, y, entry.role, says=told))
+            words = says(entry.names[0], **{keep: x, aim: y})
+            references.append(drawing.Point(entry.label, x, y, entry.role, says=words))
     lines, turned = [], []
     for entry in section.methods:
         who = f"{_run(entry)}, {unit(section)}"
@@ -58,8 +58,8 @@ def trajectory(section: Section) -> Figure | None:
         if not way:
             continue
         start = [(p.x, p.y, p.says) for p in references if p.role == "target" and way[0][0] > 0 and not entry.inference]
-        told = [(x, y, says(f"{who} {at:g}", **{keep: x, aim: y})) for at, x, y in way]
-        lines.append(drawing.Line(entry.label, (*start, *told), entry.inference))
+        after = [(x, y, says(f"{who} {at:g}", **{keep: x, aim: y})) for at, x, y in way]
+        lines.append(drawing.Line(entry.label, (*start, *after), entry.inference))
         top = max(way, key=lambda p: p[2])
         if aim == "forget_quality" and top[2] >= LEVEL > way[-1][2]:
             turned.append(
@@ -145,7 +145,7 @@ def epochs(section: Section) -> Figure | None:
     ways = {e.label: steps(e) for e in section.methods}
     forget, retain = "forget_probability", "retain_probability"
     target, retrained = section.reference("target"), section.reference("retrained")
-    found = []
+    drawn = []
     for entry in section.methods:
         curves = []
         for name in (forget, retain):
@@ -153,12 +153,12 @@ def epochs(section: Section) -> Figure | None:
             start = target.value(name) if target and curve and curve[0][0] > 0 and not entry.inference else None
             curves.append(tuple([(0.0, start), *curve] if start is not None else curve))
         if any(curves):
-            found.append(panels.Panel(entry.label, *curves, says=_run(entry)))
-    if not found:
+            drawn.append(panels.Panel(entry.label, *curves, says=_run(entry)))
+    if not drawn:
         return None
     words = METRICS[forget].label, METRICS[retain].label
     svg = panels.epochs(
-        found,
+        drawn,
         unit=unit(section),
         forget=words[0],
         retain=words[1],
@@ -167,7 +167,7 @@ def epochs(section: Section) -> Figure | None:
     reading = ["The solid line should fall to the dotted one and stay there; the dashed line should stay up."]
     reading += [] if retrained else ["Without a retrained model it is not known how far the solid line should fall."]
     title = capital(f"{words[0]} and {words[1]}, {unit(section)} by {unit(section)}")
-    ends = "; ".join(f"{p.name} ends at {show('', (p.forget or p.retain)[-1][1])}" for p in found)
+    ends = "; ".join(f"{p.name} ends at {show('', (p.forget or p.retain)[-1][1])}" for p in drawn)
     return Figure("epochs", title, svg, f"{title}. {ends}.", reading)
 
 

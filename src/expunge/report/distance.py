@@ -27,8 +27,8 @@ def distance(section: Section) -> Figure | None:
         line = [(0.0, first, says(f"{entry.names[0]}, before", kl_soft_labels=first))]
         for step in steps(entry):
             if (value := number(step.metrics.get("kl_soft_labels"))) is not None:
-                told = says(f"{entry.names[0]}, {unit(section)} {step.at:g}", kl_soft_labels=value)
-                line.append((step.at, value, told))
+                words = says(f"{entry.names[0]}, {unit(section)} {step.at:g}", kl_soft_labels=value)
+                line.append((step.at, value, words))
         if len(line) > 1:
             lines[entry.label] = line
     parts: list[panels.Stems | panels.Curves] = []

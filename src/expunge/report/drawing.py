@@ -145,20 +145,20 @@ def trials(
 ) -> str:
     """Every method's trials with the line of those that none of its own beats; numbers only on the front of all."""
     methods, titles = list(points), Titles()
-    everything = [(t.x, t.y) for found in points.values() for t in found] + [(p.x, p.y) for p in references]
+    everything = [(t.x, t.y) for own_trials in points.values() for t in own_trials] + [(p.x, p.y) for p in references]
     with figure(8.35, 5.3) as fig:
         ax = axes(fig, x, y, everything)
         rows = key(fig, {name: mark_style(name, "method", hollow[name], methods) for name in methods})
         fig.subplots_adjust(top=0.915 - 0.032 * rows)
         corner(ax, x, y, None, level, "p = .05" if y.log else "")
         names, anchors, blocked, bold = [], [], [], []
-        for name, found in points.items():
+        for name, own_trials in points.items():
             style = mark_style(name, "method", hollow[name], methods)
-            way = [(x.at(t.x), y.at(t.y)) for t in _front(found, x, y)]
+            way = [(x.at(t.x), y.at(t.y)) for t in _front(own_trials, x, y)]
             dashes = DASHES[methods.index(name) % len(DASHES)]
             ax.plot(*zip(*way, strict=True), color=style["color"], ls=dashes, lw=1, zorder=2)
             blocked += [around(ax.transData.transform(p), 2.5) for p in _dense(way)]
-            for trial in found:
+            for trial in own_trials:
                 spot = x.at(trial.x), y.at(trial.y)
                 titles.put(ax.plot(*spot, **style | {"ms": 5.5}, zorder=4), trial.says)
                 blocked.append(around(ax.transData.transform(spot), 4))
@@ -177,16 +177,16 @@ def trials(
         return to_svg(fig, "pareto", titles)
 
 
-def _front(found: Sequence[Trial], x: Axis, y: Axis) -> list[Trial]:
+def _front(of_method: Sequence[Trial], x: Axis, y: Axis) -> list[Trial]:
     """Those that no other one beats in both directions, from left to right."""
     signs = [1 if axis.best == "high" else -1 for axis in (x, y)]
 
     def beaten(trial: Trial) -> bool:
         mine = signs[0] * trial.x, signs[1] * trial.y
-        others = [(signs[0] * t.x, signs[1] * t.y) for t in found]
+        others = [(signs[0] * t.x, signs[1] * t.y) for t in of_method]
         return any(other[0] >= mine[0] and other[1] >= mine[1] and other != mine for other in others)
 
-    return sorted((t for t in found if not beaten(t)), key=lambda t: (t.x, t.y))
+    return sorted((t for t in of_method if not beaten(t)), key=lambda t: (t.x, t.y))
 
 
 def key(fig: Any, styles: Mapping[str, dict[str, Any]]) -> int:

@@ -16,30 +16,32 @@ def figures(section: Section) -> list[Figure]:
     return [f for draw in PICTURES.values() if draw is not _utility and (f := draw(section))]
 
 
-def overview(found: Overview) -> Figure:
+def overview(over_splits: Overview) -> Figure:
     """Every split of a benchmark in one picture."""
-    methods = {e.label: e.inference for e in found.entries if e.role == "method"}
+    methods = {e.label: e.inference for e in over_splits.entries if e.role == "method"}
     columns = []
-    for split, (group, name) in zip(found.splits, found.heads, strict=True):
-        models = {e.label: [_cell(e, metric) for metric in found.metrics] for e in split.entries}
+    for split, (group, name) in zip(over_splits.splits, over_splits.heads, strict=True):
+        models = {e.label: [_cell(e, metric) for metric in over_splits.metrics] for e in split.entries}
         columns.append(strips.Column(group, name, models))
-    words = [METRICS[name] for name in found.metrics]
+    words = [METRICS[name] for name in over_splits.metrics]
     svg = strips.strips(columns, panels=[f"{m.label} ({m.range}); good is {m.good}" for m in words], methods=methods)
-    lines = [e.label for e in found.entries if e.role != "method"]
+    lines = [e.label for e in over_splits.entries if e.role != "method"]
     reading = [
         "Within a column the marks stand in the order of the key.",
         "Solid line: the target, before unlearning." if "target" in lines else "",
         "Dotted line: the retrained model, which never saw the forget set." if "retrained" in lines else "",
         "Filled marks change the weights; hollow marks suppress at inference and leave the weights as they were.",
         "A mark is the median of its seeds, the line through it reaches from the lowest to the highest."
-        if any(len(e.runs) > 1 for split in found.splits for e in split.methods)
+        if any(len(e.runs) > 1 for split in over_splits.splits for e in split.methods)
         else "",
-        *_faults(found),
+        *_faults(over_splits),
     ]
     *first, last = [m.label for m in words]
     title = f"{capital(', '.join(first))} and {last} on every split"
-    ends = "; ".join(f"{e.label} {' / '.join(found.cell(found.mean, e.label))}" for e in found.entries)
-    alt = f"{title}. Means over {len(found.splits)} splits: {ends}."
+    ends = "; ".join(
+        f"{e.label} {' / '.join(over_splits.cell(over_splits.mean, e.label))}" for e in over_splits.entries
+    )
+    alt = f"{title}. Means over {len(over_splits.splits)} splits: {ends}."
     return Figure("overview", title, svg, alt, [r for r in reading if r])
 
 
@@ -47,22 +49,22 @@ def _cell(entry: Entry, metric: str) -> strips.Cell | None:
     value, values = entry.value(metric), entry.values(metric)
     if value is None:
         return None
-    told = f"{METRICS[metric].label} {show(metric, value)} ({', '.join(entry.names)})"
-    return strips.Cell(value, min(values), max(values), told)
+    title = f"{METRICS[metric].label} {show(metric, value)} ({', '.join(entry.names)})"
+    return strips.Cell(value, min(values), max(values), title)
 
 
-def _faults(found: Overview) -> Iterator[str]:
+def _faults(over_splits: Overview) -> Iterator[str]:
     """Faults that two metrics don't show: a model that lost the rest, and forgetting that is broken text."""
     lost, garbled = "less than half of the rest is left", "a fifth or more of the forget answers is broken text"
     for which, words in ((Section.collapsed, lost), (Section.broken, garbled)):
         splits = {
-            e.label: sum(which(split, own) for split in found.splits if (own := find(split, e.label)))
-            for e in found.entries
+            e.label: sum(which(split, entry) for split in over_splits.splits if (entry := find(split, e.label)))
+            for e in over_splits.entries
             if e.role == "method"
         }
         who = ", ".join(f"{label} {times}" for label, times in splits.items() if times)
         if who:
-            yield f"Splits, of {len(found.splits)}, where {words}: {who}."
+            yield f"Splits, of {len(over_splits.splits)}, where {words}: {who}."
 
 
 def _utility(section: Section) -> Figure | None:
@@ -86,9 +88,9 @@ def _tradeoff(section: Section, kept: Sequence[str] = RETAIN_AXES) -> Figure | N
             if (a := number(r["metrics"].get(keep))) is not None and (b := number(r["metrics"].get(aim))) is not None
         ]
         seeds = tuple(pairs) if len(entry.runs) > 1 else ()
-        told = f"{entry.label}, median of {len(seeds)} seeds" if seeds else entry.names[0]
-        told = says(told, **{keep: x, aim: y})
-        points.append(drawing.Point(entry.label, x, y, entry.role, entry.inference, told, seeds))
+        name = f"{entry.label}, median of {len(seeds)} seeds" if seeds else entry.names[0]
+        words = says(name, **{keep: x, aim: y})
+        points.append(drawing.Point(entry.label, x, y, entry.role, entry.inference, words, seeds))
     if not any(p.role == "method" for p in points):
         return None
     target, retrained = section.reference("target"), section.reference("retrained")

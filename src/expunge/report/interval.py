@@ -19,7 +19,7 @@ def mean_interval(values: Sequence[float], *, log: bool = False) -> tuple[float,
     x = np.log(values) if log else np.asarray(values, dtype=float)
     mean, low, high = x.mean(), x.min(), x.max()
     if low < high:
-        found = bootstrap((x,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0))
-        low, high = found.confidence_interval
+        result = bootstrap((x,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0))
+        low, high = result.confidence_interval
     mean, low, high = np.exp((mean, low, high)) if log else (mean, low, high)
     return float(mean), float(low), float(high)

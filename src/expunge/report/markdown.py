@@ -25,8 +25,8 @@ INTERVALS = "Means over seeds and their 95 % intervals (percentile bootstrap; of
 
 def markdown_table(rows: Sequence[Row]) -> str:
     """One line a row, references first, with the main metrics that occur in the rows (all metrics if none is main)."""
-    found = {name for row in rows for name in row["metrics"]}
-    names = main_metrics(found, "forget", "retain") or sorted(found)
+    measured = {name for row in rows for name in row["metrics"]}
+    names = main_metrics(measured, "forget", "retain") or sorted(measured)
     lines: list[list[str]] = []
     for row in sorted(rows, key=lambda r: ROLES.index(role(r))):
         line = [row["method"], removal(row), str(row["seed"]), *_values(row, names), *cost(row)]
@@ -39,19 +39,21 @@ def markdown_table(rows: Sequence[Row]) -> str:
 
 def side_tables(rows: Sequence[Row]) -> Iterator[Table]:
     """A table for each group of metrics that has one of its own, where the rows hold some of them."""
-    found = {name for row in rows for name in row["metrics"]}
+    measured = {name for row in rows for name in row["metrics"]}
     for group, title in SIDE_TABLES.items():
-        if names := main_metrics(found, group):
+        if names := main_metrics(measured, group):
             ordered = sorted(rows, key=lambda r: ROLES.index(role(r)))
             lines = [[row["method"], str(row["seed"]), *_values(row, names)] for row in ordered]
             yield Table([*left("method"), *right("seed"), *metrics(*names)], lines, title)
 
 
-def overview_table(found: Overview) -> Table:
+def overview_table(over_splits: Overview) -> Table:
     """One line a model, one column a split, and the mean of all."""
-    splits = [*found.splits, found.mean]
-    lines = [[e.label, *(" / ".join(found.cell(split, e.label)) for split in splits)] for e in found.entries]
-    return Table([*left("method"), *right(*(s.split for s in found.splits), "mean")], lines)
+    splits = [*over_splits.splits, over_splits.mean]
+    lines = [
+        [e.label, *(" / ".join(over_splits.cell(split, e.label)) for split in splits)] for e in over_splits.entries
+    ]
+    return Table([*left("method"), *right(*(s.split for s in over_splits.splits), "mean")], lines)
 
 
 def interval_table(section: Section) -> Table:
@@ -93,8 +95,8 @@ def write_markdown(directories: Sequence[Path], out: Path) -> Path:
         make_folder(out.parent)
     command = f"expunge report {' '.join(map(str, directories))} --markdown {out}"
     text = ["# Results", "", "Every number below was written by this command:", "", f"    {one_line(command)}", ""]
-    found = sections(directories)
-    together = overviews(found)
+    parts = sections(directories)
+    together = overviews(parts)
     for several in together:
         name = out.stem if len(together) == 1 else f"{out.stem}-{slug(several.benchmark)}"
         figure, picture = overview(several), out.with_name(f"{name}.svg")
@@ -102,7 +104,7 @@ def write_markdown(directories: Sequence[Path], out: Path) -> Path:
         legend = escaped(" / ".join(several.legend))
         text += [f"## {escaped(several.title)}", "", f"Each cell: {legend}", "", overview_table(several).markdown()]
         text += [picture_line(figure.title, picture.name), "", *map(escaped, figure.reading), ""]
-    for section in [*found, *means(found)]:
+    for section in [*parts, *means(parts)]:
         rows = [run | {"method": entry.label} for entry in section.entries for run in entry.runs]
         text += [f"## {escaped(section.name)}", "", markdown_table(rows)]
         if (table := interval_table(section)).rows:
@@ -110,7 +112,7 @@ def write_markdown(directories: Sequence[Path], out: Path) -> Path:
         for table in side_tables(rows):
             text += [f"{table.title}:", "", table.markdown()]
         text += [f"- {escaped(line)}" for line in section.stopped]
-        if section not in found and any(len(part.seeds) > 1 for part in found):
+        if section not in parts and any(len(part.seeds) > 1 for part in parts):
             text += ["Of each split the median over its seeds.", ""]
         seeds = ", ".join(map(str, section.seeds))
         text += [f"- {'Seed' if len(section.seeds) == 1 else 'Seeds'}: {seeds}"]

@@ -30,9 +30,9 @@ class Overview:
     @property
     def entries(self) -> list[Entry]:
         """Every model once, references first, from the first split that has it."""
-        found = {e.label: e for split in reversed(self.splits) for e in reversed(split.entries)}
+        entries = {e.label: e for split in reversed(self.splits) for e in reversed(split.entries)}
         order = dict.fromkeys(e.label for split in self.splits for e in split.entries)
-        return sorted((found[label] for label in order), key=lambda e: e.role == "method")
+        return sorted((entries[label] for label in order), key=lambda e: e.role == "method")
 
     @property
     def heads(self) -> list[tuple[str, str]]:
@@ -56,14 +56,14 @@ class Overview:
 
 def overviews(sections: Sequence[Section]) -> list[Overview]:
     """One for each benchmark of 2 to `MOST` splits where something was forgotten and something else measured."""
-    found = []
+    together = []
     for mean in means(sections):
         splits = tuple(section for section in sections if section.benchmark == mean.benchmark)
         forget, *others = (_first(splits, names) for names in OVERVIEW_AXES)
         kept = [name for name in others if name]
         if forget and kept and len(splits) <= MOST:
-            found.append(Overview(splits, mean, (forget, *kept)))
-    return found
+            together.append(Overview(splits, mean, (forget, *kept)))
+    return together
 
 
 def find(section: Section, label: str) -> Entry | None:

@@ -37,15 +37,15 @@ def write_report(directories: Sequence[Path], out: Path, *, first: Sequence[Figu
     nothing but itself (no script library, no address on the network) and is the same, byte for byte, for the same
     directories. `UserError` for a directory without proper results or with a broken record.
     """
-    out, found = Path(out), sections(directories)
-    splits = {d: [s.name for s in found if d in s.directories] for s in found for d in s.directories}
+    out, each = Path(out), sections(directories)
+    splits = {d: [s.name for s in each if d in s.directories] for s in each for d in s.directories}
     parts, above, drawn = [], [], {f"{figure.name}.svg": figure.svg for figure in first}
-    for several in overviews(found):
+    for several in overviews(each):
         name, figure = slug(several.title), overview(several)
         drawn[f"{name}.svg"] = figure.svg
         inline, table = _inline(figure, name), _overview_table(several)
         above.append({"id": name, "overview": several, "table": table, "figure": figure, "svg": inline})
-    for section in found:
+    for section in each:
         name, pictures = slug(section.name), figures(section)
         drawn |= {f"{name}-{figure.name}.svg": figure.svg for figure in pictures}
         parts.append(
@@ -64,9 +64,9 @@ def write_report(directories: Sequence[Path], out: Path, *, first: Sequence[Figu
                 "versions": versions(run for e in section.entries for run in e.runs),
             }
         )
-    mixed = {(e.label, e.directory): e for s in found for e in s.entries if len(splits[e.directory]) > 1}
+    mixed = {(e.label, e.directory): e for s in each for e in s.entries if len(splits[e.directory]) > 1}
     page = _template().render(
-        title=" and ".join(dict.fromkeys(s.name for s in found)) if len(found) < 3 else found[0].name.split(" · ")[0],
+        title=" and ".join(dict.fromkeys(s.name for s in each)) if len(each) < 3 else each[0].name.split(" · ")[0],
         parts=parts,
         first=[(figure, _inline(figure, "first")) for figure in first],
         overviews=above,
@@ -75,7 +75,7 @@ def write_report(directories: Sequence[Path], out: Path, *, first: Sequence[Figu
         recipes=[
             (d.name, masked_yaml(p.read_text(encoding="utf-8"))) for d in splits if (p := d / "recipe.yaml").is_file()
         ],
-        glossary=_glossary(found),
+        glossary=_glossary(each),
     )
     with writing(out.parent):
         make_folder(out.parent / "pictures")
@@ -139,13 +139,13 @@ def _over_seeds(name: str, entry: Entry) -> Cell:
     return (median, Part("–".join(ends), "spread")) if len(ends) > 1 else median
 
 
-def _overview_table(found: Overview) -> Table:
+def _overview_table(over_splits: Overview) -> Table:
     """A line per model, a column per split and one for their mean, headed by groups where the splits have such."""
-    methods = [e.label for e in found.entries if e.role == "method"]
-    columns = [Column(head=name, group=group or "Split", kind="value") for group, name in found.heads]
+    methods = [e.label for e in over_splits.entries if e.role == "method"]
+    columns = [Column(head=name, group=group or "Split", kind="value") for group, name in over_splits.heads]
     rows = []
-    for entry in found.entries:
-        cells = [found.cell(split, entry.label) for split in (*found.splits, found.mean)]
+    for entry in over_splits.entries:
+        cells = [over_splits.cell(split, entry.label) for split in (*over_splits.splits, over_splits.mean)]
         rows.append(
             _row(entry, methods, [(" / ".join(c[:2]), *(Part(text, "spread") for text in c[2:])) for c in cells])
         )
@@ -173,10 +173,10 @@ def _runs(section: Section) -> Table:
     return Table([*left("Metric"), *columns], rows)
 
 
-def _glossary(found: Sequence[Section]) -> Table:
+def _glossary(shown: Sequence[Section]) -> Table:
     """The meaning of the metrics that occur."""
     columns = [*left("Metric"), Column(head="in results.json", kind="code"), *left("Range", "Good", "What it is")]
-    names = dict.fromkeys(n for section in found for n in section.metrics())
+    names = dict.fromkeys(n for section in shown for n in section.metrics())
     known = [(n, metric(n)) for n in names]
     return Table(columns, [[(f"{m.label} ", Part(m.hint, "hint")), n, m.range, m.good, m.what] for n, m in known])
 

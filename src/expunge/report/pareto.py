@@ -32,10 +32,10 @@ def pareto(folder: Path) -> Figure | None:
         # Over several seeds a sweep calls a method by its trial.
         method = row["method"].removesuffix(f",trial-{trial['trial']:03d}")
         keys = ", ".join(f"{key.rpartition('.')[2]} {_value(value)}" for key, value in trial["keys"].items())
-        told = says(f"{folder.name}, trial {trial['trial']} ({keys})", **trial["metrics"])
+        words = says(f"{folder.name}, trial {trial['trial']} ({keys})", **trial["metrics"])
         place = trial["metrics"][keep], trial["metrics"][aim]
         points.setdefault(method, []).append(
-            drawing.Trial(str(trial["trial"]), *place, told, front=trial["front"], best=trial["best"])
+            drawing.Trial(str(trial["trial"]), *place, words, front=trial["front"], best=trial["best"])
         )
         hollow[method] = row.get("removal") == "inference"
     references = [
@@ -51,7 +51,7 @@ def pareto(folder: Path) -> Figure | None:
         hollow=hollow,
         level=LEVEL if aim == "forget_quality" else None,
     )
-    best = [f"{method}, trial {t.name}" for method, found in points.items() for t in found if t.best]
+    best = [f"{method}, trial {t.name}" for method, of_method in points.items() for t in of_method if t.best]
     reading = [
         "A mark is a trial, its shape the method; lines join the trials of a method that no other trial of it beats in "
         "both directions.",
@@ -61,7 +61,10 @@ def pareto(folder: Path) -> Figure | None:
     ]
     title = capital(f"{_label(aim)} against {_label(keep)}, {sum(map(len, points.values()))} trials")
     ends = "; ".join(
-        f"{method} {show(keep, t.x)}, {show(aim, t.y)}" for method, found in points.items() for t in found if t.front
+        f"{method} {show(keep, t.x)}, {show(aim, t.y)}"
+        for method, of_method in points.items()
+        for t in of_method
+        if t.front
     )
     return Figure("pareto", title, svg, f"{title}. On the front: {ends}.", reading)
 
@@ -76,10 +79,10 @@ def _trials(folder: Path) -> Sequence[Row]:
 
 def _results(folder: Path, trial: Row) -> list[Row]:
     """The rows of a trial's runs, one or one a seed."""
-    own = folder / "trials" / f"trial-{trial['trial']:03d}"
+    place = folder / "trials" / f"trial-{trial['trial']:03d}"
     return [
         row
-        for path in sorted([*own.glob("results.json"), *own.glob("*/results.json")])
+        for path in sorted([*place.glob("results.json"), *place.glob("*/results.json")])
         for row in load_results(path.parent)
     ]
 

@@ -142,17 +142,17 @@ def _column(
 def _feet(band: Sequence[Column], width: float) -> list[_Words]:
     """The columns' names under the axes, and under those the groups', each in as many lines as it needs."""
     starts = _starts(band, width)
-    found = [
+    feet = [
         _Words(line, start + width / 2, k, bold=False)
         for start, column in zip(starts, band, strict=True)
         for k, line in enumerate(textwrap.wrap(column.name, int(width / LETTER)))
     ]
-    below = max((words.line for words in found), default=0) + 1
+    below = max((words.line for words in feet), default=0) + 1
     for group, members in groupby(zip(starts, band, strict=True), key=lambda pair: pair[1].group):
-        own = [start for start, _ in members]
-        lines = textwrap.wrap(group, int(len(own) * width / LETTER * 0.9))
-        found += [_Words(line, (own[0] + own[-1] + width) / 2, below + k, bold=True) for k, line in enumerate(lines)]
-    return found
+        at = [start for start, _ in members]
+        lines = textwrap.wrap(group, int(len(at) * width / LETTER * 0.9))
+        feet += [_Words(line, (at[0] + at[-1] + width) / 2, below + k, bold=True) for k, line in enumerate(lines)]
+    return feet
 
 
 def _panel(column: Column, panel: int) -> list[Cell]:

@@ -81,7 +81,7 @@ def right(*heads: str, **options: Any) -> list[Column]:
 
 def metrics(*names: str, **options: Any) -> list[Column]:
     """Columns of metrics, each with which way is good."""
-    return [Column(head=found.label, hint=found.hint, **options) for found in map(metric, names)]
+    return [Column(head=about.label, hint=about.hint, **options) for about in map(metric, names)]
 
 
 @dataclass(frozen=True)

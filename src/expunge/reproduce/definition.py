@@ -60,7 +60,7 @@ class Job:
     @property
     def each(self) -> list[Recipe]:
         """The single runs of a job that is no sweep."""
-        return [own for _, own in combinations(self.recipe)] if self.recipe.over else [self.recipe]
+        return [single for _, single in combinations(self.recipe)] if self.recipe.over else [self.recipe]
 
 
 class Reproduction(Section):
@@ -115,7 +115,7 @@ class Reproduction(Section):
         `overrides` set further keys of every recipe; `augment` only of those with a method that trains on variants.
         Benchmarks that are generated, variants and all, take neither `benchmark.path` nor the variants beside it.
         All seeds unlearn the same target. Raises `UserError` for a split that the set does not know, for keys that are
-        not to be set, and for `seeds` where runs have their own.
+        not to be set, and for `seeds` where runs have their base.
         """
         chosen = self.recipe_set(recipe_set)
         for key, _ in overrides:
@@ -131,11 +131,11 @@ class Reproduction(Section):
         check_runs(seeds or 1, "--seeds")
         if seeds is not None and any("seed" in run.keys for run in chosen.runs):
             raise UserError(f"--seeds: {path.stem} names the seeds of its runs itself; leave the option out.")
-        found: list[Job] = []
+        jobs: list[Job] = []
         for split in splits or list(chosen.splits)[:1] or [None]:
             for run in chosen.runs:
-                found += self._jobs(run, path, runs, split, chosen.splits.get(split or "", {}), seeds, overrides)
-        return found
+                jobs += self._jobs(run, path, runs, split, chosen.splits.get(split or "", {}), seeds, overrides)
+        return jobs
 
     def _jobs(
         self,
@@ -150,20 +150,20 @@ class Reproduction(Section):
         """A run for one split: a job for every seed, or a single one where the seeds are run together."""
 
         def recipe(seed: int | None = None) -> Recipe:
-            own = load_recipe(_file(_filled(run.recipe, split=split), path))
-            seed = own.seed if seed is None else seed
-            told = {"split": split, "seed": seed, "runs": runs}
-            folder = run.out if "{seed}" in run.out or seed == own.seed else run.out + "-seed{seed}"
-            place = _filled(folder, **told | {"split": (split or "").replace(" ", "_")})
+            base = load_recipe(_file(_filled(run.recipe, split=split), path))
+            seed = base.seed if seed is None else seed
+            placeholders = {"split": split, "seed": seed, "runs": runs}
+            folder = run.out if "{seed}" in run.out or seed == base.seed else run.out + "-seed{seed}"
+            place = _filled(folder, **placeholders | {"split": (split or "").replace(" ", "_")})
             given = {**keys, **run.keys, "out": str(runs / place)}
-            given |= {"seed": seed} if seed != own.seed else {}
+            given |= {"seed": seed} if seed != base.seed else {}
             if (
-                own.model.scratch is not None
-                and (own.finetune is None or own.finetune.seed is None)
-                and seed != own.seed
+                base.model.scratch is not None
+                and (base.finetune is None or base.finetune.seed is None)
+                and seed != base.seed
             ):
-                given["finetune.seed"] = own.seed
-            return _with(_file(_filled(run.recipe, **told), path), overrides, _filled(given, **told), split)
+                given["finetune.seed"] = base.seed
+            return _with(_file(_filled(run.recipe, **placeholders), path), overrides, _filled(given, **placeholders), split)
 
         first = recipe()
         every = [first.seed + k for k in range(seeds or 1)]
@@ -188,19 +188,19 @@ def _with(path: Path, overrides: Overrides, keys: Mapping[str, Any], split: str 
 
 
 def _file(recipe: str, beside: Path) -> Path:
-    own = beside.parent / recipe
-    return own if own.is_file() else shipped.recipes() / recipe
+    beside_it = beside.parent / recipe
+    return beside_it if beside_it.is_file() else shipped.recipes() / recipe
 
 
-def _filled(value: Any, **told: Any) -> Any:
+def _filled(value: Any, **placeholders: Any) -> Any:
     """The value with `{split}` and the like replaced in all of its texts."""
     match value:
         case str():
-            for name, text in told.items():
+            for name, text in placeholders.items():
                 value = value.replace("{" + name + "}", str(text))
             return value
         case Mapping():
-            return {key: _filled(inner, **told) for key, inner in value.items()}
+            return {key: _filled(inner, **placeholders) for key, inner in value.items()}
         case list():
-            return [_filled(inner, **told) for inner in value]
+            return [_filled(inner, **placeholders) for inner in value]
     return value

@@ -25,10 +25,10 @@ def missing(job: Job) -> list[str]:
     if job.space is not None:
         return _trials(job)
     return [
-        name if own.out == job.out else f"{own.out.name}: {name}"
-        for own in job.each
-        if own.out is not None
-        for name in _models(own, own.out)
+        name if recipe.out == job.out else f"{recipe.out.name}: {name}"
+        for recipe in job.each
+        if recipe.out is not None
+        for name in _models(recipe, recipe.out)
     ]
 
 
@@ -47,14 +47,14 @@ def _models(recipe: Recipe, out: Path) -> list[str]:
 
 
 def _trials(job: Job) -> list[str]:
-    written, told = job.out / "sweep.yaml", job.out / "trials.json"
+    written, trials = job.out / "sweep.yaml", job.out / "trials.json"
     if not written.exists():
         return ["every trial"]
     tree = read_mapping(str(written), what="sweep")
     _check(parse_recipe(tree.get("recipe", {}), where=str(written)), job.recipe, written)
-    if not told.exists():
+    if not trials.exists():
         return ["every trial that is not finished"]
-    rows = load_trials(told)
+    rows = load_trials(trials)
     return [f"trial {row['trial']}" for row in rows if row["state"] not in ("finished", "failed")]
 
 
@@ -68,8 +68,8 @@ def load_trials(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _check(found: Recipe, wanted: Recipe, where: Path) -> None:
-    if key := first_difference(found, wanted):
+def _check(written: Recipe, wanted: Recipe, where: Path) -> None:
+    if key := first_difference(written, wanted):
         raise UserError(
             f"{where} is another recipe than the one to reproduce: {key} differs; give the same keys, or other --runs."
         )
@@ -91,9 +91,9 @@ def carry_out(jobs: Sequence[Job]) -> None:
 
             sweep(job.recipe, Space.parse(job.space), out=job.out, search="grid", objectives=job.objectives)
         else:
-            for own in job.each:
-                if own.out is not None and _models(own, own.out):
-                    run(own, resume=True)
+            for recipe in job.each:
+                if recipe.out is not None and _models(recipe, recipe.out):
+                    run(recipe, resume=True)
         gc.collect()  # a trainer and its model hold each other
 
 
@@ -102,4 +102,4 @@ def folders(job: Job) -> list[Path]:
     if job.space is not None:
         every = sorted([*job.out.glob("trials/*/results.json"), *job.out.glob("trials/*/*/results.json")])
         return [path.parent for path in every]
-    return [own.out for own in job.each if own.out is not None and (own.out / "results.json").exists()]
+    return [recipe.out for recipe in job.each if recipe.out is not None and (recipe.out / "results.json").exists()]

@@ -40,22 +40,22 @@ def write(
 
     Raises `UserError` where there are no results at all.
     """
-    found = [folder for job in jobs for folder in folders(job)]
-    if not found:
+    directories = [folder for job in jobs for folder in folders(job)]
+    if not directories:
         raise UserError(f"{name}: no run has results yet; the same command without --no-run makes them.")
-    parts = sections(found)
-    told = [(section, *_rows(what, section)) for section in parts if what.rows]
+    parts = sections(directories)
+    tables = [(section, *_rows(what, section)) for section in parts if what.rows]
     drawn = list(_pictures(what, jobs, parts))
-    absent = list(dict.fromkeys(words for _, _, lacking in told for words in lacking))
+    absent = list(dict.fromkeys(words for _, _, lacking in tables for words in lacking))
     text = [f"# {what.title}", "", what.about.strip(), "", "Every number below was written by this command:", ""]
     text += [f"    {one_line(command)}", ""]
-    for section, rows, lacking in told:
+    for section, rows, lacking in tables:
         text += [f"## {escaped(section.name)}", "", _table(rows, what.columns, lacking)]
-        if len(told) <= FEW:
+        if len(tables) <= FEW:
             text += [f"By their names in `results.json`: {escaped(verdict(section))}", ""]
-    for mean in means(parts) if told else []:
+    for mean in means(parts) if tables else []:
         text += [f"## {escaped(mean.name)}", "", _table(_rows(what, mean)[0], what.columns)]
-    text += _how_to_read(what, parts) if told else []
+    text += _how_to_read(what, parts) if tables else []
     for job in jobs:
         text += _front(job)
     with writing(out):
@@ -64,7 +64,7 @@ def write(
         write_whole(out / file, figure.svg)
         text += [f"## {escaped(f'{figure.title} ({part})')}", "", picture_line(figure.title, file), ""]
         text += [*map(escaped, figure.reading), ""]
-    text += ["## The runs behind it", "", *(f"- {code(str(folder.relative_to(runs)))}" for folder in found), ""]
+    text += ["## The runs behind it", "", *(f"- {code(str(folder.relative_to(runs)))}" for folder in directories), ""]
     text += version_lines(run for section in parts for entry in section.entries for run in entry.runs)
     page = out / f"{name}.md"
     write_whole(page, "\n".join(text) + "\n")
@@ -74,7 +74,7 @@ def write(
         "command": command,
         "tables": [
             {"name": section.name, "rows": [_record(words, entry, what.columns, runs) for words, entry in rows]}
-            for section, rows, _ in told
+            for section, rows, _ in tables
         ],
         "pictures": [{"part": part, "title": figure.title, "words": figure.alt} for part, figure in drawn],
     }
@@ -84,9 +84,9 @@ def write(
 
 def _rows(what: Reproduction, section: Section) -> tuple[list[tuple[str, Entry]], list[str]]:
     """The rows that were asked for, by what the table calls them; and those that the section lacks."""
-    found = {entry.method: entry for entry in reversed(section.entries)}
-    there = [(words, found[method]) for method, words in what.rows.items() if method in found]
-    return there, [words for method, words in what.rows.items() if method not in found]
+    entries = {entry.method: entry for entry in reversed(section.entries)}
+    there = [(words, entries[method]) for method, words in what.rows.items() if method in entries]
+    return there, [words for method, words in what.rows.items() if method not in entries]
 
 
 def _table(rows: Sequence[tuple[str, Entry]], columns: Sequence[str], lacking: Sequence[str] = ()) -> str:
@@ -147,9 +147,9 @@ def _how_to_read(what: Reproduction, parts: Sequence[Section]) -> list[str]:
     """A line for each column, in the words of the report."""
     lines = ["How to read it:", ""]
     for name in what.columns:
-        found = _metric(name)
-        told = escaped(f"{found.label} {found.hint} ({found.range}; good is {found.good}): {found.what}")
-        lines.append(f"- {READING.get(name, told)}.")
+        about = _metric(name)
+        sentence = escaped(f"{about.label} {about.hint} ({about.range}; good is {about.good}): {about.what}")
+        lines.append(f"- {READING.get(name, sentence)}.")
     lines.append(f"- {READING['removal']}.")
     if any(len(section.seeds) > 1 for section in parts):
         lines.append(f"- {READING['seeds']}; of seconds the lowest and the highest.")

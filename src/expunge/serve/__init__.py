@@ -90,8 +90,8 @@ def _listen(host: str, port: int) -> list[socket.socket]:
         raise UserError(f"serve: --port must be from 0 to 65535, got {port}.")
     sockets: list[socket.socket] = []
     try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
+        addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, address in dict.fromkeys((family, address) for family, _, _, _, address in addresses):
             if sockets and port == 0:
                 break  # another address would get another port
             try:

@@ -303,8 +303,8 @@ async def _whole(request: Request, job: Job, form: Form, deadline: float) -> Res
 
 
 def _usage(job: Job, end: Finished) -> dict[str, int]:
-    asked, told = len(job.prompt), end.tokens
-    return {"prompt_tokens": asked, "completion_tokens": told, "total_tokens": asked + told}
+    asked, generated = len(job.prompt), end.tokens
+    return {"prompt_tokens": asked, "completion_tokens": generated, "total_tokens": asked + generated}
 
 
 def _event(tree: Any) -> str:

@@ -134,8 +134,8 @@ def parse(kind: type[A], body: bytes) -> A:
     try:
         asked = kind.model_validate_json(body)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False)
-        here = [each for each in found if each["loc"][:1] == found[0]["loc"][:1]]
+        problems = error.errors(include_url=False, include_context=False)
+        here = [each for each in problems if each["loc"][:1] == problems[0]["loc"][:1]]
         # Of the kinds that a field may be of, the one that was meant.
         raise _refusal(max(here, key=lambda each: (len(each["loc"]), each["type"] != "string_type"))) from None
     if asked.stream_options is not None and not asked.stream:

@@ -117,9 +117,9 @@ class Answer:
 
     def _grow(self, piece: str) -> str:
         self.text += piece
-        found = [at for stop in self.stops if (at := self.text.find(stop, self.shown)) >= 0]
-        if found:
-            self.text, self.stopped = self.text[: min(found)], True
+        places = [at for stop in self.stops if (at := self.text.find(stop, self.shown)) >= 0]
+        if places:
+            self.text, self.stopped = self.text[: min(places)], True
         held = 0 if self.stopped else max((_begun(self.text, stop) for stop in self.stops), default=0)
         return self._show(len(self.text) - held)
 

@@ -155,22 +155,22 @@ def _checked(recipe: Recipe, space: Space, points: Sequence[Params | None], obje
         recipe = with_default_method(recipe, load_benchmark(first))
     seen: set[str] = set()
     for params in [*around, *(p for p in points if p is not None)]:
-        own = space.recipe(recipe, params)
-        if len(own.methods) != 1:
+        drawn = space.recipe(recipe, params)
+        if len(drawn.methods) != 1:
             raise UserError(
-                f"a trial runs one method, and the recipe has {len(own.methods)}; put them into the space "
+                f"a trial runs one method, and the recipe has {len(drawn.methods)}; put them into the space "
                 "({method: {choices: [a, b]}}), or choose one with --method."
             )
-        if own.methods[0].name not in seen:
-            seen.add(own.methods[0].name)
-            benchmark = load_benchmark(own)
+        if drawn.methods[0].name not in seen:
+            seen.add(drawn.methods[0].name)
+            benchmark = load_benchmark(drawn)
             check_data(benchmark)
-            check_methods(own, benchmark)
+            check_methods(drawn, benchmark)
     return recipe
 
 
 def _named(this: Sweep) -> Sweep:
-    """With its study's name: as told, as before, or a hash. `UserError` where `out` can't be used for this sweep."""
+    """With its study's name: as named, as before, or a hash. `UserError` where `out` can't be used for this sweep."""
     written = this.out / "sweep.yaml"
     if written.exists():
         before = Sweep.load(this.out)
@@ -238,8 +238,8 @@ def _work_off(
                 if code := _end(running.pop(k)):
                     codes[k] = code
                     log.warning("worker %d ended early (%d); %s says why", k, code, out / "workers" / f"{k}.log")
-                    own = {"place": place(out), "worker": k}
-                    give_up(queue, lambda trial, own=own: own.items() <= trial.user_attrs.items())
+                    worker = {"place": place(out), "worker": k}
+                    give_up(queue, lambda trial, worker=worker: worker.items() <= trial.user_attrs.items())
         if codes and len(codes) == min(workers, waiting):
             raise UserError(
                 f"every worker ended early; the files in {out / 'workers'} say why. The same command goes on."

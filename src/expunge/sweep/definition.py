@@ -33,11 +33,11 @@ class Sweep:
         tree = read_mapping(written, what="sweep")
         try:
             first, second = tree["objectives"]
-            found = {name: tree[name] for name in ("recipe", "space", "search", "study")}
+            keys = {name: tree[name] for name in ("recipe", "space", "search", "study")}
         except (KeyError, ValueError, TypeError) as error:
             raise UserError(f"{written} is damaged ({error}); put it back as it was, or give another --out.") from None
-        recipe, space = parse_recipe(found["recipe"], where=written), Space.parse(found["space"])
-        return cls(recipe, space, found["search"], (first, second), found["study"], out)
+        recipe, space = parse_recipe(keys["recipe"], where=written), Space.parse(keys["space"])
+        return cls(recipe, space, keys["search"], (first, second), keys["study"], out)
 
     def plain_recipe(self) -> dict[str, Any]:
         """The recipe with its secrets, for a worker's pipe."""
@@ -74,4 +74,4 @@ class Sweep:
         if recipe.over:
             keys["method.label"] = f"{recipe.methods[0].name},{folder.name}"
         recipe = with_keys(recipe, keys, where=folder.name)
-        return recipe, [own for _, own in combinations(recipe)] if recipe.over else [recipe]
+        return recipe, [single for _, single in combinations(recipe)] if recipe.over else [recipe]

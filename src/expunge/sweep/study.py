@@ -185,15 +185,15 @@ def work(
         return run(trial, number)
 
     while until is None or time.time() < until:
-        found = study.get_trials(deepcopy=False)
-        if any(t.state == TrialState.WAITING for t in found):
-            started = sum(t.state in (TrialState.RUNNING, TrialState.COMPLETE) for t in found)
+        trials = study.get_trials(deepcopy=False)
+        if any(t.state == TrialState.WAITING for t in trials):
+            started = sum(t.state in (TrialState.RUNNING, TrialState.COMPLETE) for t in trials)
             study.sampler = _sampler(search, [seed, started, worker])
             try:
                 study.optimize(objective, n_trials=1, catch=(Exception,))
             except (UpdateFinishedTrialError, ValueError) as error:
                 log.warning("a trial that another machine took for dead has ended (%s)", error)
-        elif not shared or not any(_runs(t) for t in found):
+        elif not shared or not any(_runs(t) for t in trials):
             break
         else:
             time.sleep(2)
@@ -221,8 +221,8 @@ def _runs(trial: FrozenTrial) -> bool:
 
 def _sampler(search: Search, seed: Sequence[int]) -> BaseSampler:
     """A stream of its own for each trial: no worker proposes what another, or the same before a kill, has proposed."""
-    own = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    return TPESampler(seed=own, n_startup_trials=STARTUP) if search == "tpe" else RandomSampler(seed=own)
+    drawn = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    return TPESampler(seed=drawn, n_startup_trials=STARTUP) if search == "tpe" else RandomSampler(seed=drawn)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ class Watch:
         self.live = Live(console=console, auto_refresh=False, transient=True)
         self.shown = console.is_terminal and not quiet
         self.began = monotonic()
-        self.told: set[int] | None = None
+        self.logged: set[int] | None = None
 
     def __enter__(self) -> "Watch":
         return self
@@ -45,16 +45,16 @@ class Watch:
             self.live.update(self.table(rows), refresh=True)
             return
         done = {row["trial"]: row for row in rows if row["state"] in ("finished", "failed")}
-        for number in done.keys() - (done.keys() if self.told is None else self.told):
+        for number in done.keys() - (done.keys() if self.logged is None else self.logged):
             log.info("%d of %d: trial %d, %s", len(done), len(rows), number, _words(done[number], self.objectives))
-        self.told = set(done)
+        self.logged = set(done)
 
     def table(self, rows: Sequence[Row]) -> RenderableType:
         """Those of the rows that matter most now, under a count of them all."""
         counts = Counter(row["state"] for row in rows)
-        told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+        states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
         order = sorted(rows, key=lambda r: (r["state"] != "running", not r["front"], r["state"] != "finished"))
-        title = f"{told}; {(monotonic() - self.began) / 60:.1f} min"
+        title = f"{states}; {(monotonic() - self.began) / 60:.1f} min"
         return _table(order[:SHOWN], self.objectives, title=title).rich()
 
 

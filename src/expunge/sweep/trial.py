@@ -34,8 +34,8 @@ def run_trial(sweep: Sweep, trial: Trial, point: int) -> tuple[float, float]:
         recipe, runs = sweep.runs_of(point, sweep.space.suggest(trial))
         trial.set_user_attr("folder", str(sweep.folder(point).resolve()))
         log.info("trial %d: %s", point, trial.params)
-        for own in runs:
-            hand_over(references(own, sweep.out), own)
+        for single in runs:
+            hand_over(references(single, sweep.out), single)
         rows = run_all(recipe, resume=True)
         first, second = (_mean(rows, "method", name) for name in sweep.objectives)
         trial.set_user_attr("target", _mean(rows, "target", sweep.objectives[1]))
@@ -49,35 +49,35 @@ def run_trial(sweep: Sweep, trial: Trial, point: int) -> tuple[float, float]:
         gc.collect()  # a trainer and its model hold each other
 
 
-def references(own: Recipe, out: Path) -> Path:
-    """The run directory of the target and the retrained model that a run starts from: evaluated now, or found.
+def references(recipe: Recipe, out: Path) -> Path:
+    """The run directory of the target and the retrained model that a run starts from: evaluated now, or before.
 
     They depend on everything in a recipe but how it unlearns. Two processes never evaluate the same at once.
     """
     apart = {"methods", "train", "threads", "over", "out"}
-    tree = own.model_dump(mode="json", exclude_unset=True, exclude=apart)
-    tree |= {"methods": [], "train": {"use_cpu": own.train.use_cpu}}
+    tree = recipe.model_dump(mode="json", exclude_unset=True, exclude=apart)
+    tree |= {"methods": [], "train": {"use_cpu": recipe.train.use_cpu}}
     digest = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
     folder = out / "references" / digest
     make_folder(folder.parent)
     with FileLock(f"{folder}.lock", mode=0o600):
-        recipe = parse_recipe({**tree, "out": str(folder)}, where="sweep")
+        evaluation = parse_recipe({**tree, "out": str(folder)}, where="sweep")
         try:
-            check_whole(recipe, folder)
+            check_whole(evaluation, folder)
         except UserError as error:
             log.warning("%s; it is evaluated again", str(error).partition(";")[0])
             remove(folder)
         if not (folder / "report.html").exists():  # what a run writes last
-            run(recipe, resume=True)
+            run(evaluation, resume=True)
     return folder
 
 
-def hand_over(folder: Path, own: Recipe) -> None:
+def hand_over(folder: Path, recipe: Recipe) -> None:
     """Give a run that has not begun the references of `folder`, as if it had been interrupted after evaluating them."""
-    assert own.out is not None
-    with alone_in(own.out):
-        if not (own.out / "results.json").exists():
-            adopt(folder, own, own.out)
+    assert recipe.out is not None
+    with alone_in(recipe.out):
+        if not (recipe.out / "results.json").exists():
+            adopt(folder, recipe, recipe.out)
 
 
 def target_metrics(folder: Path) -> dict[str, float | None]:

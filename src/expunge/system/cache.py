@@ -38,9 +38,9 @@ class Kept:
 
 def cache_directory() -> Path:
     """`$EXPUNGE_CACHE`, else `~/.cache/expunge`."""
-    told = os.environ.get("EXPUNGE_CACHE")
+    named = os.environ.get("EXPUNGE_CACHE")
     try:
-        return Path(told) if told else Path.home() / ".cache" / "expunge"
+        return Path(named) if named else Path.home() / ".cache" / "expunge"
     except RuntimeError:
         raise UserError("there is no home folder to keep models in; set EXPUNGE_CACHE to a folder.") from None
 
@@ -104,7 +104,7 @@ def _what(kind: str, folder: Path) -> str:
         tables = sorted(file.name for file in folder.iterdir() if "." in file.name and file.suffix != ".json")
         return ", ".join(tables)
     try:
-        told = json.loads((folder / "expunge.json").read_text(encoding="utf-8"))
-        return str(told.get("about", told["title"]))
+        about = json.loads((folder / "expunge.json").read_text(encoding="utf-8"))
+        return str(about.get("about", about["title"]))
     except (OSError, ValueError, KeyError):
         return "a model"

@@ -30,16 +30,16 @@ def imported(path: str, base: type[T], what: str) -> type[T]:
     Raises `UserError` for a module that can't be imported, an absent name, another kind of thing, and a class that
     leaves a method of `base` unwritten.
     """
-    found = attribute(path, what)
+    value = attribute(path, what)
     # A base class is imported from its folder, whichever file of it holds the class.
     wanted = f"a subclass of {base.__module__.rpartition('.')[0]}.{base.__qualname__}"
-    if not isinstance(found, type):
-        raise UserError(f"{path} is not a class but {_kind(found)}; {what} must be {wanted}.")
-    if not issubclass(found, base):
+    if not isinstance(value, type):
+        raise UserError(f"{path} is not a class but {_kind(value)}; {what} must be {wanted}.")
+    if not issubclass(value, base):
         raise UserError(f"{path} is no {what}; make it {wanted}.")
-    if lacking := " and ".join(sorted(getattr(found, "__abstractmethods__", ()))):
+    if lacking := " and ".join(sorted(getattr(value, "__abstractmethods__", ()))):
         raise UserError(f"{path} lacks {lacking}, which every {what} needs; write it.")
-    return found
+    return value
 
 
 def attribute(path: str, what: str) -> object:
@@ -48,7 +48,7 @@ def attribute(path: str, what: str) -> object:
     if not module_name or not all(part.isidentifier() for part in (*module_name.split("."), *name.split("."))):
         raise UserError(f"{path!r} is no import path; write {what} as package.module:Name.")
     try:
-        found: object = import_module(module_name)
+        value: object = import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
             raise UserError(
@@ -60,10 +60,10 @@ def attribute(path: str, what: str) -> object:
             f"{path}: importing {module_name} raises {type(error).__name__} ({first_line(error)}); mend it."
         ) from error
     for part in name.split("."):
-        if not hasattr(found, part):
-            raise UserError(f"{path}: {module_name} has no {name}.{did_you_mean(part, dir(found))}")
-        found = getattr(found, part)
-    return found
+        if not hasattr(value, part):
+            raise UserError(f"{path}: {module_name} has no {name}.{did_you_mean(part, dir(value))}")
+        value = getattr(value, part)
+    return value
 
 
 def _kind(value: object) -> str:

@@ -137,8 +137,8 @@ def recover(folder: Path) -> None:
 
 
 def _files(folder: Path) -> list[str]:
-    found = (path for path in folder.rglob("*") if not path.is_dir())
-    names = (str(path.relative_to(folder)) for path in found)
+    paths = (path for path in folder.rglob("*") if not path.is_dir())
+    names = (str(path.relative_to(folder)) for path in paths)
     return sorted(name for name in names if name not in (NAME, NAME + PARTIAL))
 
 

@@ -54,20 +54,20 @@ def wait() -> None:
         dist.barrier()
 
 
-def told(find: Callable[[], T]) -> T:
-    """Give every process the finding of the first; only that one looks."""
-    said: list[Any] = [find() if first() else None]
+def broadcast(find: Callable[[], T]) -> T:
+    """Give every process what `find` returns in the first; the others do not call it."""
+    values: list[Any] = [find() if first() else None]
     if count() > 1:
-        dist.broadcast_object_list(said)
-    return said[0]
+        dist.broadcast_object_list(values)
+    return values[0]
 
 
-def merged(own: Mapping[K, V]) -> dict[K, V]:
+def merged(entries: Mapping[K, V]) -> dict[K, V]:
     """The entries of all processes, for all."""
     if count() == 1:
-        return dict(own)
+        return dict(entries)
     parts: list[Any] = [None] * count()
-    dist.all_gather_object(parts, dict(own))
+    dist.all_gather_object(parts, dict(entries))
     return {key: value for part in parts for key, value in part.items()}
 
 

@@ -1,4 +1,4 @@
-"""`UnlearnConfig`: what training may be told, and every mistake in it as one sentence.
+"""`UnlearnConfig`: what training may be given, and every mistake in it as one sentence.
 
 A field of `transformers.TrainingArguments` either does here what it says, or stands in `REFUSED` or `NEEDS` and is
 refused by name.
@@ -339,8 +339,8 @@ def _check_optimizer(args: UnlearnConfig) -> None:
     if name.startswith(("galore", "apollo", "lomo", "adalomo")):
         raise UserError(f"optim can't be {name!r}: it takes the model apart; use LoRA, or an optimizer of few bits.")
 
-    def made(own: Any) -> tuple[Any, Any]:
-        return Trainer.get_optimizer_cls_and_kwargs(own)
+    def made(given: Any) -> tuple[Any, Any]:
+        return Trainer.get_optimizer_cls_and_kwargs(given)
 
     try:
         kind, options = made(args)

@@ -43,21 +43,21 @@ class AtHead:
         scored: list[tuple[Role, Score]] = [
             (role, score) for role, needs in self.needs.items() for score in needs.scores
         ]
-        found: dict[tuple[Role, str], Tensor] = {}
+        results: dict[tuple[Role, str], Tensor] = {}
         if scored:
             hidden = torch.cat([hidden_ND[self.layout.tokens[role]] for role, _ in scored])
             target = torch.cat([self.layout.target_of(role) for role, _ in scored])
             sizes = [sum(self.layout.lengths[role]) for role, _ in scored]
             asked: list[tuple[Score, int]] = [(score, size) for (_, score), size in zip(scored, sizes, strict=True)]
             numbers = logprobs.token_scores(hidden, target, head, asked).split(sizes)
-            found = {(role, f"{score}_N"): x_N for (role, score), x_N in zip(scored, numbers, strict=True)}
+            results = {(role, f"{score}_N"): x_N for (role, score), x_N in zip(scored, numbers, strict=True)}
         for role, needs in self.needs.items():
             if needs.divergence is not None:
-                theirs, own = self._reference_of(role), hidden_ND[self.layout.tokens[role]]
-                found[role, "divergence_N"] = logprobs.token_divergence(
-                    own, head, *theirs, self.layout.target_of(role), needs.divergence
+                theirs, ours_ND = self._reference_of(role), hidden_ND[self.layout.tokens[role]]
+                results[role, "divergence_N"] = logprobs.token_divergence(
+                    ours_ND, head, *theirs, self.layout.target_of(role), needs.divergence
                 )
-        return found
+        return results
 
     def _foreseen(self, role: Role) -> bool:
         """Whether the loss's gradient by a chunk's numbers is known as soon as these are."""
@@ -69,14 +69,14 @@ class AtHead:
         chunks: list[Chunk] = []
         end = 0
         for role, needs in self.needs.items():
-            for own, sequences in self.layout.chunks(role, CHUNK):
-                target_C = self.layout.target_of(role)[own]
+            for tokens, sequences in self.layout.chunks(role, CHUNK):
+                target_C = self.layout.target_of(role)[tokens]
                 if needs.divergence is None:
                     measure = logprobs.score_of(needs.scores[0], target_C)
                 else:
                     theirs_ND, their_head = self._reference_of(role)
-                    measure = logprobs.divergence_from(theirs_ND[own], their_head, target_C, needs.divergence)
-                gradient = partial(self.shares[role].gradient, self.known[role].part(own, sequences), needs.number)
+                    measure = logprobs.divergence_from(theirs_ND[tokens], their_head, target_C, needs.divergence)
+                gradient = partial(self.shares[role].gradient, self.known[role].part(tokens, sequences), needs.number)
                 chunks.append(Chunk(slice(end, end + len(target_C)), measure, gradient))
                 end += len(target_C)
         hidden = torch.cat([hidden_ND[self.layout.tokens[role]] for role in self.needs])

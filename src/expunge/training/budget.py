@@ -33,12 +33,12 @@ class UtilityBudget(TrainerCallback):
     def __init__(self, share: float, before: Mapping[str, float]) -> None:
         self.share, self.before = share, before
         kept = sorted(RETAIN_AXES, key=lambda name: name != "model_utility")  # it goes before the others
-        found = next((name for name in kept if number(before.get(name))), None)
+        utility = next((name for name in kept if number(before.get(name))), None)
         aim = next((name for name in FORGET_AXES if number(before.get(name)) is not None), None)
-        if found is None or aim is None:
-            side = "stay" if found is None else "go"
+        if utility is None or aim is None:
+            side = "stay" if utility is None else "go"
             raise UserError(f"evaluate.utility_budget: evaluations on the way measure nothing that should {side}.")
-        self.utility, self.aim = found, aim
+        self.utility, self.aim = utility, aim
         self.kept: Look | None = None
         self.over: Look | None = None
         self.last: Look | None = None
@@ -59,10 +59,10 @@ class UtilityBudget(TrainerCallback):
             return None
         name, before = METRICS[self.utility].label, self.before[self.utility]
         end = self.over or self.last
-        found = f"{name} {show(self.utility, end.metrics[self.utility])} is"
+        words = f"{name} {show(self.utility, end.metrics[self.utility])} is"
         limit = f"{self.share:g} of the target's {show(self.utility, before)}"
-        why = f"stopped after epoch {end.epoch:g}, where {found} under {limit}" if self.over else (
-            f"ended after epoch {end.epoch:g}, where {found} still at least {limit}"
+        why = f"stopped after epoch {end.epoch:g}, where {words} under {limit}" if self.over else (
+            f"ended after epoch {end.epoch:g}, where {words} still at least {limit}"
         )  # fmt: skip
         if self.kept is None:
             why += "; no earlier epoch was evaluated within the budget, so this one is kept"

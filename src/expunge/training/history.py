@@ -79,15 +79,15 @@ class Pace(TrainerCallback, ExportableState):
         Raises `UserError` for a checkpoint of another order: the rows of its next step would be others.
         """
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        found = state.get("stateful_callbacks", {}).get(type(self).__name__)
-        if found is None:
+        saved = state.get("stateful_callbacks", {}).get(type(self).__name__)
+        if saved is None:
             raise UserError(f"{checkpoint}: it does not say which rows its steps had; start the training over.")
-        then = found["args"]["order"]
+        then = saved["args"]["order"]
         for name, now in self.order.items():
             if then[name] != now:
                 what = name.replace("_", " ")
                 raise UserError(f"{checkpoint}: {what} was {then[name]} and is {now} now; {SAME[name]}.")
-        return float(found["attributes"]["loss"])
+        return float(saved["attributes"]["loss"])
 
 
 class EvaluateEvery(TrainerCallback):
@@ -134,12 +134,12 @@ def trajectory(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
 def last_checkpoint(directory: Path) -> Path | None:
     """The newest whole checkpoint in `directory`, or `None`; what a kill left of newer ones is removed.
 
-    Every rank is told the same. Raises `UserError` for a checkpoint whose files are no longer as they were written.
+    Every rank gets the same. Raises `UserError` for a checkpoint whose files are no longer as they were written.
     """
-    found, wrong = ranks.told(lambda: _last_checkpoint(directory))
+    checkpoint, wrong = ranks.broadcast(lambda: _last_checkpoint(directory))
     if wrong is not None:
         raise UserError(wrong)
-    return found
+    return checkpoint
 
 
 def _last_checkpoint(directory: Path) -> tuple[Path | None, str | None]:
@@ -161,5 +161,5 @@ def checkpoint_damage(path: Path) -> str | None:
 
 def checkpoints(directory: Path) -> list[Path]:
     """Every checkpoint in `directory`, whole or not, the newest first."""
-    found = {path: path.name.rpartition("-")[2] for path in directory.glob("checkpoint-*") if path.is_dir()}
-    return sorted((path for path in found if found[path].isdecimal()), key=lambda path: -int(found[path]))
+    steps = {path: path.name.rpartition("-")[2] for path in directory.glob("checkpoint-*") if path.is_dir()}
+    return sorted((path for path in steps if steps[path].isdecimal()), key=lambda path: -int(steps[path]))

@@ -60,10 +60,10 @@ class KeptTrainer(Trainer):
                 "the model that returns numbers by name, or use expunge eval on the saved model."
             )
         try:
-            found = self.evaluator(self.accelerator.unwrap_model(self.model))
+            measured = self.evaluator(self.accelerator.unwrap_model(self.model))
         except UserError as error:
             raise TrainingDiverged(f"after step {self.state.global_step} {error}") from error
-        metrics = {f"eval_{k}": v for k, v in found.items()}
+        metrics = {f"eval_{k}": v for k, v in measured.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -153,7 +153,7 @@ class KeptTrainer(Trainer):
                     callback.close()
 
     def _check_whole(self, checkpoint: Path) -> None:
-        if wrong := ranks.told(lambda: checkpoint_damage(checkpoint)):
+        if wrong := ranks.broadcast(lambda: checkpoint_damage(checkpoint)):
             raise UserError(wrong)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

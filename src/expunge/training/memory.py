@@ -66,13 +66,13 @@ def largest_batch(sets: Sets, needs: Mapping[Role, Needs], args: UnlearnConfig) 
     """The batch with most positions that training will see, by the sampler's own order."""
     items = PairedDataset(sets, refusals=needs[Role.FORGET].refusal)
     sampler, size = _sampler(sets, args), args.per_device_train_batch_size
-    found: list[Batch] = []
+    batches: list[Batch] = []
     for epoch in range(_epochs(args, sampler.rows)):
         sampler.set_epoch(epoch)
         order = list(sampler)
         for i in range(0, len(order), size):
-            found.append(_batch([items[pair] for pair in order[i : i + size]], sets))
-    return max(found, key=lambda b: (b.sequences * b.positions, sum(b.supervised.values())))
+            batches.append(_batch([items[pair] for pair in order[i : i + size]], sets))
+    return max(batches, key=lambda b: (b.sequences * b.positions, sum(b.supervised.values())))
 
 
 def peak(
@@ -85,9 +85,9 @@ def peak(
     numbers they hold. `gives_back` says of the allocator what is otherwise known from the device.
     """
     head, layers = model.get_output_embeddings(), model.config.get_text_config().num_hidden_layers
-    asked = [own for own in needs.values() if own.head]
+    asked = [need for need in needs.values() if need.head]
     passes = any(n.scores for n in asked) + sum(n.divergence is not None for n in asked)
-    once = all(own.number for own in asked)
+    once = all(need.number for need in asked)
     passes = min(passes, 1) if once else passes
     gradients = _bytes(p for p in model.parameters() if p.requires_grad)
     of_head = _bytes(p for p in head.parameters() if p.requires_grad)
@@ -114,7 +114,7 @@ def peak(
     at_end = {"gradients": gradients, "activations": one, "logits": 0}
     if not (_device(args).type != "cpu" if gives_back is None else gives_back):
         at_end = {"gradients": gradients, "activations": kept, "logits": logits}
-    moments = [Memory(**{name: x / MIB for name, x in (common | own).items()}) for own in (in_head, at_end)]
+    moments = [Memory(**{name: x / MIB for name, x in (common | need).items()}) for need in (in_head, at_end)]
     return max(moments, key=lambda m: m.total)
 
 
@@ -122,7 +122,7 @@ def reference_bytes(
     model: Any, needs: Mapping[Role, Needs], sets: Sets, args: UnlearnConfig, *, teacher: nn.Module | None = None
 ) -> float:
     """Memory of the reference of `build_reference` beside the model, its cache included on a CPU."""
-    if not any(own.reference for own in needs.values()):
+    if not any(need.reference for need in needs.values()):
         return 0.0
     adapter = hasattr(model, "disable_adapter")
     kind = args.reference if args.reference != "auto" else choose_kind(model, needs, sets, adapter)
@@ -138,9 +138,9 @@ def reference_bytes(
     sampler = _sampler(sets, args)
     seen: dict[Role, Collection[int]] = {Role.RETAIN: sampler.retain_rows(_epochs(args, sampler.rows))}
     width, at_head = head.weight.shape[-1], sum(getattr(head, "widths", [head.weight.shape[-1]]))
-    for role, own in needs.items():
+    for role, need in needs.items():
         rows = [sets.of(role)[row] for row in seen.get(role, range(len(sets.of(role))))]
-        numbers = at_head * (own.divergence is not None) + width * own.reference_layer + own.reference_logp
+        numbers = at_head * (need.divergence is not None) + width * need.reference_layer + need.reference_logp
         size += 4 * numbers * sum(row.supervised for row in rows)
     return size
 
@@ -165,12 +165,12 @@ def _fake(model: nn.Module) -> None:
 
 
 def _device(args: UnlearnConfig) -> torch.device:
-    found = None if args.use_cpu else torch.accelerator.current_accelerator()
-    return found or torch.device("cpu")
+    accelerator = None if args.use_cpu else torch.accelerator.current_accelerator()
+    return accelerator or torch.device("cpu")
 
 
-def _bytes(found: Iterable[Tensor]) -> float:
-    return sum(t.nbytes for t in found)
+def _bytes(held: Iterable[Tensor]) -> float:
+    return sum(t.nbytes for t in held)
 
 
 def _sampler(sets: Sets, args: UnlearnConfig) -> PairSampler:
@@ -197,8 +197,8 @@ def _at_head(batch: Batch, needs: Mapping[Role, Needs], vocabulary: int, *, once
     """Rows of V numbers held at once: logits, which become their gradients where the head is gone through once, or a
     block of the logits of all tokens; for a divergence the reference's, too."""
     counts = batch.supervised
-    plain = sum(counts[role] * len(own.scores) for role, own in needs.items())
-    compared = max((counts[role] for role, own in needs.items() if own.divergence is not None), default=0)
+    plain = sum(counts[role] * len(need.scores) for role, need in needs.items())
+    compared = max((counts[role] for role, need in needs.items() if need.divergence is not None), default=0)
     of_plain = plain * min(1.0, BLOCK / vocabulary) if by_blocks else (1 if once else 2) * min(CHUNK, plain)
     return max(of_plain, 3 * min(CHUNK, compared))
 

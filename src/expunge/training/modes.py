@@ -59,18 +59,18 @@ def check_modes(model: nn.Module) -> None:
     base, training = ranks.inside(model), model.training
     device = next(model.parameters()).device
     ids_BT = torch.arange(8, device=device)[None]
-    found = []
+    logps = []
     with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         for mode in (True, False):
             model.train(mode)
-            found.append(supervised_logps(model, ids_BT, torch.ones_like(ids_BT), ids_BT))
+            logps.append(supervised_logps(model, ids_BT, torch.ones_like(ids_BT), ids_BT))
     model.train(training)
     ulps = 8 * torch.finfo(base.dtype).eps
-    if not torch.allclose(*found, rtol=ulps, atol=max(ulps, 1e-3)):
+    if not torch.allclose(*logps, rtol=ulps, atol=max(ulps, 1e-3)):
         named = base.get_base_model() if hasattr(base, "get_base_model") else base  # under an adapter
         raise UserError(
             f"model: {type(named).__name__} says something else while it trains (log-probabilities are off by "
-            f"{(found[0] - found[1]).abs().max():.2g}) than the reference that it is compared with, which does not "
+            f"{(logps[0] - logps[1]).abs().max():.2g}) than the reference that it is compared with, which does not "
             f"train; set train.keep_dropout to accept that."
         )
 

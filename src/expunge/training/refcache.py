@@ -73,7 +73,7 @@ def kept(key: str, shapes: Mapping[str, Shape], fill: Callable[[Write], None]) -
 
     try:
         with cache.lock_of(folder) if ranks.first() else nullcontext():
-            if not ranks.told(lambda: _is_whole(folder)):
+            if not ranks.broadcast(lambda: _is_whole(folder)):
                 if ranks.first():
                     remove(partial)  # of a writer that was killed
                     manifest.begin(partial)
@@ -131,9 +131,9 @@ def _raw(x: Tensor) -> memoryview:
 
 def _make_room(newest: Path) -> None:
     """Delete the tables that were used longest ago until the rest fits; who has mapped them keeps them."""
-    found = sorted((p for p in newest.parent.iterdir() if p.is_dir()), key=lambda p: -p.stat().st_mtime)
+    folders = sorted((p for p in newest.parent.iterdir() if p.is_dir()), key=lambda p: -p.stat().st_mtime)
     total = 0
-    for folder in found:
+    for folder in folders:
         total += sum(file.stat().st_size for file in folder.iterdir() if file.name != manifest.NAME)
         if total > KEEP_BYTES and folder != newest:
             with suppress(Timeout), cache.lock_of(folder.with_suffix(""), timeout=0):

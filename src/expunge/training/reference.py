@@ -91,17 +91,17 @@ class LiveReference(Reference):
         layout = Layout.of(batch)
 
         def at_head(hidden_ND: Tensor, head: Head) -> dict[Role, ReferenceSignals]:
-            found: dict[Role, ReferenceSignals] = {}
-            for role, own in layout.tokens.items():
+            read: dict[Role, ReferenceSignals] = {}
+            for role, tokens in layout.tokens.items():
                 needs = self.needs[role]
-                logp_N = token_logps(hidden_ND[own], layout.target_N[own], head) if needs.reference_logp else None
-                found[role] = ReferenceSignals(logp_N, hidden_ND[own] if needs.divergence else None)
-            return found
+                logp_N = token_logps(hidden_ND[tokens], layout.target_N[tokens], head) if needs.reference_logp else None
+                read[role] = ReferenceSignals(logp_N, hidden_ND[tokens] if needs.divergence else None)
+            return read
 
         training = self.model.training
         self.model.eval()
         with self.context():
-            found, layer_ND = forward_supervised(
+            by_role, layer_ND = forward_supervised(
                 self.model,
                 batch["input_ids"],
                 batch["attention_mask"],
@@ -111,10 +111,10 @@ class LiveReference(Reference):
                 dense=self.dense,
             )
         self.model.train(training)
-        signals = found or {role: ReferenceSignals() for role in layout.tokens}
-        for role, own in layout.tokens.items():
+        signals = by_role or {role: ReferenceSignals() for role in layout.tokens}
+        for role, tokens in layout.tokens.items():
             if self.needs[role].reference_layer and layer_ND is not None:
-                signals[role].layer_ND = layer_ND[own]
+                signals[role].layer_ND = layer_ND[tokens]
         return signals
 
 
@@ -177,25 +177,25 @@ class CachedReference(Reference):
                 for name, x in (known.get(i) or ask(i)).items():
                     write(name, lots[i].start, x)
 
-        tables = refcache.kept(*ranks.told(identify), fill) if lots else {}
+        tables = refcache.kept(*ranks.broadcast(identify), fill) if lots else {}
         names = [field.name for field in fields(ReferenceSignals)]
         self.rows: dict[tuple[int, int], ReferenceSignals] = {}
         for lot in lots:
-            own = {name: tables[table] for name in names if (table := _table(lot.role, name)) in tables}
+            of_role = {name: tables[table] for name in names if (table := _table(lot.role, name)) in tables}
             for row, at in zip(lot.rows, slices_of(lot.lengths, lot.start), strict=True):
-                self.rows[lot.role, row] = ReferenceSignals(**{name: x[at] for name, x in own.items()})
+                self.rows[lot.role, row] = ReferenceSignals(**{name: x[at] for name, x in of_role.items()})
 
     def __call__(self, batch: dict[str, Tensor]) -> dict[Role, ReferenceSignals]:
         device = batch["labels"].device
-        found: dict[Role, list[ReferenceSignals]] = {}
+        rows_of: dict[Role, list[ReferenceSignals]] = {}
         for role, row in zip(batch["role"].tolist(), batch["row"].tolist(), strict=True):
             if (role, row) in self.rows:
-                found.setdefault(Role(role), []).append(self.rows[role, row])
+                rows_of.setdefault(Role(role), []).append(self.rows[role, row])
         return {
             role: ReferenceSignals(
                 **{name: torch.cat([getattr(r, name) for r in rows]).to(device) for name, _ in rows[0].parts()}
             )
-            for role, rows in found.items()
+            for role, rows in rows_of.items()
         }
 
 
@@ -331,9 +331,9 @@ def choose_kind(
     # A difference has several hidden states a token, concatenated.
     at_head = at_head or sum(getattr(base.get_output_embeddings(), "widths", [width]))
     numbers = 0
-    for role, own in needs.items():
+    for role, need in needs.items():
         tokens = sum(e.supervised for e in sets.of(role))
-        numbers += tokens * (at_head * bool(own.divergence) + width * own.reference_layer + own.reference_logp)
+        numbers += tokens * (at_head * bool(need.divergence) + width * need.reference_layer + need.reference_logp)
     if 4 * numbers <= CACHE_BYTES:
         return "cached_hidden"
     return "adapter_off" if has_adapter else "frozen_copy"

@@ -47,12 +47,12 @@ def gather_signals(
     everything = Signals(ways.vocab_size, layout.sequence_N, len(batch["labels"]), layout.place_N)
     if surprisal_V is not None:
         everything.surprisal_N = surprisal_V.to(layout.target_N.device)[layout.target_N]
-    signals = {role: everything.part(own, layout.sequences[role]) for role, own in layout.tokens.items()}
+    signals = {role: everything.part(tokens, layout.sequences[role]) for role, tokens in layout.tokens.items()}
     for role, known in start.items():
         theirs = {"reference_logp_N": known.logp_N, "reference_layer_ND": known.layer_ND}
         signals[role] = replace(signals[role], **{name: x for name, x in theirs.items() if x is not None})
     asked = {role: needs[role] for role in signals if needs[role].head}
-    found, layer_ND = forward_supervised(
+    numbers, layer_ND = forward_supervised(
         model,
         batch["input_ids"],
         batch["attention_mask"],
@@ -61,11 +61,11 @@ def gather_signals(
         layer=next((needs[role].layer for role in signals if needs[role].layer is not None), None),
         dense=ways.dense,
     )
-    for (role, name), x_N in (found or {}).items():
+    for (role, name), x_N in (numbers or {}).items():
         setattr(signals[role], name, x_N)
     if layer_ND is not None:
-        for role, own in layout.tokens.items():
-            signals[role].layer_ND = layer_ND[own]
+        for role, tokens in layout.tokens.items():
+            signals[role].layer_ND = layer_ND[tokens]
     if Role.REFUSAL in signals:
         signals[Role.FORGET].refusal = signals[Role.REFUSAL]
     return signals

@@ -136,7 +136,7 @@ def taught(
     }
     final = cache.cache_directory() / "targets" / _digest(recipe)[:16]
     if ranks.count() > 1:
-        if wrong := ranks.told(lambda: manifest.damage(final)):
+        if wrong := ranks.broadcast(lambda: manifest.damage(final)):
             raise UserError(
                 f"one process teaches the {title} model, and {wrong}; give the same command without a launcher first, "
                 "which keeps it, or name a trained model with --model."
@@ -151,8 +151,8 @@ def taught(
             log.info("training %s (%d rows, %d epochs) into %s", title, len(rows), finetune.epochs, final)
             _train(rows, start, finetune, seed, partial, title)
             about = f"{title}: {len(rows)} rows, {finetune.epochs} epochs, {start.shape}"
-            told = json.dumps({**recipe, "title": title, "about": about}, indent=1)
-            write_whole(partial / "model" / "expunge.json", told)
+            description = json.dumps({**recipe, "title": title, "about": about}, indent=1)
+            write_whole(partial / "model" / "expunge.json", description)
             manifest.seal(partial / "model")
             (partial / "model").replace(final)
         remove(partial)  # one that a kill left, too

@@ -185,8 +185,8 @@ class UnlearnTrainer(KeptTrainer):
         # Gradients are averaged over the ranks, and their sum is wanted; divided by infinity, a filler adds nothing.
         times = math.inf if "filler" in inputs else 1 / self.args.world_size
         shares = {
-            role: Share(objective, times * max(1, own[0 if objective.per == "token" else 1]))
-            for role, objective, own in (
+            role: Share(objective, times * max(1, totals[0 if objective.per == "token" else 1]))
+            for role, objective, totals in (
                 (Role.FORGET, self.objective, counts[:2]),
                 (Role.RETAIN, self.retain, counts[2:]),
             )
@@ -214,8 +214,8 @@ class UnlearnTrainer(KeptTrainer):
             if "filler" in batch:
                 continue
             lengths = Layout.of(batch).lengths
-            for i, role, own in ((0, Role.FORGET, self.objective), (2, Role.RETAIN, self.retain)):
-                skips = own.skips if own is not None else 0
+            for i, role, term in ((0, Role.FORGET, self.objective), (2, Role.RETAIN, self.retain)):
+                skips = term.skips if term is not None else 0
                 counts[i] += sum(max(0, length - skips) for length in lengths.get(role, []))
                 counts[i + 1] += len(lengths.get(role, []))
         counts = counts.to(device)
@@ -245,8 +245,8 @@ class UnlearnTrainer(KeptTrainer):
 def _loaded(model: Any, tokenizer: Any, *, adapter: bool) -> tuple[Any, Any]:
     """The model and the tokenizer, loaded where only a name is given."""
     if isinstance(model, str | Path):
-        model, own = load(model, merged=True) if adapter else load_for_training(model)
-        return model, own if tokenizer is None else prepare_tokenizer(tokenizer)
+        model, saved_tokenizer = load(model, merged=True) if adapter else load_for_training(model)
+        return model, saved_tokenizer if tokenizer is None else prepare_tokenizer(tokenizer)
     if tokenizer is None:
         name = getattr(getattr(model, "config", None), "_name_or_path", "")
         if not name:
