@@ -17,7 +17,7 @@ from expunge.data.encode import Encoded
 from expunge.errors import UserError
 from expunge.evals import decoding, requests
 from expunge.modeling import agreement
-from expunge.modeling.agreement import apart, plain_logits, probe_length, tokens_of, ways_of
+from expunge.modeling.agreement import distance, plain_logits, probe_length, tokens_of, ways_of
 from expunge.modeling.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
 from expunge.system import ranks
 
@@ -166,14 +166,14 @@ def test_long_sequences_are_tried_where_a_setting_may_tell_them_apart(llama: Any
 def test_how_far_apart() -> None:
     torch.manual_seed(0)
     z_NV = torch.randn(3, 50)
-    assert apart(z_NV + 7, z_NV) < 1e-6, "a constant changes no probability"
-    assert 0.01 < apart(1.01 * z_NV, z_NV) < 0.03
-    assert 0.01 < apart(1.01e-5 * z_NV, 1e-5 * z_NV) < 0.03, "whatever the size of the logits"
-    assert apart(z_NV[:2], z_NV) == float("inf")
+    assert distance(z_NV + 7, z_NV) < 1e-6, "a constant changes no probability"
+    assert 0.01 < distance(1.01 * z_NV, z_NV) < 0.03
+    assert 0.01 < distance(1.01e-5 * z_NV, 1e-5 * z_NV) < 0.03, "whatever the size of the logits"
+    assert distance(z_NV[:2], z_NV) == float("inf")
     ruled_out_NV = z_NV.clone()
     ruled_out_NV[:, 3] = torch.finfo(torch.float32).min
-    assert 0.01 < apart(1.01 * ruled_out_NV, ruled_out_NV) < 0.03
-    assert apart(z_NV, ruled_out_NV) == float("inf")
+    assert 0.01 < distance(1.01 * ruled_out_NV, ruled_out_NV) < 0.03
+    assert distance(z_NV, ruled_out_NV) == float("inf")
 
 
 def test_the_model_inside_is_the_one_that_accelerate_gives(tiny_model: Any) -> None:

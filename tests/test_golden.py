@@ -17,7 +17,7 @@ from expunge.data.benchmark import Variant
 from expunge.modeling.loading import save
 from expunge.objectives import FORGET, RETAIN, Offset, split_method
 from expunge.pipeline.inputs import load_benchmark
-from expunge.pipeline.run import prepare
+from expunge.pipeline.run import make_trainer
 from expunge.recipe.parsing import load_recipe
 
 Rows = tuple[list[dict[str, str]], list[dict[str, str]]]
@@ -64,7 +64,7 @@ def trainer_of(method: str, folder: Path) -> UnlearnTrainer:
         keys |= {"method": "{forget: {name: rmu, layer: 1}, retain: {name: anchor, layer: 1}}"}
     recipe = load_recipe(None, [(key, str(value)) for key, value in keys.items()])
     benchmark = load_benchmark(recipe)
-    return prepare(recipe, recipe.methods[0], benchmark, folder / "model", folder / "out", evaluate=None).trainer
+    return make_trainer(recipe, recipe.methods[0], benchmark, folder / "model", folder / "out", evaluate=None).trainer
 
 
 @pytest.mark.parametrize("method", METHODS)

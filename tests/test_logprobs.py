@@ -42,7 +42,7 @@ from expunge.modeling.logprobs import (
     token_scores,
 )
 from expunge.objectives import Divergence
-from expunge.objectives.base import Score
+from expunge.objectives.base import ScoreName
 
 ROTARY = {
     "hidden_size": 16,
@@ -398,16 +398,16 @@ def dense_logits(hidden_ND: Tensor, head: Head, layer: nn.Linear) -> Tensor:
 SIZES = [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 77]
 
 
-ASKED: list[tuple[Score, ...]] = [("logp",), ("uniform_ce", "log_odds"), ("log_odds", "logp", "uniform_ce", "logp")]
+ASKED: list[tuple[ScoreName, ...]] = [("logp",), ("uniform_ce", "log_odds"), ("log_odds", "logp", "uniform_ce", "logp")]
 
 
-def divided(tokens: int, scores: tuple[Score, ...]) -> list[tuple[Score, int]]:
+def divided(tokens: int, scores: tuple[ScoreName, ...]) -> list[tuple[ScoreName, int]]:
     """Which score of how many tokens, the last of the scores taking what is left."""
     size = tokens // 4
     return [*((score, size) for score in scores[:-1]), (scores[-1], tokens - size * (len(scores) - 1))]
 
 
-def dense_scores(z_NV: Tensor, target_N: Tensor, asked: list[tuple[Score, int]]) -> Tensor:
+def dense_scores(z_NV: Tensor, target_N: Tensor, asked: list[tuple[ScoreName, int]]) -> Tensor:
     p_NV, at = z_NV.softmax(-1), (torch.arange(len(target_N)), target_N)
     p_N = p_NV[at]
     rest_N = p_NV.sum(-1) - p_N
@@ -423,7 +423,7 @@ def dense_scores(z_NV: Tensor, target_N: Tensor, asked: list[tuple[Score, int]])
 def test_token_scores_at_chunk_boundaries(
     make_head: Callable[..., tuple[Head, nn.Linear]],
     tokens: int,
-    scores: tuple[Score, ...],
+    scores: tuple[ScoreName, ...],
     kind: str,
     trained: bool,
     monkeypatch: pytest.MonkeyPatch,
@@ -878,7 +878,7 @@ def test_log_probabilities_hold_one_chunk_of_logits(large_vocabulary: tuple[Any,
 
 @pytest.mark.parametrize("trained", [True, False], ids=["trained", "frozen"])
 @pytest.mark.parametrize("score", ["log_odds", "uniform_ce"])
-def test_scores_hold_one_chunk_of_logits(large_vocabulary: tuple[Any, Batch], score: Score, trained: bool) -> None:
+def test_scores_hold_one_chunk_of_logits(large_vocabulary: tuple[Any, Batch], score: ScoreName, trained: bool) -> None:
     """A trained head's largest tensor is a chunk of logits, a frozen one's a block of the logits of all tokens."""
     head = Head.of(large_vocabulary[0])
     assert head.linear is not None

@@ -20,7 +20,7 @@ SIZE: dict[str, Any] = {
     "num_key_value_heads": 2,
     "pad_token_id": 0,
 }
-BATCH = memory.Batch(4, 16, {Role.FORGET: 20, Role.RETAIN: 20, Role.REFUSAL: 0})
+BATCH = memory.BatchSize(4, 16, {Role.FORGET: 20, Role.RETAIN: 20, Role.REFUSAL: 0})
 NEEDS = {Role.FORGET: Needs(logp=True), Role.RETAIN: Needs(divergence=Divergence("forward")), Role.REFUSAL: Needs()}
 
 

@@ -24,7 +24,7 @@ from expunge.pipeline import methods
 from expunge.pipeline import run as main_path
 from expunge.pipeline.inputs import load_benchmark, tell_about_variants
 from expunge.pipeline.plan import plan
-from expunge.pipeline.run import prepare, run
+from expunge.pipeline.run import make_trainer, run
 from expunge.recipe.config import Recipe
 from expunge.recipe.parsing import load_recipe
 from expunge.training.history import MetricsFile
@@ -127,7 +127,7 @@ LORA = {"model__lora": "{r: 2}"}
 def test_a_plan_counts_the_models_that_are_then_trained(workplace: Path, forget: str, keys: dict[str, str]) -> None:
     chosen = recipe(forget, evaluate__each_epoch="off", **keys)
     (row,) = plan(chosen)
-    training = prepare(chosen, chosen.methods[0], load_benchmark(chosen), "model", Path("out"), evaluate=None)
+    training = make_trainer(chosen, chosen.methods[0], load_benchmark(chosen), "model", Path("out"), evaluate=None)
     weights = training.trainer.model.parameters()
     assert row["trainable"] == sum(weight.numel() for weight in weights if weight.requires_grad)
     assert row["parameters"] == parameter_count(training.unlearned())

@@ -22,7 +22,7 @@ from expunge.training.reference import CachedReference, build_reference
 
 forked = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 NUMBERS = torch.arange(40.0).reshape(10, 4)
-SHAPES: dict[str, refcache.Shape] = {"numbers": ((10, 4), torch.float32)}
+SHAPES: dict[str, refcache.TableShape] = {"numbers": ((10, 4), torch.float32)}
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def reference(model: Any, of: Sets | None = None) -> CachedReference:
     return found
 
 
-def in_memory(_key: str, shapes: Mapping[str, refcache.Shape], fill: Callable[[refcache.Write], None]) -> Any:
+def in_memory(_key: str, shapes: Mapping[str, refcache.TableShape], fill: Callable[[refcache.Write], None]) -> Any:
     tables = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
     fill(lambda name, first, rows: tables[name][first : first + len(rows)].copy_(rows))
     return tables
@@ -63,7 +63,7 @@ def test_every_bit_is_as_in_memory(
 ) -> None:
     model = tiny_model().to(dtype)
     written, found = reference(model).rows, reference(model).rows
-    monkeypatch.setattr(refcache, "kept", in_memory)
+    monkeypatch.setattr(refcache, "cached_tables", in_memory)
     plain = reference(model).rows
     assert len(plain) == 8 and [name for name, _ in plain[Role.FORGET, 0].parts()] == ["logp_N", "hidden_ND"]
     for row, signals in plain.items():
@@ -125,11 +125,11 @@ def test_two_processes_at_once_write_once_and_both_have_it(tmp_path: Path) -> No
         fill(write)
 
     def other() -> None:
-        os._exit(0 if torch.equal(refcache.kept("both", SHAPES, slowly)["numbers"], NUMBERS) else 1)
+        os._exit(0 if torch.equal(refcache.cached_tables("both", SHAPES, slowly)["numbers"], NUMBERS) else 1)
 
     process = get_context("fork").Process(target=other)
     process.start()
-    assert torch.equal(refcache.kept("both", SHAPES, slowly)["numbers"], NUMBERS)
+    assert torch.equal(refcache.cached_tables("both", SHAPES, slowly)["numbers"], NUMBERS)
     process.join(60)
     assert process.exitcode == 0
     assert (tmp_path / "wrote").read_text() == "x"
@@ -141,12 +141,12 @@ def test_what_a_killed_writer_leaves_is_not_taken_for_whole(cache: Path) -> None
         write("numbers", 5, torch.full((5, 4), 7.0))  # all that there will be of it has its full length already
         os.kill(os.getpid(), signal.SIGKILL)
 
-    process = get_context("fork").Process(target=refcache.kept, args=("killed", SHAPES, killed))
+    process = get_context("fork").Process(target=refcache.cached_tables, args=("killed", SHAPES, killed))
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
     assert (cache / "killed.partial" / "numbers").stat().st_size == 160
-    assert torch.equal(refcache.kept("killed", SHAPES, fill)["numbers"], NUMBERS)
+    assert torch.equal(refcache.cached_tables("killed", SHAPES, fill)["numbers"], NUMBERS)
     assert sorted(path.name for path in cache.iterdir()) == ["killed", "killed.lock"]
 
 
@@ -175,20 +175,20 @@ def test_a_damaged_table_is_computed_again(cache: Path, caplog: pytest.LogCaptur
         asked.append(1)
         fill(write)
 
-    refcache.kept("key", SHAPES, counted)
-    refcache.kept("key", SHAPES, counted)
+    refcache.cached_tables("key", SHAPES, counted)
+    refcache.cached_tables("key", SHAPES, counted)
     assert len(asked) == 1
     DAMAGES[kind](cache / "key" / "numbers")
     caplog.set_level("WARNING", logger="expunge")
-    assert torch.equal(refcache.kept("key", SHAPES, counted)["numbers"], NUMBERS)
+    assert torch.equal(refcache.cached_tables("key", SHAPES, counted)["numbers"], NUMBERS)
     assert len(asked) == 2 and str(cache / "key") in caplog.text and "it is computed again" in caplog.text
-    refcache.kept("key", SHAPES, counted)
+    refcache.cached_tables("key", SHAPES, counted)
     assert len(asked) == 2
 
 
 def test_writing_to_what_is_mapped_changes_no_file() -> None:
-    refcache.kept("safe", SHAPES, fill)["numbers"].zero_()
-    assert torch.equal(refcache.kept("safe", SHAPES, fill)["numbers"], NUMBERS)
+    refcache.cached_tables("safe", SHAPES, fill)["numbers"].zero_()
+    assert torch.equal(refcache.cached_tables("safe", SHAPES, fill)["numbers"], NUMBERS)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
@@ -202,24 +202,24 @@ def test_it_is_not_read_whole() -> None:
     def held() -> float:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
-    refcache.kept("large", {"large": (shape, torch.float32)}, large)
+    refcache.cached_tables("large", {"large": (shape, torch.float32)}, large)
     before = held()
-    table = refcache.kept("large", {"large": (shape, torch.float32)}, large)["large"]
+    table = refcache.cached_tables("large", {"large": (shape, torch.float32)}, large)["large"]
     assert table[300].unique().item() == 256
     assert held() - before < 16
 
 
 def test_the_longest_unused_make_room(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refcache, "KEEP_BYTES", 350)  # two tables of 160 bytes
-    old = refcache.kept("old", SHAPES, fill)["numbers"]
-    refcache.kept("older", SHAPES, fill)
+    old = refcache.cached_tables("old", SHAPES, fill)["numbers"]
+    refcache.cached_tables("older", SHAPES, fill)
     for name, age in (("old", 10), ("older", 20)):
         os.utime(cache / name, (time.time() - age,) * 2)
-    refcache.kept("old", SHAPES, fill)  # used again
+    refcache.cached_tables("old", SHAPES, fill)  # used again
     os.utime(cache / "old", (time.time() - 5,) * 2)
-    refcache.kept("new", SHAPES, fill)
+    refcache.cached_tables("new", SHAPES, fill)
     assert sorted(path.name for path in cache.iterdir() if path.is_dir()) == ["new", "old"]
-    refcache.kept("newer", SHAPES, fill)
+    refcache.cached_tables("newer", SHAPES, fill)
     assert sorted(path.name for path in cache.iterdir() if path.is_dir()) == ["new", "newer"]
     assert torch.equal(old, NUMBERS)  # who has it keeps it
 
@@ -228,4 +228,4 @@ def test_no_room_is_said_in_a_sentence(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "file").touch()
     monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match="EXPUNGE_CACHE"):
-        refcache.kept("nowhere", SHAPES, fill)
+        refcache.cached_tables("nowhere", SHAPES, fill)

@@ -19,7 +19,7 @@ from expunge.errors import UserError
 from expunge.evals.glossary import show
 from expunge.report import load_results, markdown_table, write_markdown, write_report
 from expunge.report.canvas import Axis
-from expunge.report.comparison import Section, means, sections
+from expunge.report.comparison import ReportSection, means, sections
 from expunge.report.drawing import DASHES, MARKERS
 from expunge.report.figures import PICTURES
 from expunge.report.labels import place_labels
@@ -200,7 +200,7 @@ def edit(directory: Path, change: Any) -> Path:
     return directory
 
 
-def only(directory: Path, **options: Any) -> Section:
+def only(directory: Path, **options: Any) -> ReportSection:
     (section,) = sections([make_run(directory, records=False, **options)])
     return section
 

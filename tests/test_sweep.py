@@ -437,7 +437,7 @@ def worked_off(this: Sweep, points: list[Any]) -> list[dict[str, Any]]:
     study.fill(queue, points)
     study.work(queue, lambda t, k: trial.run_trial(this, t, k), search=this.search, seed=0, here="here", worker=0)
     study.fill(queue, points)
-    return choice.rows_of(queue, this.objectives, 0.5)
+    return choice.trial_rows(queue, this.objectives, 0.5)
 
 
 def test_a_setting_that_fails_is_a_result_and_the_others_go_on(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def test_a_text_longer_than_the_context_is_evaluated_around_its_middle(tmp_path:
     before, after = (tokenizer.decode(x) for x in (long.input_ids[len(begin) : long.start], long.targets))
     assert row["prompt"].endswith(before) and row["completion"].startswith(after)
     assert short.input_ids[-1] == tokenizer.eos_token_id
-    found = tofu.evaluate(model, tokenizer, benchmark, progress=False)
+    found = tofu.evaluate_questions(model, tokenizer, benchmark, progress=False)
     assert found.records["forget"][0]["tokens"] == CONTEXT // 2
     gold = Retrained(model, tokenizer, benchmark.questions["forget"], found.records)
     assert gold.distance(model, tokenizer)["kl_unlearned"] == pytest.approx(0, abs=1e-5)
@@ -152,7 +152,7 @@ def test_an_answer_ends_where_rows_that_are_templated_already_end(tmp_path: Path
     found: list[Any] = []
     generate = tofu.requests.generate
     monkeypatch.setattr(tofu.requests, "generate", lambda *a, **k: found.append(generate(*a, **k)) or found[-1])
-    tofu.evaluate(model, tokenizer, benchmark, progress=False)
+    tofu.evaluate_questions(model, tokenizer, benchmark, progress=False)
     ((answer,),) = found
     assert answer.finished and answer.tokens == ()
 
@@ -164,7 +164,7 @@ def test_a_question_that_fills_the_context_is_named_with_its_file_and_line(tmp_p
     path.write_text("\n".join(map(json.dumps, rows)))
     benchmark = custom.load(forget=str(path), retain=None, seed=0)
     with pytest.raises(UserError, match=rf"^forget: question 1 \({path}:2\) takes \d+ tokens .* context of {CONTEXT}"):
-        tofu.evaluate(_model(tokenizer), tokenizer, benchmark, progress=False)
+        tofu.evaluate_questions(_model(tokenizer), tokenizer, benchmark, progress=False)
     with pytest.raises(UserError, match=rf"forget: 1 of 2 rows are longer than 96 tokens \(first: row 1 \({path}:2\)"):
         encode_rows(benchmark.forget, tokenizer, max_length=CONTEXT, name="forget")
 

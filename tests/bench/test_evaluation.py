@@ -41,7 +41,7 @@ def test_the_retain_answers_are_known() -> None:
     model, tokenizer = evaluation._model(SMALLEST), evaluation._tokenizer(100)
     benchmark = evaluation._benchmark(6, 100, "plain")
     evaluation._let_know(model, tokenizer, benchmark)
-    found = tofu.evaluate(model, tokenizer, benchmark, progress=False).metrics
+    found = tofu.evaluate_questions(model, tokenizer, benchmark, progress=False).metrics
     assert found["retain_rouge_l_recall"] == 1.0 and found["forget_rouge_l_recall"] < 0.5
 
 
@@ -50,7 +50,7 @@ def test_another_number_is_noticed() -> None:
     model, tokenizer = evaluation._model(SMALLEST), evaluation._tokenizer(100)
     benchmark = evaluation._benchmark(3, 100, "chat")
     naive = evaluation.naive(model, tokenizer, benchmark, generate=True)
-    ours = tofu.evaluate(model, tokenizer, benchmark, progress=False).records
+    ours = tofu.evaluate_questions(model, tokenizer, benchmark, progress=False).records
     evaluation._check(naive, ours)
     assert len({record["generated"] for records in ours.values() for record in records}) > 3
     for name, key, change in (
@@ -67,4 +67,6 @@ def test_another_number_is_noticed() -> None:
     with torch.no_grad():
         model.lm_head.weight[5] += 1
     with pytest.raises(AssertionError):
-        evaluation._check(naive, tofu.evaluate(model, tokenizer, benchmark, generate=False, progress=False).records)
+        evaluation._check(
+            naive, tofu.evaluate_questions(model, tokenizer, benchmark, generate=False, progress=False).records
+        )

@@ -36,7 +36,7 @@ def test_every_cause_is_measured(
 ) -> None:
     monkeypatch.setitem(SHAPES, "tiny", SMALLEST)
     # Only the process is spared: what it would do is done here.
-    monkeypatch.setattr(growth, "apart", lambda measure, *args, **options: measure(*args, **options))
+    monkeypatch.setattr(growth, "in_own_process", lambda measure, *args, **options: measure(*args, **options))
     page, svg = tmp_path / "growth.md", tmp_path / "growth.svg"
     by = "{vocabulary: [200, 400], length: [8, 16], rows: [4, 8], layers: [1, 3]}"
     words = ["bench", "growth", "--by", by, "--sequences", "4", "--length", "8", "--threads", "1"]

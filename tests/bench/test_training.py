@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from expunge.bench import training
-from expunge.bench.apart import apart
+from expunge.bench.apart import in_own_process
 from expunge.bench.shapes import SHAPES, Shape
 from expunge.bench.turns import count_flops, utilisation
 from expunge.cli.main import _parser, main
@@ -22,7 +22,7 @@ SMALLEST = Shape(layers=4, hidden=32, intermediate=48, heads=2, kv_heads=1, voca
 @pytest.mark.parametrize("method", [m for m in training.METHODS if m != "uld"])
 def test_naive_and_ours_are_one_loss(method: str) -> None:
     """Value and gradients, to what float32 leaves: an oracle that shares no code with the objectives."""
-    steps = training.prepare(method, SMALLEST, 4, 12)
+    steps = training.prepare_steps(method, SMALLEST, 4, 12)
     naive, ours = steps["naive"](), steps["ours"]()
     torch.testing.assert_close(naive, ours, rtol=1e-4, atol=1e-5)
 
@@ -37,14 +37,14 @@ def _gradient(method: str, kind: str) -> torch.Tensor:
     model = SMALLEST.build(torch.device("cpu"), torch.float32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Shape, "build", lambda *_args: model)
-        (step,) = training.prepare(method, SMALLEST, 4, 12, (kind,)).values()
+        (step,) = training.prepare_steps(method, SMALLEST, 4, 12, (kind,)).values()
     step()
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
 def test_rows_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SHAPES, "tiny", SMALLEST)
-    monkeypatch.setattr(training, "apart", lambda measure, *args, **options: 1.0)
+    monkeypatch.setattr(training, "in_own_process", lambda measure, *args, **options: 1.0)
     page, svg = tmp_path / "deep" / "training.md", tmp_path / "deep" / "training.svg"
     words = ["bench", "training", "--methods", "npo+kl,uld", "--sequences", "4", "--length", "8", "--threads", "1"]
     assert main([*words, "--json", "--markdown", str(page), "--svg", str(svg)]) == 0
@@ -71,7 +71,7 @@ def test_rows_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str], monke
 def test_memory_is_what_a_step_holds() -> None:
     """In processes of their own: logits as many as are counted for what `growth` expects, and ours without them."""
     size = replace(SMALLEST, vocab=8_192)
-    found = {kind: apart(training.peak, "npo+kl", size, kind, 8, 256, 1) for kind in training.KINDS}
+    found = {kind: in_own_process(training.measure_peak, "npo+kl", size, kind, 8, 256, 1) for kind in training.KINDS}
     if None in found.values():
         pytest.skip("the peak of a process's memory can't be measured here")
     logits = 8 * 255 * 8_192 * 4 / 2**20
@@ -82,14 +82,14 @@ def test_memory_is_what_a_step_holds() -> None:
 
 def test_an_assistant_leaves_the_other_steps_as_they_were() -> None:
     """The floor of ULD trains every weight, although the assistant's layers are frozen."""
-    alone = count_flops(training.prepare("ga+nll", SMALLEST, 4, 12, ("floor",))["floor"])
-    steps = training.prepare("uld", SMALLEST, 4, 12)
+    alone = count_flops(training.prepare_steps("ga+nll", SMALLEST, 4, 12, ("floor",))["floor"])
+    steps = training.prepare_steps("uld", SMALLEST, 4, 12)
     assert count_flops(steps["floor"]) == alone
     assert count_flops(steps["ours"]) < alone
 
 
 def test_a_killed_measurement_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    assert apart(os._exit, 9) is None
+    assert in_own_process(os._exit, 9) is None
     assert "was killed" in caplog.text
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from expunge.benchmarks import mmlu
-from expunge.benchmarks.mmlu import Item
+from expunge.benchmarks.mmlu import MultipleChoice
 from expunge.errors import UserError
 
 ABSTRACT_ALGEBRA = """\
@@ -69,8 +69,8 @@ def test_the_published_files(shared_data):
     assert all(len(rows) == 4 and rows[0]["prompt"].endswith("\nAnswer:") for rows in probe.choices)
 
 
-DEV = {"some_subject": [Item("some_subject", f"e{i}", ("w", "x", "y", "z"), i % 4) for i in range(6)]}
-ASKED = Item("some_subject", " q \n", ("1 ", "2", "3", "4"), 2)
+DEV = {"some_subject": [MultipleChoice("some_subject", f"e{i}", ("w", "x", "y", "z"), i % 4) for i in range(6)]}
+ASKED = MultipleChoice("some_subject", " q \n", ("1 ", "2", "3", "4"), 2)
 
 
 def test_a_prompt_to_the_byte():
@@ -97,7 +97,7 @@ def test_too_few_examples_are_refused():
     with pytest.raises(UserError, match="some_subject has 6 of the 7 examples"):
         mmlu.probe([ASKED], DEV, shots=7)
     with pytest.raises(UserError, match=r"some_subjects has 0 of the 5 .* Did you mean 'some_subject'"):
-        mmlu.probe([Item("some_subjects", "q", ("1", "2", "3", "4"), 0)], DEV)
+        mmlu.probe([MultipleChoice("some_subjects", "q", ("1", "2", "3", "4"), 0)], DEV)
 
 
 def _write(folder, *, examples=5, **changed):

@@ -304,7 +304,7 @@ def test_an_unknown_corpus_is_refused_with_the_known_ones():
 
 
 def test_every_probe_is_asked(tmp_path, tiny_tokenizer):
-    from expunge.evals.probes import measure
+    from expunge.evals.probes import evaluate_probes
     from expunge.modeling.loading import ScratchConfig, build_scratch
 
     _copy(tmp_path)
@@ -317,7 +317,7 @@ def test_every_probe_is_asked(tmp_path, tiny_tokenizer):
             assert tiny_tokenizer.decode(encoded.input_ids[: encoded.start]) in row["prompt"]
     size = ScratchConfig(layers=2, hidden=32, heads=2, vocab=300, context=1_024)
     model = build_scratch(size, tiny_tokenizer, seed=0)
-    metrics, records = measure(model, tiny_tokenizer, benchmark.probes, limit=2, progress=False)
+    metrics, records = evaluate_probes(model, tiny_tokenizer, benchmark.probes, limit=2, progress=False)
     assert {name: len(found) for name, found in records.items()} == {
         "verbmem": 2,
         "knowmem_f": 1,

@@ -92,7 +92,7 @@ def write_tasks(folder: Path, questions: list[Question], dev: dict[str, list[Que
 def asked_both_ways(folder: Path, tasks: Path, model: Any, tokenizer: Any) -> tuple[float, float, float, float]:
     """(our accuracy, the harness's, largest difference of a log-probability, spread of the letters' of a question)."""
     questions, dev = read_mmlu(folder)
-    found, records = probes.measure(model, tokenizer, [mmlu.load(folder, shots=SHOTS)], progress=False)
+    found, records = probes.evaluate_probes(model, tokenizer, [mmlu.load(folder, shots=SHOTS)], progress=False)
     ours = torch.tensor([record["logps"] for record in records["mmlu"]])
     write_tasks(tasks, questions, dev)
     metrics, raw = harness.run(model, tokenizer, ["local_mmlu"], num_fewshot=SHOTS, include_path=tasks)

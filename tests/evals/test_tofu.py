@@ -46,7 +46,7 @@ def benchmark() -> Benchmark:
 
 
 def evaluate(model: Any, tokenizer: Any, benchmark: Benchmark, **options: Any) -> tofu.Evaluation:
-    return tofu.evaluate(model, tokenizer, benchmark, progress=False, **options)
+    return tofu.evaluate_questions(model, tokenizer, benchmark, progress=False, **options)
 
 
 def logp_mean(model: Any, tokenizer: Any, question: str, answer: str) -> float:

@@ -21,7 +21,7 @@ GIVES_BACK = {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
 """glibc: what is freed leaves the process at once, so that its peak is that of what it holds."""
 
 
-def apart(measure: Callable[..., R], *args: Any, **options: Any) -> R | None:
+def in_own_process(measure: Callable[..., R], *args: Any, **options: Any) -> R | None:
     """`measure(*args, **options)` in a new process; `None`, with a warning, where that process was killed."""
     context = get_context("forkserver")
     context.set_forkserver_preload(["expunge.bench.training"])

@@ -106,11 +106,11 @@ def _difference(base: Any, layers: int) -> Any:
     return LogitDifferenceForCausalLM(LogitDifferenceConfig(layers=layers), base, lora=lora).requires_grad_(False)
 
 
-Step = tuple[Callable[[], None], Callable[[], None]]
+DecodeLoop = tuple[Callable[[], None], Callable[[], None]]
 """(start with the prompt, decode one token)."""
 
 
-def _stepper(logits: Callable[..., torch.Tensor], prompt_BT: torch.Tensor, model: Any) -> Step:
+def _stepper(logits: Callable[..., torch.Tensor], prompt_BT: torch.Tensor, model: Any) -> DecodeLoop:
     state: dict[str, Any] = {}
 
     def start() -> None:
@@ -124,7 +124,7 @@ def _stepper(logits: Callable[..., torch.Tensor], prompt_BT: torch.Tensor, model
     return start, step
 
 
-def _pair_stepper(base: Any, assistant: Any, prompt_BT: torch.Tensor) -> Step:
+def _pair_stepper(base: Any, assistant: Any, prompt_BT: torch.Tensor) -> DecodeLoop:
     caches: dict[str, Any] = {}
 
     def difference(ids: torch.Tensor, **_options: Any) -> torch.Tensor:
@@ -149,7 +149,7 @@ def _next(logits_BTV: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def _race(steps: dict[str, Step], rounds: int) -> dict[str, float]:
+def _race(steps: dict[str, DecodeLoop], rounds: int) -> dict[str, float]:
     """Median milliseconds of a step for each, in turns; every turn's first step warms up and does not count."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):

@@ -69,7 +69,7 @@ def measure(
             way = {
                 "naive": lambda asked, generate=generate: naive(model, tokenizer, asked, generate=generate),
                 "ours": lambda asked, generate=generate: (
-                    tofu.evaluate(model, tokenizer, asked, generate=generate, progress=False).records
+                    tofu.evaluate_questions(model, tokenizer, asked, generate=generate, progress=False).records
                 ),
             }
             records: dict[str, Records] = {}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from expunge.bench import picture
-from expunge.bench.apart import apart
+from expunge.bench.apart import in_own_process
 from expunge.bench.shapes import SHAPES, Shape
 from expunge.bench.training import (
     KINDS,
@@ -21,10 +21,10 @@ from expunge.bench.training import (
     batch_of,
     beyond_weights,
     build,
+    measure_peak,
     needs_of,
     ours,
-    peak,
-    prepare,
+    prepare_steps,
     race,
     random_sets,
 )  # fmt: skip
@@ -166,13 +166,16 @@ class _Point:
             model = build(self.model)
             epoch(model, self.sequences // 2, self.sequences, 8)
             took = milliseconds(lambda: epoch(model, self.rows or 0, self.sequences, self.length))
-            mib = apart(epoch_peak, self.model, self.rows, **batch)
+            mib = in_own_process(epoch_peak, self.model, self.rows, **batch)
             return {"ours": {TIME: took, MEMORY: mib, "flops": self.rows}}
         with own_cache():
-            steps = prepare(self.method, self.model, self.sequences, self.length, tuple(kinds), self.layers)
+            steps = prepare_steps(self.method, self.model, self.sequences, self.length, tuple(kinds), self.layers)
             flops = {kind: count_flops(step) for kind, step in steps.items()}
             times = race(steps, rounds, warm=True)
-        peaks = {kind: apart(peak, self.method, self.model, kind, layers=self.layers, **batch) for kind in kinds}
+        peaks = {
+            kind: in_own_process(measure_peak, self.method, self.model, kind, layers=self.layers, **batch)
+            for kind in kinds
+        }
         return {kind: {TIME: times[kind], MEMORY: peaks[kind], "flops": flops[kind]} for kind in kinds}
 
     def estimate(self, kind: str) -> float:
@@ -182,7 +185,9 @@ class _Point:
         model = self.model.build(torch.device("meta"), torch.bfloat16 if cuda else torch.float32)
         needs, half = needs_of(self.method), self.sequences // 2
         tokens = half * (self.length - 1)
-        batch = memory.Batch(self.sequences, self.length, {Role.FORGET: tokens, Role.RETAIN: tokens, Role.REFUSAL: 0})
+        batch = memory.BatchSize(
+            self.sequences, self.length, {Role.FORGET: tokens, Role.RETAIN: tokens, Role.REFUSAL: 0}
+        )
         sets = random_sets(self.method, self.model.vocab, self.rows or half, self.length)
         # Log-probabilities, two gradients. Naively logits and the log-probabilities of the model's own loss, of three
         # forwards with gradients; the objective's log-probabilities, the start's logits, and five for the divergence.

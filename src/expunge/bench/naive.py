@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Batch = dict[str, Tensor]
-Found = tuple[Tensor, Any]
+LossAndOutput = tuple[Tensor, Any]
 """A loss, and what the model said."""
 
 
@@ -58,36 +58,36 @@ def _log_ratio(model: Any, reference: Any, batch: Batch) -> tuple[Tensor, Any]:
     return own_BT.sum(-1) - start_BT.sum(-1), outputs
 
 
-def _ga(model: Any, _reference: Any, batch: Batch, _refusal: Batch | None) -> Found:
+def _ga(model: Any, _reference: Any, batch: Batch, _refusal: Batch | None) -> LossAndOutput:
     outputs = _forward(model, batch)
     return -outputs.loss, outputs
 
 
-def _wga(model: Any, _reference: Any, batch: Batch, _refusal: Batch | None) -> Found:
+def _wga(model: Any, _reference: Any, batch: Batch, _refusal: Batch | None) -> LossAndOutput:
     outputs = _forward(model, batch)
     logp_BT, mask_BT = _token_logps(outputs, batch)
     return _mean(logp_BT.exp().detach() * logp_BT, mask_BT), outputs
 
 
-def _npo(model: Any, reference: Any, batch: Batch, _refusal: Batch | None, beta: float = 0.1) -> Found:
+def _npo(model: Any, reference: Any, batch: Batch, _refusal: Batch | None, beta: float = 0.1) -> LossAndOutput:
     ratio_B, outputs = _log_ratio(model, reference, batch)
     return -2 / beta * F.logsigmoid(-beta * ratio_B).mean(), outputs
 
 
-def _dpo(model: Any, reference: Any, batch: Batch, refusal: Batch | None, beta: float = 0.1) -> Found:
+def _dpo(model: Any, reference: Any, batch: Batch, refusal: Batch | None, beta: float = 0.1) -> LossAndOutput:
     assert refusal is not None
     won_B, won = _log_ratio(model, reference, refusal)
     lost_B, lost = _log_ratio(model, reference, batch)
     return -2 / beta * F.logsigmoid(beta * (won_B - lost_B)).mean(), (won, lost)
 
 
-def _simnpo(model: Any, _reference: Any, batch: Batch, _refusal: Batch | None, beta: float = 4.5) -> Found:
+def _simnpo(model: Any, _reference: Any, batch: Batch, _refusal: Batch | None, beta: float = 4.5) -> LossAndOutput:
     outputs = _forward(model, batch)
     own_BT, mask_BT = _token_logps(outputs, batch)
     return -2 / beta * F.logsigmoid(-beta * own_BT.sum(-1) / mask_BT.sum(-1)).mean(), outputs
 
 
-def _unilogit(model: Any, _reference: Any, batch: Batch, _refusal: Batch | None) -> Found:
+def _unilogit(model: Any, _reference: Any, batch: Batch, _refusal: Batch | None) -> LossAndOutput:
     outputs = _forward(model, batch)
     z_BTV, target_BT, mask_BT = _shifted(outputs, batch)
     vocabulary = z_BTV.shape[-1]
@@ -99,7 +99,7 @@ def _unilogit(model: Any, _reference: Any, batch: Batch, _refusal: Batch | None)
     return _mean((logp_BTV.exp() * (logp_BTV - soft_BTV)).sum(-1), mask_BT), outputs
 
 
-def _undial(model: Any, reference: Any, batch: Batch, _refusal: Batch | None, beta: float = 10.0) -> Found:
+def _undial(model: Any, reference: Any, batch: Batch, _refusal: Batch | None, beta: float = 10.0) -> LossAndOutput:
     outputs = _forward(model, batch)
     z_BTV, target_BT, mask_BT = _shifted(outputs, batch)
     start_BTV, _, _ = _shifted(_start(reference, batch), batch)

@@ -21,7 +21,7 @@ WORDS = {
 }
 
 
-def steps(rows: Sequence[Mapping[str, Any]]) -> str:
+def step_costs(rows: Sequence[Mapping[str, Any]]) -> str:
     """A line for each method: where its step stands in time and in memory beside the naive one and the floor."""
     titles = Titles()
     with figure(8.35, 1.15 + 0.3 * len(rows)) as fig:

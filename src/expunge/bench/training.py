@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from expunge.bench import naive, picture
-from expunge.bench.apart import apart
+from expunge.bench.apart import in_own_process
 from expunge.bench.shapes import SHAPES, Shape
 from expunge.bench.turns import count_flops, milliseconds, own_cache, page, title, utilisation
 from expunge.data.encode import Encoded
@@ -39,7 +39,7 @@ METHODS = (
 )  # fmt: skip
 KINDS = ("floor", "naive", "ours")
 
-Step = Callable[[], Tensor]
+StepFunction = Callable[[], Tensor]
 
 
 def measure(
@@ -63,7 +63,7 @@ def measure(
     rows = []
     for method in tqdm(methods, desc="bench", leave=False):
         with own_cache():
-            steps = prepare(method, size, sequences, length)
+            steps = prepare_steps(method, size, sequences, length)
             row: dict[str, Any] = {"objective": method, "shape": shape, "device": about["device"]}
             row["step_ms"] = race(steps, rounds)
             useful = count_flops(steps["floor"]) if torch.cuda.is_available() else 0
@@ -72,8 +72,8 @@ def measure(
         if memory:
             options = {"sequences": sequences, "length": length, "threads": threads}
             if count not in floors:  # the same for all methods that see as many sequences
-                floors[count] = apart(peak, method, size, "floor", **options)
-            peaks = {kind: apart(peak, method, size, kind, **options) for kind in KINDS[1:]}
+                floors[count] = in_own_process(measure_peak, method, size, "floor", **options)
+            peaks = {kind: in_own_process(measure_peak, method, size, kind, **options) for kind in KINDS[1:]}
             row["peak_mib"] = {"floor": floors[count], **peaks}
         row["tokens_per_s"] = {kind: 1000 * count * length / ms for kind, ms in row["step_ms"].items()}
         if torch.cuda.is_available() and method != "uld":  # whose steps are of different models
@@ -83,9 +83,9 @@ def measure(
     return {**size_of, **about, "rows": rows}
 
 
-def prepare(
+def prepare_steps(
     method: str, size: Shape, sequences: int, length: int, kinds: tuple[str, ...] = KINDS, layers: int | None = None
-) -> dict[str, Step]:
+) -> dict[str, StepFunction]:
     """A step for each kind on the same random batch: it leaves gradients and returns the loss.
 
     `layers` are those of ULD's assistant, by default a quarter of the model's.
@@ -121,7 +121,7 @@ def batch_of(method: str, sets: Sets, rows: range, device: torch.device) -> dict
 
 def step_of(
     kind: str, method: str, model: Any, sets: Sets, batch: dict[str, Tensor], layers: int | None = None
-) -> Step:
+) -> StepFunction:
     """One step of a kind: the gradients are made anew, as after an optimizer's update."""
     if kind == "ours" and method == "uld":
         model = assistant(model, layers)
@@ -177,19 +177,19 @@ for each:""",
 
 def svg(costs: dict[str, Any]) -> str:
     """Time and memory of every method: floor, naive and ours."""
-    return picture.steps(costs["rows"])
+    return picture.step_costs(costs["rows"])
 
 
 def _roles(method: str) -> tuple[Role, ...]:
     return (Role.FORGET, Role.REFUSAL, Role.RETAIN) if method.startswith("dpo") else (Role.FORGET, Role.RETAIN)
 
 
-def _floor(model: Any, batch: dict[str, Tensor]) -> Step:
+def _floor(model: Any, batch: dict[str, Tensor]) -> StepFunction:
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
     return lambda: model(**inputs).loss
 
 
-def _naive(method: str, model: Any, batch: dict[str, Tensor]) -> Step:
+def _naive(method: str, model: Any, batch: dict[str, Tensor]) -> StepFunction:
     name = "ga+nll" if method == "uld" else method
     needs_start = name.split("+")[0] in ("npo", "dpo", "undial") or name.endswith("+kl")
     start = deepcopy(model).requires_grad_(False) if needs_start else None
@@ -257,7 +257,7 @@ def race(steps: Mapping[str, Callable[[], object]], rounds: int, *, warm: bool =
     return {kind: statistics.median(values) for kind, values in times.items()}
 
 
-def peak(
+def measure_peak(
     method: str, size: Shape, kind: str, sequences: int, length: int, threads: int | None, layers: int | None = None
 ) -> float | None:
     """MiB that one step holds at most beyond weights and optimizer, its reference included."""

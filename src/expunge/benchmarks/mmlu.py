@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.data.benchmark import Choices, Row
-from expunge.data.files import Record
+from expunge.data.files import SourceRecord
 from expunge.data.formats import text_of
 from expunge.data.source import Source
 from expunge.errors import UserError, did_you_mean
@@ -23,7 +23,7 @@ BETWEEN = "\n\n"
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class MultipleChoice:
     """One question of `subject` (`abstract_algebra`) with its four choices and the index of the right one."""
 
     subject: str
@@ -33,7 +33,11 @@ class Item:
 
 
 def probe(
-    questions: Sequence[Item], dev: Mapping[str, Sequence[Item]], *, shots: int = 5, name: str = "mmlu"
+    questions: Sequence[MultipleChoice],
+    dev: Mapping[str, Sequence[MultipleChoice]],
+    *,
+    shots: int = 5,
+    name: str = "mmlu",
 ) -> Choices:
     """Every question after the first `shots` examples in `dev` of its subject, with the letters as choices.
 
@@ -51,7 +55,7 @@ def probe(
     return Choices(name, choices, [item.answer for item in questions])
 
 
-def choice_rows(item: Item, examples: Sequence[Item]) -> list[Row]:
+def choice_rows(item: MultipleChoice, examples: Sequence[MultipleChoice]) -> list[Row]:
     """A row for each letter that may follow the question, after the `examples` with theirs."""
     head = DESCRIPTION.format(subject=item.subject.replace("_", " "))
     solved = [_asked(example) + _letter(example.answer) for example in examples]
@@ -71,7 +75,7 @@ def load(path: str | Path, *, shots: int = 5) -> Choices:
     return probe(questions, dev, shots=shots)
 
 
-def read_item(cells: Any, where: str) -> Item:
+def read_item(cells: Any, where: str) -> MultipleChoice:
     """A question from its columns: `subject`, `question`, `choices` (a list) and `answer` (0 to 3).
 
     `where` opens the message of the `UserError` for a column that is missing or of another kind.
@@ -85,20 +89,20 @@ def read_item(cells: Any, where: str) -> Item:
         }:
             for text in (subject, question, a, b, c, d):
                 text_of(text, "a cell", where, may_be_empty=True)
-            return Item(subject, question, (a, b, c, d), int(answer))
+            return MultipleChoice(subject, question, (a, b, c, d), int(answer))
     raise UserError(
         f"{where} is not one of MMLU's questions: it needs a subject, a question, four choices and an answer from "
         f"0 to 3; take the file from the hub data set {HUB_ID}."
     )
 
 
-def _of_csv(record: Record, subject: str) -> Item:
+def _of_csv(record: SourceRecord, subject: str) -> MultipleChoice:
     where, cells = record
     choices = [cells.get(f"choice{i}") for i in range(len(LETTERS))]
     return read_item({**cells, "subject": subject, "choices": choices}, where)
 
 
-def _asked(item: Item) -> str:
+def _asked(item: MultipleChoice) -> str:
     a, b, c, d = item.choices
     return QUESTION.format(question=item.question.strip(), a=a, b=b, c=c, d=d)
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from expunge.benchmarks.base import BenchmarkConfig
 from expunge.data.benchmark import Benchmark, Continuations, Membership, Probe, Row
-from expunge.data.files import Record
+from expunge.data.files import SourceRecord
 from expunge.data.formats import normalise, read_rows
 from expunge.data.source import Source
 from expunge.errors import UserError, did_you_mean
@@ -182,10 +182,10 @@ class _Files:
             for question, answer in self.cells("knowmem", f"{side}_qa", "question", "answer")
         ]
 
-    def _read(self, config: str, split: str) -> list[Record]:
+    def _read(self, config: str, split: str) -> list[SourceRecord]:
         return self.source.read(f"{config}/{split}.json", config, split=split)
 
-    def _checked(self, records: Sequence[Record], *columns: str) -> list[list[str]]:
+    def _checked(self, records: Sequence[SourceRecord], *columns: str) -> list[list[str]]:
         for where, record in records:
             if not isinstance(record, dict) or any(column not in record for column in columns):
                 raise UserError(
@@ -198,7 +198,7 @@ class _Files:
         ]
 
 
-def _is_blank(record: Record) -> bool:
+def _is_blank(record: SourceRecord) -> bool:
     _, cells = record
     return isinstance(cells, dict) and isinstance(text := cells.get("text"), str) and not text.strip()
 

@@ -12,7 +12,7 @@ from expunge.benchmarks.base import BenchmarkConfig
 from expunge.data.benchmark import Benchmark, Choices, Continuations, Membership, Probe, Row
 from expunge.data.checks import canonical
 from expunge.data.encode import opened, question_row
-from expunge.data.files import Record, read_records
+from expunge.data.files import SourceRecord, read_records
 from expunge.data.formats import normalise, read_rows, text_of
 from expunge.data.source import Source
 from expunge.errors import UserError, did_you_mean
@@ -262,11 +262,11 @@ class _Targets:
                 )
         return list(dict.fromkeys(spelled[target] for target in wanted))
 
-    def read(self, file: str, names: Iterable[str], *, may_be_missing: bool = False) -> list[Record]:
+    def read(self, file: str, names: Iterable[str], *, may_be_missing: bool = False) -> list[SourceRecord]:
         """The rows of one kind about each of the targets, one target after the other."""
         config, split = HUB[file]
         if self.source.folder is None:
-            rows: dict[str, list[Record]] = {name: [] for name in names}
+            rows: dict[str, list[SourceRecord]] = {name: [] for name in names}
             for where, cells in self.source.read("", config, split=split):
                 if (subject := _text((where, cells), "subject")) in rows:
                     rows[subject].append((where, cells))
@@ -412,11 +412,11 @@ def _asked(name: str, rows: list[Row], kinds: list[str] | None = None) -> Contin
     )
 
 
-def _question(record: Record, prompt: str, opening: str) -> Row:
+def _question(record: SourceRecord, prompt: str, opening: str) -> Row:
     return opened(question_row(prompt.format(query=_text(record, "query")), _text(record, "answer")), opening)
 
 
-def _mmlu(records: Sequence[Record]) -> Choices:
+def _mmlu(records: Sequence[SourceRecord]) -> Choices:
     choices: list[list[Row]] = []
     right: list[int] = []
     for where, cells in records:
@@ -430,7 +430,7 @@ def _mmlu(records: Sequence[Record]) -> Choices:
     return Choices("mmlu", choices, right)
 
 
-def _bbh(records: Sequence[Record]) -> Continuations:
+def _bbh(records: Sequence[SourceRecord]) -> Continuations:
     rows = []
     for record in records:
         prompt = BBH.format(cot=_text(record, "cot").strip(), query=_text(record, "question"))
@@ -438,7 +438,7 @@ def _bbh(records: Sequence[Record]) -> Continuations:
     return Continuations("bbh", rows, "rwku_exact_match", BBH_TOKENS, beside={"lenient": "exact_match"})
 
 
-def _truthfulqa(records: Sequence[Record]) -> Choices:
+def _truthfulqa(records: Sequence[SourceRecord]) -> Choices:
     choices: list[list[Row]] = []
     right: list[int] = []
     for where, cells in records:
@@ -454,7 +454,7 @@ def _truthfulqa(records: Sequence[Record]) -> Choices:
     return Choices("truthfulqa", choices, right)
 
 
-def _triviaqa(records: Sequence[Record]) -> Continuations:
+def _triviaqa(records: Sequence[SourceRecord]) -> Continuations:
     rows: list[Row] = []
     every: list[list[str]] = []
     for where, cells in records:
@@ -467,7 +467,7 @@ def _triviaqa(records: Sequence[Record]) -> Continuations:
     return Continuations("triviaqa", rows, "token_f1", TRIVIAQA_TOKENS, answers=every)
 
 
-def _text(record: Record, column: str) -> str:
+def _text(record: SourceRecord, column: str) -> str:
     where, cells = record
     value = _object(where, cells).get(column)
     if not isinstance(value, str) or not value.strip():

@@ -8,7 +8,7 @@ from pydantic import Field
 from expunge.benchmarks.base import BenchmarkConfig
 from expunge.data.benchmark import Benchmark, Question
 from expunge.data.encode import question_row
-from expunge.data.files import Record
+from expunge.data.files import SourceRecord
 from expunge.data.formats import normalise, read_rows, text_of
 from expunge.data.source import Source
 from expunge.errors import UserError, did_you_mean
@@ -85,7 +85,7 @@ def load(*, split: str = "forget10", authors: int | None = None, path: str | Pat
     )
 
 
-def _question(record: Record) -> Question:
+def _question(record: SourceRecord) -> Question:
     where, cells = record
     row = normalise(cells, where)
     perturbed = cells.get("perturbed_answer")

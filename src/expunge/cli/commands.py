@@ -362,7 +362,7 @@ def cache(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     from datetime import datetime
 
     from expunge.report.table import Table
-    from expunge.system.cache import KINDS, cache_directory, clear, kept
+    from expunge.system.cache import KINDS, cache_directory, cache_entries, clear
 
     def rows(entries: Any) -> list[dict[str, Any]]:
         return [
@@ -378,7 +378,7 @@ def cache(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
 
     where = cache_directory()
     if args.what == "list":
-        kept_entries = rows(entry for entry in kept() if args.kind in ("all", entry.kind))
+        kept_entries = rows(entry for entry in cache_entries() if args.kind in ("all", entry.kind))
         if kept_entries or args.json:
             size = {"bytes": lambda row: f"{row['bytes'] / 2**20:,.1f} MiB"}
             cells = {"kind": "kind", "name": "name", "what": "what", **size, "used": "used"}

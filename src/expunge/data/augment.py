@@ -20,7 +20,7 @@ from typing import Any, Literal
 from expunge.data.benchmark import Row, Variant
 from expunge.data.conversation import asked, given_of, said
 from expunge.data.encode import question_row, with_answer
-from expunge.data.files import Record, local_path, read_csv, read_records
+from expunge.data.files import SourceRecord, local_path, read_csv, read_records
 from expunge.data.formats import PlacedRow, columns_of, keeping, normalise
 from expunge.errors import UserError, did_you_mean
 from expunge.system.disk import make_folder, write_whole, writing
@@ -178,7 +178,7 @@ def _read_folder(folder: Path, forget: Sequence[Row]) -> list[Variant]:
 
 
 def _variants(
-    records: Iterable[Record], kind: Kind, numbers: dict[str, int], forget: Sequence[Row]
+    records: Iterable[SourceRecord], kind: Kind, numbers: dict[str, int], forget: Sequence[Row]
 ) -> Iterator[Variant]:
     for where, cells in records:
         row = numbers.get(cells[0].strip())
@@ -197,7 +197,7 @@ def _variants(
                 yield Variant(row, kind, normalise(reworded(forget[row], question, answer), where))
 
 
-def _read_csv(file: Path) -> list[Record]:
+def _read_csv(file: Path) -> list[SourceRecord]:
     """(file:line, four cells) from the very first line on; read with a header, the first question would be lost."""
     try:
         lines = read_csv(file)

@@ -18,13 +18,13 @@ from typing import Any
 from expunge.errors import UserError, did_you_mean, first_line
 from expunge.system import hub
 
-Record = tuple[str, Any]
+SourceRecord = tuple[str, Any]
 """Where a record stands (`file:line` or `file: row i`) and the record as the file has it, nothing checked."""
 
 _HUB_ID = re.compile(r"(?P<name>\w[\w.-]*(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?")
 
 
-def read_records(source: str | Path, *, split: str | None = None) -> list[Record]:
+def read_records(source: str | Path, *, split: str | None = None) -> list[SourceRecord]:
     """The records of a file, a folder or a hub data set, with every column left as it is.
 
     `source` is a `.jsonl`, `.json`, `.csv` or `.parquet` file; a folder with one such file, with one a split
@@ -99,7 +99,7 @@ def _missing(path: Path) -> UserError:
 # ---- one reader a file type ------------------------------------------------------------------------------------
 
 
-def _read_file(path: Path) -> list[Record]:
+def _read_file(path: Path) -> list[SourceRecord]:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise UserError(
@@ -120,7 +120,7 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}); save it in that encoding.") from None
 
 
-def _read_json(path: Path) -> list[Record]:
+def _read_json(path: Path) -> list[SourceRecord]:
     """JSON lines or one JSON list, told apart by the first character: the extensions are used for both."""
     content = read_text(path)
     if content.lstrip().startswith("["):
@@ -187,7 +187,7 @@ def _cells_up_to(characters: int) -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def _read_csv(path: Path) -> list[Record]:
+def _read_csv(path: Path) -> list[SourceRecord]:
     lines = read_csv(path)
     if not lines:
         return []
@@ -203,7 +203,7 @@ def _read_csv(path: Path) -> list[Record]:
     return [(where, dict(zip(header, cells, strict=True))) for where, cells in others]
 
 
-def _read_parquet(path: Path) -> list[Record]:
+def _read_parquet(path: Path) -> list[SourceRecord]:
     import pyarrow.parquet
 
     try:
@@ -217,7 +217,7 @@ def _read_parquet(path: Path) -> list[Record]:
     return _numbered(records, str(path))
 
 
-READERS: dict[str, Callable[[Path], list[Record]]] = {
+READERS: dict[str, Callable[[Path], list[SourceRecord]]] = {
     ".jsonl": _read_json,
     ".json": _read_json,
     ".ndjson": _read_json,
@@ -229,7 +229,7 @@ READERS: dict[str, Callable[[Path], list[Record]]] = {
 # ---- sources with splits ---------------------------------------------------------------------------------------
 
 
-def _read_folder(folder: Path, split: str | None) -> list[Record]:
+def _read_folder(folder: Path, split: str | None) -> list[SourceRecord]:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _read_saved(folder, split)
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in READERS)
@@ -245,7 +245,7 @@ def _read_folder(folder: Path, split: str | None) -> list[Record]:
     return _read_file(chosen[0])
 
 
-def _read_saved(folder: Path, split: str | None) -> list[Record]:
+def _read_saved(folder: Path, split: str | None) -> list[SourceRecord]:
     import datasets
 
     try:
@@ -276,7 +276,7 @@ def _no_split(folder: Path, split: str | None, known: list[str]) -> UserError:
     return UserError(f"{folder} has no split {split!r}; choose one of {listed}.{did_you_mean(split, known)}")
 
 
-def _read_hub(name: str, config: str | None, split: str) -> list[Record]:
+def _read_hub(name: str, config: str | None, split: str) -> list[SourceRecord]:
     import datasets
 
     source = f"{name}:{config}" if config else name
@@ -291,5 +291,5 @@ def _read_hub(name: str, config: str | None, split: str) -> list[Record]:
     return _numbered(list(data), f"{source}[{split}]")
 
 
-def _numbered(records: list[Any], source: str) -> list[Record]:
+def _numbered(records: list[Any], source: str) -> list[SourceRecord]:
     return [(f"{source}: row {i}", record) for i, record in enumerate(records)]

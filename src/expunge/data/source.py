@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from expunge.data.files import Record, local_path, read_records
+from expunge.data.files import SourceRecord, local_path, read_records
 from expunge.errors import UserError
 
 
@@ -57,6 +57,6 @@ class Source:
             raise UserError(f"{self.title} needs the file {file} in {self.folder}, {there}; {self.remedy}.")
         return self.folder / file
 
-    def read(self, file: str, config: str = "", *, split: str | None = None) -> list[Record]:
+    def read(self, file: str, config: str = "", *, split: str | None = None) -> list[SourceRecord]:
         """The records of a file in the folder, or of a configuration and split on the hub."""
         return read_records(self.locate(file, config), split=split if self.folder is None else None)

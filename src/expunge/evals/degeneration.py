@@ -18,7 +18,7 @@ from expunge.evals.rouge import rouge_l_recall
 
 log = logging.getLogger(__name__)
 
-Load = Callable[[], tuple[Any, Any]]
+LoadTarget = Callable[[], tuple[Any, Any]]
 
 SAMPLE = 32
 """Prompts of a kind to which the target's answers are taken as its usual ones."""
@@ -108,7 +108,11 @@ class Usual:
     """
 
     def __init__(
-        self, load: Load, asked: Callable[[Any, int], Mapping[str, Prompts]], *, refusals: Sequence[str] = REFUSALS
+        self,
+        load: LoadTarget,
+        asked: Callable[[Any, int], Mapping[str, Prompts]],
+        *,
+        refusals: Sequence[str] = REFUSALS,
     ) -> None:
         """`load` gives the target and its tokenizer; `asked` maps kinds to prompts, given it and the context length.
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from expunge.data.benchmark import Benchmark
 from expunge.evals import probes, tofu
-from expunge.evals.degeneration import Load, Prompts, Usual
+from expunge.evals.degeneration import LoadTarget, Prompts, Usual
 from expunge.evals.retrained import Distance
 from expunge.evals.tofu import Evaluation, Record
 
@@ -23,7 +23,7 @@ def evaluate(
     usual: Usual | None = None,
     progress: bool = True,
 ) -> Evaluation:
-    """Everything that `benchmark` asks; see `tofu.evaluate` and `probes.measure` for the metrics and the arguments.
+    """Everything that `benchmark` asks; see `evaluate_questions` and `evaluate_probes` for the metrics and the arguments.
 
     `distance` measures how far the model is from the retrained one (`retrained.Retrained`), if there is one. `usual`
     is the target model as a judge of broken text; without it the text alone is looked at.
@@ -32,11 +32,11 @@ def evaluate(
     evaluation = Evaluation({}, {})
     if benchmark.questions:
         known = retrained_records if "forget" in benchmark.questions else None
-        evaluation = tofu.evaluate(
+        evaluation = tofu.evaluate_questions(
             model, tokenizer, benchmark, retrained_records=known, max_new_tokens=max_new_tokens, also=distance, **common
         )
     if benchmark.probes:
-        metrics, records = probes.measure(
+        metrics, records = probes.evaluate_probes(
             model, tokenizer, benchmark.probes, retrained_records=retrained_records, **common
         )
         evaluation = Evaluation({**evaluation.metrics, **metrics}, {**evaluation.records, **records})
@@ -44,7 +44,7 @@ def evaluate(
 
 
 def usual_answers(
-    load: Load, benchmark: Benchmark, *, refusals: Sequence[str], max_new_tokens: int | None = None
+    load: LoadTarget, benchmark: Benchmark, *, refusals: Sequence[str], max_new_tokens: int | None = None
 ) -> Usual:
     """How the target that `load` gives usually answers what `benchmark` asks about the forget set."""
 

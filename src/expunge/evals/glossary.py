@@ -175,7 +175,7 @@ def _insert(new: Mapping[str, Metric], before: str) -> None:
     METRICS.update({**new, **later})
 
 
-def metric(name: str) -> Metric:
+def metric_named(name: str) -> Metric:
     """How a metric is read; one that is not known goes by its name."""
     return METRICS.get(name) or UNKNOWN._replace(label=name)
 

@@ -18,7 +18,7 @@ Records = Mapping[str, Sequence[Record]]
 
 
 @dataclass(frozen=True)
-class OwnMetric:
+class UserMetric:
     """A function of records with what a reader needs to know of its number; `name` is what results call it."""
 
     function: Callable[[Records], float]
@@ -54,7 +54,7 @@ def metric(
     best: float | None,
     label: str | None = None,
     group: str = "",
-) -> Callable[[Callable[[Records], float]], OwnMetric]:
+) -> Callable[[Callable[[Records], float]], UserMetric]:
     """Make a function of records a metric that recipes can name; its docstring's first line says what it measures.
 
     Use when a number of your own belongs into results, tables and the report.
@@ -66,27 +66,27 @@ def metric(
         group: "forget" or "retain" puts it in the main table, beside the metrics of that set.
     """
 
-    def declared(function: Callable[[Records], float]) -> OwnMetric:
+    def declared(function: Callable[[Records], float]) -> UserMetric:
         low, high = range
         hint = "≈" if best is None or best not in range else "↓" if best == low else "↑"
         what = next(iter((function.__doc__ or "").strip().splitlines()), "").rstrip(".")
         good = GOAL if best is None else f"{best:g}"
         about = Metric(label or function.__name__.replace("_", " "), hint, _span(low, high), good, what, group)
-        return OwnMetric(function, function.__name__, range, best, about)
+        return UserMetric(function, function.__name__, range, best, about)
 
     return declared
 
 
-def own_metrics(names: Iterable[str]) -> list[OwnMetric]:
+def user_metrics(names: Iterable[str]) -> list[UserMetric]:
     """The metrics at import paths, or of entry points by their names.
 
     Raises `UserError` for a path that leads to no metric and for a name that another metric has.
     """
-    metrics: list[OwnMetric] = []
+    metrics: list[UserMetric] = []
     for name in names:
         path = name if is_path(name) else _entry_point(name)
         value = attribute(path, "a metric")
-        if not isinstance(value, OwnMetric):
+        if not isinstance(value, UserMetric):
             raise UserError(
                 f"{path} is no metric; put @expunge.evals.own.metric(range=(0, 1), best=0) above a function."
             )

@@ -42,7 +42,7 @@ ATTACKS: dict[str, Callable[[Score, str], float]] = {
 """Membership inference that one forward is enough for."""
 
 
-def measure(
+def evaluate_probes(
     model: Any,
     tokenizer: Any,
     probes: Sequence[Probe],
@@ -99,7 +99,7 @@ def prompts(probes: Sequence[Probe]) -> dict[str, Prompts]:
 
 
 def of_retrained(probes: Sequence[Probe], records: Mapping[str, Sequence[Record]]) -> dict[str, float]:
-    """The metrics that compare with the retrained model, of that model itself; `records` are `measure`'s of it."""
+    """The metrics that compare with the retrained model, of that model itself; `records` are its `evaluate_probes`."""
     asked = [probe for probe in probes if isinstance(probe, Membership) and probe.sides is None]
     return {name: x for p in asked for name, x in _aucs(p, records[p.name], records[p.name]) if name == "privleak"}
 

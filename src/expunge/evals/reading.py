@@ -18,7 +18,7 @@ from expunge.modeling.agreement import NAN, Ways, agree, plain_logits, probe_len
 from expunge.modeling.forward import forward_supervised
 from expunge.modeling.logprobs import Head
 
-AtHead = Callable[[Sequence[tuple[Encoded, int]], Tensor, Tensor, Head], Tensor]
+ReadAtHead = Callable[[Sequence[tuple[Encoded, int]], Tensor, Tensor, Head], Tensor]
 """(where N tokens are: (sequence, index of its supervised token); their hidden states [N, D]; the tokens
 [N]; the head) → something for each, [N, …]. Sequences that begin alike share the tokens that they begin with."""
 
@@ -56,7 +56,7 @@ def reads_trees(model: Any, ways: Ways, longest: int) -> bool:
 
 
 def at_trees(
-    model: Any, trees: Sequence[Tree], asks: Sequence[tuple[Collection[Encoded], AtHead]], *, dense: bool
+    model: Any, trees: Sequence[Tree], asks: Sequence[tuple[Collection[Encoded], ReadAtHead]], *, dense: bool
 ) -> list[dict[Encoded, Tensor]]:
     """For each of `asks`, (sequences, what to find), what is found at those of its sequences that are in the batch.
 
@@ -70,7 +70,7 @@ def at_trees(
         mask[b, : len(tree)] = 1
     if any(len(tree.sequences) > 1 for tree in trees):
         mask, positions_BT = _branches(model, trees, width)
-    lots = [_Lot.of(trees, wanted) for wanted, _ in asks]
+    lots = [_TreeBatch.of(trees, wanted) for wanted, _ in asks]
     row_N, node_N, target_N = torch.tensor([at for lot in lots for at in lot.tokens]).to(model.device).unbind(-1)
     sizes = [len(lot.tokens) for lot in lots]
 
@@ -97,7 +97,7 @@ def at_trees(
 
 
 @dataclass(frozen=True)
-class _Lot:
+class _TreeBatch:
     """The tokens that one ask is about in a batch of trees, each once: (row, node that predicts it, token)."""
 
     tokens: list[tuple[int, int, int]]
@@ -106,7 +106,7 @@ class _Lot:
     """For each sequence, which of them are its supervised tokens."""
 
     @classmethod
-    def of(cls, trees: Sequence[Tree], wanted: Collection[Encoded]) -> "_Lot":
+    def of(cls, trees: Sequence[Tree], wanted: Collection[Encoded]) -> "_TreeBatch":
         known: dict[tuple[int, int, int], int] = {}
         where: list[tuple[Encoded, int]] = []
         indices: dict[Encoded, list[int]] = {}

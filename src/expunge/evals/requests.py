@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 from expunge.data.encode import Encoded, encode, question_row
 from expunge.errors import UserError
 from expunge.evals.decoding import How, answering, greedy, own_generation_config_set_aside
-from expunge.evals.reading import AtHead, at_trees, reads_trees
+from expunge.evals.reading import ReadAtHead, at_trees, reads_trees
 from expunge.evals.trees import grow
 from expunge.modeling.agreement import ways_of
 from expunge.modeling.logprobs import token_logps, token_statistics
@@ -42,7 +42,7 @@ class Ask:
     """The numbers to find at the supervised tokens of some sequences."""
 
     sequences: Sequence[Encoded]
-    at_head: AtHead
+    at_head: ReadAtHead
 
 
 class Measure(Protocol):

@@ -54,7 +54,7 @@ class _Asked:
         return self.sequences[0].targets
 
 
-def evaluate(
+def evaluate_questions(
     model: Any,
     tokenizer: Any,
     benchmark: Benchmark,
@@ -211,7 +211,7 @@ def _around_the_middle(encoded: Encoded, context: int, tokenizer: Any) -> Encode
 
 
 def answer_cap(sets: Iterable[Sequence[Question]], tokenizer: Any, context: int) -> int:
-    """Tokens after which a generated answer is cut off by default; see `evaluate`."""
+    """Tokens after which a generated answer is cut off by default; see `evaluate_questions`."""
     answers = [answer for questions in sets for answer in encode_answers(questions, tokenizer, context)]
     return math.ceil(1.5 * max((a.supervised for a in answers), default=0)) + 8
 

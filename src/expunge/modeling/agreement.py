@@ -217,7 +217,7 @@ def agree(
         measured = find()
         other_NV, plain_NV = measured if isinstance(measured, tuple) else (measured, plain_NV)
         assert plain_NV is not None
-        same = apart(other_NV, plain_NV) <= max(ulps * precision(model), 4 * rounding(model))
+        same = distance(other_NV, plain_NV) <= max(ulps * precision(model), 4 * rounding(model))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -226,7 +226,7 @@ def agree(
     return all(ranks.merged({ranks.rank(): same}).values()) if ranks.is_sharded(model) else same
 
 
-def apart(other_NV: Tensor, plain_NV: Tensor) -> float:
+def distance(other_NV: Tensor, plain_NV: Tensor) -> float:
     """How far logits are from the plain ones: the root mean square over a token's V log-probabilities where it is
     largest, in units of their spread over the vocabulary."""
     if other_NV.shape != plain_NV.shape:
@@ -254,7 +254,7 @@ def rounding(model: Any) -> float:
         tokens = tokens_of(model, length)
         ids_BT = torch.tensor([tokens, tokens], device=next(model.parameters()).device)
         logits_BTV = model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), use_cache=False).logits
-        return apart(logits_BTV[0], plain_logits(model, tokens))
+        return distance(logits_BTV[0], plain_logits(model, tokens))
 
     return remembered(model, ("rounding", PROBE), measure) if precision(model) > 1e-4 else 0.0
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from expunge.objectives.base import Divergence, Score
+from expunge.objectives.base import Divergence, ScoreName
 from expunge.system import ranks
 
 CHUNK = 256
@@ -129,7 +129,7 @@ class Workspace:
         return self._held[i][:rows]
 
 
-Measure = Callable[[Tensor, Workspace], tuple[Tensor, Tensor]]
+NumberAndGradient = Callable[[Tensor, Workspace], tuple[Tensor, Tensor]]
 """Logits of a chunk [C, V] → a number for each of its tokens [C], and its gradient by the logits [C, V].
 
 A measure overwrites the logits and the workspace. The logits may lie at the workspace's place 0, and so may the
@@ -146,7 +146,7 @@ class Chunk:
     """
 
     own: slice
-    measure: Measure
+    measure: NumberAndGradient
     gradient: Callable[[Tensor], Tensor] | None = None
 
 
@@ -171,7 +171,7 @@ def token_logps(hidden_ND: Tensor, target_N: Tensor, head: Head) -> Tensor:
     return token_scores(hidden_ND, target_N, head, [("logp", len(target_N))])
 
 
-def token_scores(hidden_ND: Tensor, target_N: Tensor, head: Head, asked: Sequence[tuple[Score, int]]) -> Tensor:
+def token_scores(hidden_ND: Tensor, target_N: Tensor, head: Head, asked: Sequence[tuple[ScoreName, int]]) -> Tensor:
     """The score of each token, [N]; `asked` says which score of how many tokens, in their order.
 
     With logits z and target y, `logp` is z_y − logsumexp(z), `log_odds` is z_y − logsumexp of the other logits, and
@@ -195,9 +195,9 @@ def token_scores(hidden_ND: Tensor, target_N: Tensor, head: Head, asked: Sequenc
     return torch.cat(parts)
 
 
-def _spans(asked: Sequence[tuple[Score, int]]) -> list[tuple[Score, int, int]]:
+def _spans(asked: Sequence[tuple[ScoreName, int]]) -> list[tuple[ScoreName, int, int]]:
     """(score, first token, number of tokens) of the longest runs of tokens with one score."""
-    spans: list[tuple[Score, int, int]] = []
+    spans: list[tuple[ScoreName, int, int]] = []
     end = 0
     for score, size in asked:
         if spans and spans[-1][0] == score:
@@ -208,7 +208,7 @@ def _spans(asked: Sequence[tuple[Score, int]]) -> list[tuple[Score, int, int]]:
     return spans
 
 
-def _scores(score: Score, hidden_ND: Tensor, target_N: Tensor, head: Head) -> Tensor:
+def _scores(score: ScoreName, hidden_ND: Tensor, target_N: Tensor, head: Head) -> Tensor:
     """`token_scores` of one score for heads that are trained, or are no plain matrix."""
     if score == "logp" and not torch.is_grad_enabled():
         return _of_logps(lambda logp_CV, target_C1, _: logp_CV.gather(-1, target_C1)[:, 0], hidden_ND, target_N, head)
@@ -293,7 +293,7 @@ def token_divergence(
     return token_numbers(hidden_ND, head, chunks)
 
 
-def score_of(score: Score, target_C: Tensor) -> Measure:
+def score_of(score: ScoreName, target_C: Tensor) -> NumberAndGradient:
     """The `measure` of a chunk that `token_scores` takes. It needs no tensor [C, V] but the logits."""
 
     def measure(z_CV: Tensor, _workspace: Workspace) -> tuple[Tensor, Tensor]:
@@ -312,7 +312,9 @@ def score_of(score: Score, target_C: Tensor) -> Measure:
     return measure
 
 
-def divergence_from(reference_CD: Tensor, reference_head: Head, target_C: Tensor, divergence: Divergence) -> Measure:
+def divergence_from(
+    reference_CD: Tensor, reference_head: Head, target_C: Tensor, divergence: Divergence
+) -> NumberAndGradient:
     """The `measure` of a chunk that `token_divergence` takes. It holds three tensors [C, V] at most.
 
     With z and y the two's logits, KL(q ‖ p) = Σ q (y − z) − logsumexp(y) + logsumexp(z), and likewise for the others:
@@ -378,7 +380,7 @@ class _FrozenScores(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, target_N: Tensor, head: Head, asked: Sequence[tuple[Score, int]]
+        ctx: Any, hidden_ND: Tensor, target_N: Tensor, head: Head, asked: Sequence[tuple[ScoreName, int]]
     ) -> Tensor:
         assert head.linear is not None
         count, wide = len(target_N), torch.promote_types(hidden_ND.dtype, torch.float32)

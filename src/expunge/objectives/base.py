@@ -24,9 +24,9 @@ Trained = Literal["model", "assistant", "difference", "student"]
 """The part that a method trains: the model itself; an assistant, alone or through the difference with the model; or,
 once the difference is there, the model towards it."""
 
-Score = Literal["logp", "log_odds", "uniform_ce"]
+ScoreName = Literal["logp", "log_odds", "uniform_ce"]
 """A number of one token that the model's logits alone give; see the fields of these names in `Signals`."""
-SCORES: tuple[Score, ...] = get_args(Score)
+SCORES: tuple[ScoreName, ...] = get_args(ScoreName)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Needs:
         return self.reference_logp or self.divergence is not None or self.reference_layer
 
     @property
-    def scores(self) -> tuple[Score, ...]:
+    def scores(self) -> tuple[ScoreName, ...]:
         """The scores that are asked of the output head."""
         return tuple(score for score in SCORES if getattr(self, score))
 

@@ -10,7 +10,7 @@ from expunge.data.benchmark import Benchmark
 from expunge.evals.degeneration import Usual
 from expunge.evals.evaluation import evaluate
 from expunge.evals.metrics import forget_quality
-from expunge.evals.own import own_metrics
+from expunge.evals.own import user_metrics
 from expunge.evals.probes import of_retrained
 from expunge.evals.retrained import Distance, Retrained
 from expunge.evals.tofu import Evaluation
@@ -28,7 +28,7 @@ def load(path: Path | str, *, use_cpu: bool) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def measure(
+def measure_model(
     model: Any,
     tokenizer: Any,
     benchmark: Benchmark,
@@ -59,7 +59,7 @@ def measure(
 
 def of_own(evaluation: Evaluation, options: EvaluateConfig) -> dict[str, float]:
     """The numbers of the user's own metrics."""
-    return {metric.name: metric.measure(evaluation.records) for metric in own_metrics(options.metrics)}
+    return {metric.name: metric.measure(evaluation.records) for metric in user_metrics(options.metrics)}
 
 
 def measure_target(
@@ -72,7 +72,7 @@ def measure_target(
     usual: Usual | None = None,
 ) -> Evaluation:
     """The model before unlearning; its distance to the retrained model is where every method's begins."""
-    evaluation = measure(model, tokenizer, benchmark, options, gold=gold, usual=usual)
+    evaluation = measure_model(model, tokenizer, benchmark, options, gold=gold, usual=usual)
     if "kl_unlearned" in evaluation.metrics:
         evaluation.metrics["kl_start"] = evaluation.metrics["kl_unlearned"]
     elif gold is not None and benchmark.questions.get("forget"):
@@ -84,7 +84,7 @@ def measure_retrained(
     model: Any, tokenizer: Any, benchmark: Benchmark, options: EvaluateConfig, *, usual: Usual | None = None
 ) -> tuple[Retrained, Evaluation]:
     """The retrained model as every other is measured against it, and its own numbers."""
-    evaluation = measure(model, tokenizer, benchmark, options, usual=usual)
+    evaluation = measure_model(model, tokenizer, benchmark, options, usual=usual)
     gold = Retrained(model, tokenizer, benchmark.questions.get("forget", []), evaluation.records)
     evaluation.metrics.update(gold.distance(model, tokenizer) | of_retrained(benchmark.probes, evaluation.records))
     if "forget_truth_ratio" in evaluation.metrics:

@@ -1,6 +1,6 @@
 """The main path: recipe → data → target and retrained model → unlearn → evaluate → report.
 
-Read from `run` downwards: `unlearn` carries out one method, `prepare` makes its trainer.
+Read from `run` downwards: `unlearn` carries out one method, `make_trainer` makes its trainer.
 """
 
 import logging
@@ -174,7 +174,7 @@ def unlearn(session: Session, method: Method) -> tuple[Result, Evaluation]:
 
     with machine.peak_memory() as peak:
         evaluate = None if recipe.evaluate.each_epoch == "off" else on_the_way
-        training = prepare(recipe, method, session.benchmark, session.target, directory, evaluate=evaluate)
+        training = make_trainer(recipe, method, session.benchmark, session.target, directory, evaluate=evaluate)
         trainer = training.trainer
         start.check(training.start, method.name, exact=recipe.model.lora is None or recipe.model.lora.quantize is None)
         if gold is not None:
@@ -239,7 +239,7 @@ class Training:
         return self.models.unlearned(self.trainer.whole_model())
 
 
-def prepare(
+def make_trainer(
     recipe: Recipe,
     method: Method,
     benchmark: Benchmark,
@@ -305,7 +305,7 @@ def _teacher(
     done = directory / "model"
     if done.exists():  # it is renamed when it is whole, and whoever resumes has looked at it
         return loading.load(done)[0], 0.0
-    training = prepare(recipe, teaching(method), benchmark, target, directory, evaluate=None, observed=False)
+    training = make_trainer(recipe, teaching(method), benchmark, target, directory, evaluate=None, observed=False)
     training.train()
     difference = training.unlearned()
     if ranks.first():

@@ -91,7 +91,7 @@ class Session:
     def measure(self, model: Any, tokenizer: Any, distance: Distance | None) -> Evaluation:
         """Everything that the recipe asks of an unlearned model."""
         known: dict[str, Any] = {"gold": self.gold, "usual": self.usual, "distance": distance}
-        return measure.measure(model, tokenizer, self.benchmark, self.recipe.evaluate, **known)
+        return measure.measure_model(model, tokenizer, self.benchmark, self.recipe.evaluate, **known)
 
     def on_the_way(
         self, model: Any, tokenizer: Any, distance: Distance | None = None, usual: Usual | None = None

@@ -65,7 +65,7 @@ True answer: {answer}
 Reply with {n} lines and nothing else. Each line is one JSON object of this form:
 {{"answer": "..."}}"""
 
-Ask = Callable[[Sequence[str], int, int], list[str]]
+AskModel = Callable[[Sequence[str], int, int], list[str]]
 """(prompts, seed, most new tokens of a reply) → a reply for each prompt."""
 
 
@@ -154,7 +154,7 @@ def _tasks(forget: Sequence[Row], wanted: dict[Kind, int]) -> Tasks:
     }
 
 
-def _compose(tasks: Tasks, rows: int, ask: Ask, seed: int, out: Path) -> None:
+def _compose(tasks: Tasks, rows: int, ask: AskModel, seed: int, out: Path) -> None:
     with tqdm(total=rows, desc="augment", leave=False) as bar:
         for first in range(0, rows, AT_ONCE):
             numbers = range(first, min(first + AT_ONCE, rows))
@@ -244,7 +244,7 @@ def _plain(*texts: str) -> tuple[str, ...]:
 # ---- the model -----------------------------------------------------------------------------------------------------
 
 
-def _local(name: str) -> Ask:
+def _local(name: str) -> AskModel:
     """Sample from a model in this process, all prompts in one batch."""
     import torch
     from transformers import pipeline
@@ -274,7 +274,7 @@ def _local(name: str) -> Ask:
     return ask
 
 
-def _endpoint(url: str, name: str) -> Ask:
+def _endpoint(url: str, name: str) -> AskModel:
     """Ask a model behind an OpenAI-compatible endpoint, all prompts in parallel."""
     import httpx2
 

@@ -23,7 +23,7 @@ from expunge import secrets
 from expunge.benchmarks.base import BenchmarkConfig
 from expunge.benchmarks.registry import BenchmarkSection
 from expunge.evals.glossary import Axes, Metric
-from expunge.evals.own import OwnMetric, own_metrics
+from expunge.evals.own import UserMetric, user_metrics
 from expunge.modeling.loading import Dtype, LoraConfig, ScratchConfig
 from expunge.objectives import FORGET, ForgetObjective, Objective, RetainObjective, split_method, written
 from expunge.system.imports import is_ours, is_path
@@ -96,12 +96,12 @@ def _metric_paths(value: Any) -> Any:
     if isinstance(value, str):
         value = value.split(",")
     if isinstance(value, Sequence):
-        return [part.path if isinstance(part, OwnMetric) else part for part in value]
+        return [part.path if isinstance(part, UserMetric) else part for part in value]
     return value
 
 
 def _known_metrics(names: list[str]) -> list[str]:
-    own_metrics(names)
+    user_metrics(names)
     return names
 
 
@@ -390,7 +390,7 @@ class Recipe(Section):
 
 def declarations(recipe: Recipe) -> tuple[dict[str, Metric], Axes]:
     """The metrics and axes of classes and functions outside the package that a recipe names."""
-    metrics = {metric.name: metric.about for metric in own_metrics(recipe.evaluate.metrics)}
+    metrics = {metric.name: metric.about for metric in user_metrics(recipe.evaluate.metrics)}
     if recipe.benchmark is None or is_ours(type(recipe.benchmark)):
         return metrics, Axes()
     return {**recipe.benchmark.metrics, **metrics}, recipe.benchmark.axes

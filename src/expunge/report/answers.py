@@ -7,7 +7,7 @@ from typing import Any
 
 from expunge.errors import UserError
 from expunge.evals.glossary import show
-from expunge.report.comparison import ROLES, Entry, Row
+from expunge.report.comparison import ROLES, Entry, ResultRow
 from expunge.report.redaction import MARK, redacted
 from expunge.report.table import Cell, Column, Part, Table, left
 
@@ -35,7 +35,7 @@ def answers(entries: Sequence[Entry], first: Sequence[Entry] = (), *, redact: bo
     for name, title in SETS.items():
         records = {e.label: _records(e.directory / "records" / f"{e.method}.{name}.jsonl", redact) for e in entries}
         heard += [e for e in entries if records[e.label] and e not in heard]
-        known: dict[int, Row] = {i: row for label in reversed(records) for i, row in records[label].items()}
+        known: dict[int, ResultRow] = {i: row for label in reversed(records) for i, row in records[label].items()}
         # An evaluation may have scored all questions and generated answers to the first few only.
         silent = silent or any(MARK in row for row in known.values())
         indices = sorted(i for i, row in known.items() if row.get("generated") is not None) or sorted(known)
@@ -55,7 +55,9 @@ def answers(entries: Sequence[Entry], first: Sequence[Entry] = (), *, redact: bo
     }
 
 
-def _table(asked: Mapping[int, Row], records: Mapping[str, Mapping[int, Row]], heard: Sequence[Entry]) -> Table:
+def _table(
+    asked: Mapping[int, ResultRow], records: Mapping[str, Mapping[int, ResultRow]], heard: Sequence[Entry]
+) -> Table:
     """A line per question: what was asked, what the references say, and below each other what the methods say."""
     references = [e for e in heard if e.role != "method"]
     methods = [e.label for e in heard if e.role == "method"]
@@ -72,11 +74,11 @@ def _table(asked: Mapping[int, Row], records: Mapping[str, Mapping[int, Row]], h
     return Table(columns, rows)
 
 
-def _records(path: Path, redact: bool) -> dict[int, Row]:
+def _records(path: Path, redact: bool) -> dict[int, ResultRow]:
     """The records by their question's index; none when the file is absent."""
     if not path.is_file():
         return {}
-    records: dict[int, Row] = {}
+    records: dict[int, ResultRow] = {}
     with path.open("rb") as lines:
         for k, line in enumerate(lines, start=1):
             try:
@@ -89,7 +91,7 @@ def _records(path: Path, redact: bool) -> dict[int, Row]:
     return records
 
 
-def _answer(record: Row | None) -> tuple[Part, ...]:
+def _answer(record: ResultRow | None) -> tuple[Part, ...]:
     if record is None:
         return (Part("no record", "none"),)
     generated = record.get("generated")

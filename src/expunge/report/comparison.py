@@ -23,9 +23,9 @@ from expunge.evals.glossary import (
     of_json,
 )
 
-Row = dict[str, Any]
-Role = Literal["target", "retrained", "method"]
-ROLES: tuple[Role, ...] = ("target", "retrained", "method")
+ResultRow = dict[str, Any]
+EntryRole = Literal["target", "retrained", "method"]
+ROLES: tuple[EntryRole, ...] = ("target", "retrained", "method")
 
 KEEP, COLLAPSE = 0.8, 0.5
 """Shares of the target's retain metric: from .8 on the rest was kept, under .5 the model has collapsed."""
@@ -40,7 +40,7 @@ class Entry:
     """One model of a comparison: a results row per seed, and the directory that each came from."""
 
     label: str
-    runs: tuple[Row, ...]
+    runs: tuple[ResultRow, ...]
     directories: tuple[Path, ...]
 
     @property
@@ -58,7 +58,7 @@ class Entry:
         return self.runs[0]["method"]
 
     @property
-    def role(self) -> Role:
+    def role(self) -> EntryRole:
         return role(self.runs[0])
 
     @property
@@ -77,7 +77,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Section:
+class ReportSection:
     """Everything that may be compared: one benchmark and split, one target and retrained model."""
 
     name: str
@@ -110,7 +110,7 @@ class Section:
             if run.get("stopped")
         ]
 
-    def reference(self, which: Role) -> Entry | None:
+    def reference(self, which: EntryRole) -> Entry | None:
         return next((e for e in self.entries if e.role == which), None)
 
     def axis(self, names: Sequence[str]) -> str | None:
@@ -154,7 +154,7 @@ class Section:
         return sorted(keepers, key=lambda e: (not self.broken(e), self.score(e)), reverse=True)
 
 
-def load_results(directory: Path) -> list[Row]:
+def load_results(directory: Path) -> list[ResultRow]:
     """The checked rows of `directory/results.json`; `UserError` names the file, the row and the remedy."""
     path = Path(directory) / "results.json"
     try:
@@ -187,7 +187,7 @@ def _problem(row: Any) -> str | None:
     ):
         return "'trajectory' must be a list of objects that have 'metrics'"
     if not isinstance(row.get("versions") or {}, dict):
-        return f"'versions' must be an object, got {row['versions']!r}"
+        return f"'versions' must be an object, got {row['versions_used']!r}"
     if "declares" in row:
         try:
             of_json(row["declares"])
@@ -202,15 +202,15 @@ def _problem(row: Any) -> str | None:
     return None
 
 
-def role(row: Row) -> Role:
+def role(row: ResultRow) -> EntryRole:
     return row["method"] if row["method"] in ("target", "retrained") else "method"
 
 
-def removal(row: Row) -> str:
+def removal(row: ResultRow) -> str:
     return MISSING if role(row) != "method" else row.get("removal") or MISSING
 
 
-def cost(row: Row) -> tuple[str, str]:
+def cost(row: ResultRow) -> tuple[str, str]:
     """Wall time and peak memory (MiB) of a row's training, for people."""
     seconds, memory = number(row.get("seconds")), number(row.get("peak_memory_mib"))
     time = MISSING
@@ -220,7 +220,7 @@ def cost(row: Row) -> tuple[str, str]:
     return time, MISSING if memory is None else f"{memory:,.0f}"
 
 
-def versions(rows: Iterable[Row]) -> list[tuple[str, list[str]]]:
+def versions_used(rows: Iterable[ResultRow]) -> list[tuple[str, list[str]]]:
     """Versions and settings behind the rows: each name and, where rows differ, every value of it."""
     values: dict[str, list[str]] = {}
     for row in rows:
@@ -230,12 +230,12 @@ def versions(rows: Iterable[Row]) -> list[tuple[str, list[str]]]:
     return list(values.items())
 
 
-def sections(directories: Iterable[Path]) -> list[Section]:
+def sections(directories: Iterable[Path]) -> list[ReportSection]:
     """The rows of these directories as comparisons; see `compare`."""
     return compare([(Path(d), row) for d in directories for row in load_results(Path(d))])
 
 
-def compare(loaded: Sequence[tuple[Path, Row]]) -> list[Section]:
+def compare(loaded: Sequence[tuple[Path, ResultRow]]) -> list[ReportSection]:
     """Rows and their directories sorted: one comparison a benchmark and split, and one a directory where references
     disagree."""
     result = []
@@ -245,11 +245,11 @@ def compare(loaded: Sequence[tuple[Path, Row]]) -> list[Section]:
         agree = len(paths) == 1 or _references_agree([row for _, row in here])
         for group in [paths] if agree else [[p] for p in paths]:
             name = " · ".join(key if agree else (*key, group[0].name))
-            result.append(Section(name, _entries([(d, row) for d, row in here if d in group]), tuple(group)))
+            result.append(ReportSection(name, _entries([(d, row) for d, row in here if d in group]), tuple(group)))
     return result
 
 
-def means(of_splits: Sequence[Section]) -> list[Section]:
+def means(of_splits: Sequence[ReportSection]) -> list[ReportSection]:
     """For every benchmark of several splits, their mean: each method's value (over its seeds) averaged over splits.
 
     Methods that some split lacks are left out, and so are metrics that a method lacks where others have them. What no
@@ -277,13 +277,13 @@ def means(of_splits: Sequence[Section]) -> list[Section]:
             }
             entries.append(Entry(entry.label, (row,), entry.directories[:1]))
         directories = tuple(d for part in parts for d in part.directories)
-        result.append(Section(f"{name} · mean of {len(parts)} splits", tuple(entries), directories))
+        result.append(ReportSection(f"{name} · mean of {len(parts)} splits", tuple(entries), directories))
     return result
 
 
-def _references_agree(rows: Sequence[Row]) -> bool:
+def _references_agree(rows: Sequence[ResultRow]) -> bool:
     """Whether rows of one reference model and seed say the same, but for what another machine's rounding changes."""
-    seen: dict[tuple[str, int], Row] = {}
+    seen: dict[tuple[str, int], ResultRow] = {}
     for row in (r for r in rows if role(r) != "method"):
         first = seen.setdefault((row["method"], row["seed"]), row)["metrics"]
         for name in (row["metrics"].keys() & first.keys()) - {"forget_quality"}:
@@ -293,15 +293,15 @@ def _references_agree(rows: Sequence[Row]) -> bool:
     return True
 
 
-def _entries(rows: Sequence[tuple[Path, Row]]) -> tuple[Entry, ...]:
+def _entries(rows: Sequence[tuple[Path, ResultRow]]) -> tuple[Entry, ...]:
     """A method's rows are its seeds; labels distinguish rows of the same seed that differ."""
-    rows_of: dict[str, list[tuple[Path, Row]]] = {}
+    rows_of: dict[str, list[tuple[Path, ResultRow]]] = {}
     for directory, row in rows:
         mine = rows_of.setdefault(row["method"], [])
         again = [r for _, r in mine if r["seed"] == row["seed"]]
         if not again or (role(row) == "method" and row not in again):
             mine.append((directory, row))
-    entries: dict[str, list[tuple[Path, Row]]] = {}
+    entries: dict[str, list[tuple[Path, ResultRow]]] = {}
     for method, mine in rows_of.items():
         clash = len({r["seed"] for _, r in mine}) < len(mine)
         for directory, row in mine:

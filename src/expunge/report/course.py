@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from expunge.evals.glossary import FORGET_AXES, METRICS, RETAIN_AXES, number, show
 from expunge.report import drawing, panels
 from expunge.report.canvas import Axis
-from expunge.report.comparison import LEVEL, Entry, Row, Section
+from expunge.report.comparison import LEVEL, Entry, ReportSection, ResultRow
 from expunge.report.picture import Figure, axis_of, capital, says
 
 
-class Step(NamedTuple):
+class EvaluationPoint(NamedTuple):
     """An evaluation on the way: the epoch (or step), the seconds of training until then, and its metrics."""
 
     at: float
@@ -21,20 +21,20 @@ class Step(NamedTuple):
     metrics: dict[str, float | None]
 
 
-def steps(entry: Entry) -> list[Step]:
+def steps(entry: Entry) -> list[EvaluationPoint]:
     """Evaluations of the first seed that has a trajectory, in order; steps count where epochs are not given."""
     looks = next((r["trajectory"] for r in entry.runs if r.get("trajectory")), [])
     each = [(s["step"] if s.get("epoch") is None else s["epoch"], s) for s in looks if {"epoch", "step"} & s.keys()]
-    return sorted((Step(float(at), s.get("seconds"), s["metrics"]) for at, s in each if at is not None))
+    return sorted((EvaluationPoint(float(at), s.get("seconds"), s["metrics"]) for at, s in each if at is not None))
 
 
-def unit(section: Section) -> str:
+def unit(section: ReportSection) -> str:
     """The unit of the evaluations on the way."""
     looks = [s for e in section.methods for r in e.runs for s in r.get("trajectory") or []]
     return "epoch" if any(s.get("epoch") is not None for s in looks) else "step"
 
 
-def trajectory(section: Section) -> Figure | None:
+def trajectory(section: ReportSection) -> Figure | None:
     """How the retain metric and the forget metric move together from epoch to epoch."""
     ways = {e.label: steps(e) for e in section.methods}
     keep = _covered(("model_utility", *RETAIN_AXES), ways.values())
@@ -59,7 +59,7 @@ def trajectory(section: Section) -> Figure | None:
             continue
         start = [(p.x, p.y, p.says) for p in references if p.role == "target" and way[0][0] > 0 and not entry.inference]
         after = [(x, y, says(f"{who} {at:g}", **{keep: x, aim: y})) for at, x, y in way]
-        lines.append(drawing.Line(entry.label, (*start, *after), entry.inference))
+        lines.append(drawing.Curve(entry.label, (*start, *after), entry.inference))
         top = max(way, key=lambda p: p[2])
         if aim == "forget_quality" and top[2] >= LEVEL > way[-1][2]:
             turned.append(
@@ -91,7 +91,7 @@ def trajectory(section: Section) -> Figure | None:
     return Figure("trajectory", title, svg, f"{title}. {alt}.", [r for r in reading if r])
 
 
-def efficiency(section: Section) -> Figure | None:
+def efficiency(section: ReportSection) -> Figure | None:
     """Cost of forgetting: the forget metric against training time, as a multiple of ULD's, else of the longest."""
     aim = section.axis(FORGET_AXES)
     timed = [(e, run) for e in section.methods if (run := _timed(e, aim)) is not None]
@@ -116,7 +116,7 @@ def efficiency(section: Section) -> Figure | None:
             way.insert(0, (0.0, start, says(target.names[0], **{aim: start})))
         last = run["metrics"][aim]
         way.append((end / whole, last, says(f"{who}, the end, {end:.0f} s", **{aim: last})))
-        lines.append(drawing.Line(entry.label, tuple(way), entry.inference))
+        lines.append(drawing.Curve(entry.label, tuple(way), entry.inference))
     svg = drawing.trajectory(
         lines,
         [],
@@ -140,7 +140,7 @@ def efficiency(section: Section) -> Figure | None:
     return Figure("efficiency", title, svg, f"{title}. {ends}.", [r for r in reading if r])
 
 
-def epochs(section: Section) -> Figure | None:
+def epochs(section: ReportSection) -> Figure | None:
     """Small multiples: forgotten and kept, epoch by epoch."""
     ways = {e.label: steps(e) for e in section.methods}
     forget, retain = "forget_probability", "retain_probability"
@@ -171,7 +171,7 @@ def epochs(section: Section) -> Figure | None:
     return Figure("epochs", title, svg, f"{title}. {ends}.", reading)
 
 
-def _timed(entry: Entry, aim: str | None) -> Row | None:
+def _timed(entry: Entry, aim: str | None) -> ResultRow | None:
     """The first run whose training took time and whose end was measured."""
     return next((r for r in entry.runs if number(r.get("seconds")) and number(r["metrics"].get(aim)) is not None), None)
 
@@ -182,11 +182,11 @@ def _run(entry: Entry) -> str:
     return next((name for run, name in names if run.get("trajectory")), entry.names[0])
 
 
-def _other_seeds(section: Section) -> str:
+def _other_seeds(section: ReportSection) -> str:
     return f"Seed {section.seeds[0]}; the other seeds are in results.json." if len(section.seeds) > 1 else ""
 
 
-def _covered(names: Sequence[str], ways: Iterable[Sequence[Step]]) -> str | None:
+def _covered(names: Sequence[str], ways: Iterable[Sequence[EvaluationPoint]]) -> str | None:
     """The first metric that every evaluation on the way has, else the first that any has."""
     evaluations: list[dict[str, Any]] = [step.metrics for way in ways for step in way]
     having = {n: sum(number(m.get(n)) is not None for m in evaluations) for n in names}

@@ -5,12 +5,12 @@ Source: Vasilev et al. 2025, arXiv 2505.06027.
 
 from expunge.evals.glossary import number, show
 from expunge.report import panels
-from expunge.report.comparison import Section
+from expunge.report.comparison import ReportSection
 from expunge.report.course import steps, unit
 from expunge.report.picture import Figure, says
 
 
-def distance(section: Section) -> Figure | None:
+def distance(section: ReportSection) -> Figure | None:
     """KL from the retrained model: to the soft labels at the start, to them epoch by epoch, and to the end's model."""
     ends = {
         e.label: (v, says(e.names[0], kl_unlearned=v))

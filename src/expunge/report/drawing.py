@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from expunge.report.canvas import FLOOR, INK, Axis, Titles, axes, corner, figure, to_svg
-from expunge.report.comparison import Role
+from expunge.report.comparison import EntryRole
 from expunge.report.labels import Box, around, leader, place_labels
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "h", "<", "p", ">")
@@ -37,7 +37,7 @@ class Point:
     name: str
     x: float
     y: float
-    role: Role = "method"
+    role: EntryRole = "method"
     hollow: bool = False
     says: str = ""
     seeds: tuple[Spot, ...] = ()
@@ -56,7 +56,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Line:
+class Curve:
     """One method's way through its epochs."""
 
     name: str
@@ -98,7 +98,7 @@ def tradeoff(
 
 
 def trajectory(
-    lines: Sequence[Line],
+    lines: Sequence[Curve],
     references: Sequence[Point],
     *,
     name: str,
@@ -200,7 +200,7 @@ def key(fig: Any, styles: Mapping[str, dict[str, Any]]) -> int:
     return -(-len(handles) // columns)
 
 
-def swatch(name: str, role: Role, hollow: bool, methods: Sequence[str]) -> str:
+def swatch(name: str, role: EntryRole, hollow: bool, methods: Sequence[str]) -> str:
     """The model's mark alone, to stand in a line of text: the table and the pictures name things alike."""
     from matplotlib.markers import MarkerStyle
     from matplotlib.path import Path
@@ -229,7 +229,7 @@ def _dense(way: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
         yield from ((x0 + (x1 - x0) * k / 6, y0 + (y1 - y0) * k / 6) for k in range(1, 7))
 
 
-def mark_style(name: str, role: Role, hollow: bool, methods: Sequence[str]) -> dict[str, Any]:
+def mark_style(name: str, role: EntryRole, hollow: bool, methods: Sequence[str]) -> dict[str, Any]:
     if role == "target":
         return {"marker": "X", "color": INK, "ms": 9, "ls": "", "mec": "white", "mew": 0.6}
     if role == "retrained":

@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 from expunge.evals.glossary import FORGET_AXES, METRICS, RETAIN_AXES, number, show
 from expunge.report import course, drawing, strips
 from expunge.report.canvas import FLOOR
-from expunge.report.comparison import KEEP, LEVEL, Entry, Section
+from expunge.report.comparison import KEEP, LEVEL, Entry, ReportSection
 from expunge.report.distance import distance
 from expunge.report.overview import Overview, find
 from expunge.report.picture import Figure, axis_of, capital, says
 
 
-def figures(section: Section) -> list[Figure]:
+def figures(section: ReportSection) -> list[Figure]:
     """The pictures that this comparison's numbers allow: none is drawn without values for both of its axes."""
     return [f for draw in PICTURES.values() if draw is not _utility and (f := draw(section))]
 
@@ -22,7 +22,7 @@ def overview(over_splits: Overview) -> Figure:
     columns = []
     for split, (group, name) in zip(over_splits.splits, over_splits.heads, strict=True):
         models = {e.label: [_cell(e, metric) for metric in over_splits.metrics] for e in split.entries}
-        columns.append(strips.Column(group, name, models))
+        columns.append(strips.Split(group, name, models))
     words = [METRICS[name] for name in over_splits.metrics]
     svg = strips.strips(columns, panels=[f"{m.label} ({m.range}); good is {m.good}" for m in words], methods=methods)
     lines = [e.label for e in over_splits.entries if e.role != "method"]
@@ -45,18 +45,18 @@ def overview(over_splits: Overview) -> Figure:
     return Figure("overview", title, svg, alt, [r for r in reading if r])
 
 
-def _cell(entry: Entry, metric: str) -> strips.Cell | None:
+def _cell(entry: Entry, metric: str) -> strips.Estimate | None:
     value, values = entry.value(metric), entry.values(metric)
     if value is None:
         return None
     title = f"{METRICS[metric].label} {show(metric, value)} ({', '.join(entry.names)})"
-    return strips.Cell(value, min(values), max(values), title)
+    return strips.Estimate(value, min(values), max(values), title)
 
 
 def _faults(over_splits: Overview) -> Iterator[str]:
     """Faults that two metrics don't show: a model that lost the rest, and forgetting that is broken text."""
     lost, garbled = "less than half of the rest is left", "a fifth or more of the forget answers is broken text"
-    for which, words in ((Section.collapsed, lost), (Section.broken, garbled)):
+    for which, words in ((ReportSection.collapsed, lost), (ReportSection.broken, garbled)):
         splits = {
             e.label: sum(which(split, entry) for split in over_splits.splits if (entry := find(split, e.label)))
             for e in over_splits.entries
@@ -67,13 +67,13 @@ def _faults(over_splits: Overview) -> Iterator[str]:
             yield f"Splits, of {len(over_splits.splits)}, where {words}: {who}."
 
 
-def _utility(section: Section) -> Figure | None:
+def _utility(section: ReportSection) -> Figure | None:
     """The trade-off with model utility on the axis, as TOFU's tables have it."""
     figure = _tradeoff(section, ("model_utility",))
     return figure and figure._replace(name="utility")
 
 
-def _tradeoff(section: Section, kept: Sequence[str] = RETAIN_AXES) -> Figure | None:
+def _tradeoff(section: ReportSection, kept: Sequence[str] = RETAIN_AXES) -> Figure | None:
     keep, aim = section.axis(kept), section.axis(FORGET_AXES)
     if keep is None or aim is None:
         return None
@@ -123,7 +123,7 @@ def _tradeoff(section: Section, kept: Sequence[str] = RETAIN_AXES) -> Figure | N
     return Figure("tradeoff", capital(title), svg, f"{title}. {alt}.", [r for r in reading if r])
 
 
-PICTURES: dict[str, Callable[[Section], Figure | None]] = {
+PICTURES: dict[str, Callable[[ReportSection], Figure | None]] = {
     "tradeoff": _tradeoff,
     "utility": _utility,
     "trajectory": course.trajectory,

@@ -4,8 +4,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from expunge.evals.glossary import SIDE_TABLES, main_metrics, metric, number, show
-from expunge.report.comparison import ROLES, Row, Section, cost, means, removal, role, sections, slug, versions
+from expunge.evals.glossary import SIDE_TABLES, main_metrics, metric_named, number, show
+from expunge.report.comparison import (
+    ROLES,
+    ReportSection,
+    ResultRow,
+    cost,
+    means,
+    removal,
+    role,
+    sections,
+    slug,
+    versions_used,
+)
 from expunge.report.figures import overview
 from expunge.report.interval import mean_interval
 from expunge.report.overview import Overview, overviews
@@ -23,7 +34,7 @@ method changes the model's weights; `inference`: they still hold what is suppres
 INTERVALS = "Means over seeds and their 95 % intervals (percentile bootstrap; of forget quality, the geometric mean)"
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
+def markdown_table(rows: Sequence[ResultRow]) -> str:
     """One line a row, references first, with the main metrics that occur in the rows (all metrics if none is main)."""
     measured = {name for row in rows for name in row["metrics"]}
     names = main_metrics(measured, "forget", "retain") or sorted(measured)
@@ -37,7 +48,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
     return Table(columns, lines).markdown()
 
 
-def side_tables(rows: Sequence[Row]) -> Iterator[Table]:
+def side_tables(rows: Sequence[ResultRow]) -> Iterator[Table]:
     """A table for each group of metrics that has one of its own, where the rows hold some of them."""
     measured = {name for row in rows for name in row["metrics"]}
     for group, title in SIDE_TABLES.items():
@@ -56,15 +67,15 @@ def overview_table(over_splits: Overview) -> Table:
     return Table([*left("method"), *right(*(s.split for s in over_splits.splits), "mean")], lines)
 
 
-def interval_table(section: Section) -> Table:
+def interval_table(section: ReportSection) -> Table:
     """One line a model of several seeds: the mean of each main metric and its 95 % interval."""
     names = section.metrics("forget", "retain") or section.metrics()
     several = [entry for entry in section.methods if len(entry.runs) > 1]
     lines = [[e.label, str(len(e.runs)), *(interval_cell(n, e.values(n)) for n in names)] for e in several]
-    return Table([*left("method"), *right("seeds", *(metric(n).label for n in names))], lines)
+    return Table([*left("method"), *right("seeds", *(metric_named(n).label for n in names))], lines)
 
 
-def _values(row: Row, names: Sequence[str]) -> list[str]:
+def _values(row: ResultRow, names: Sequence[str]) -> list[str]:
     return [show(name, number(row["metrics"].get(name))) for name in names]
 
 
@@ -76,9 +87,9 @@ def interval_cell(name: str, values: Sequence[float]) -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def version_lines(rows: Iterable[Row]) -> list[str]:
+def version_lines(rows: Iterable[ResultRow]) -> list[str]:
     """Versions and settings behind the rows, as a list."""
-    return [f"- {escaped(name)}: {escaped(', '.join(values))}" for name, values in versions(rows)]
+    return [f"- {escaped(name)}: {escaped(', '.join(values))}" for name, values in versions_used(rows)]
 
 
 def picture_line(title: str, file: str) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from expunge.evals.glossary import METRICS, OVERVIEW_AXES, show
-from expunge.report.comparison import Entry, Section, means
+from expunge.report.comparison import Entry, ReportSection, means
 
 MOST = 24
 """Splits that a reader can still look at one by one; of more, only the mean says something."""
@@ -15,8 +15,8 @@ MOST = 24
 class Overview:
     """The splits of a benchmark, their mean, and two or three `metrics`: forget, retain, general ability."""
 
-    splits: tuple[Section, ...]
-    mean: Section
+    splits: tuple[ReportSection, ...]
+    mean: ReportSection
     metrics: tuple[str, ...]
 
     @property
@@ -43,7 +43,7 @@ class Overview:
             return parts
         return [("", split.split) for split in self.splits]
 
-    def cell(self, split: Section, label: str) -> list[str]:
+    def cell(self, split: ReportSection, label: str) -> list[str]:
         """The metrics of one model on one split (or the mean), as people write them."""
         entry = find(split, label)
         return [show(name, entry.value(name) if entry else None) for name in self.metrics]
@@ -54,7 +54,7 @@ class Overview:
         return [f"{METRICS[name].label} {METRICS[name].hint}" for name in self.metrics]
 
 
-def overviews(sections: Sequence[Section]) -> list[Overview]:
+def overviews(sections: Sequence[ReportSection]) -> list[Overview]:
     """One for each benchmark of 2 to `MOST` splits where something was forgotten and something else measured."""
     together = []
     for mean in means(sections):
@@ -66,11 +66,11 @@ def overviews(sections: Sequence[Section]) -> list[Overview]:
     return together
 
 
-def find(section: Section, label: str) -> Entry | None:
+def find(section: ReportSection, label: str) -> Entry | None:
     return next((e for e in section.entries if e.label == label), None)
 
 
-def _first(splits: Sequence[Section], names: Sequence[str]) -> str | None:
+def _first(splits: Sequence[ReportSection], names: Sequence[str]) -> str | None:
     """The first of the metrics that a method has, unless it is 0 for all: a small model answers no question at all."""
     for name in names:
         measured = any(e.values(name) for split in splits for e in split.methods)

@@ -8,10 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from expunge.evals.glossary import SIDE_TABLES, metric, number, show
+from expunge.evals.glossary import SIDE_TABLES, metric_named, number, show
 from expunge.report import drawing
 from expunge.report.answers import answers
-from expunge.report.comparison import Entry, Row, Section, cost, removal, sections, slug, versions
+from expunge.report.comparison import Entry, ReportSection, ResultRow, cost, removal, sections, slug, versions_used
 from expunge.report.figures import figures, overview
 from expunge.report.overview import Overview, overviews
 from expunge.report.picture import Figure
@@ -61,7 +61,7 @@ def write_report(directories: Sequence[Path], out: Path, *, first: Sequence[Figu
                 ),
                 "sides": _side_tables(section),
                 "runs": _runs(section),
-                "versions": versions(run for e in section.entries for run in e.runs),
+                "versions": versions_used(run for e in section.entries for run in e.runs),
             }
         )
     mixed = {(e.label, e.directory): e for s in each for e in s.entries if len(splits[e.directory]) > 1}
@@ -99,7 +99,7 @@ def _template() -> Any:
     return environment.get_template("page.html.j2")
 
 
-def _table(section: Section) -> Table:
+def _table(section: ReportSection) -> Table:
     """The main table: a line per model, medians and spreads where there are several seeds."""
     titles = {"Forget set": "forget", "What should stay": "retain", "In all": "both"}
     groups = {words: section.metrics(group) for words, group in titles.items()}
@@ -152,7 +152,7 @@ def _overview_table(over_splits: Overview) -> Table:
     return Table([*left("Model"), *columns, *right("mean", kind="value")], rows, "Results of every split")
 
 
-def _side_tables(section: Section) -> Iterator[Table]:
+def _side_tables(section: ReportSection) -> Iterator[Table]:
     """A table for each group of metrics that has one of its own."""
     for group, title in SIDE_TABLES.items():
         if names := section.metrics(group):
@@ -164,7 +164,7 @@ def _side_tables(section: Section) -> Iterator[Table]:
             yield Table([*left("Model"), *columns], rows, title)
 
 
-def _runs(section: Section) -> Table:
+def _runs(section: ReportSection) -> Table:
     """The full table: a line per metric, a column per model and seed."""
     runs = [(e.label, run) for e in section.entries for run in e.runs]
     several = len(section.seeds) > 1
@@ -173,11 +173,11 @@ def _runs(section: Section) -> Table:
     return Table([*left("Metric"), *columns], rows)
 
 
-def _glossary(shown: Sequence[Section]) -> Table:
+def _glossary(shown: Sequence[ReportSection]) -> Table:
     """The meaning of the metrics that occur."""
     columns = [*left("Metric"), Column(head="in results.json", kind="code"), *left("Range", "Good", "What it is")]
     names = dict.fromkeys(n for section in shown for n in section.metrics())
-    known = [(n, metric(n)) for n in names]
+    known = [(n, metric_named(n)) for n in names]
     return Table(columns, [[(f"{m.label} ", Part(m.hint, "hint")), n, m.range, m.good, m.what] for n, m in known])
 
 
@@ -189,7 +189,7 @@ def _inline(figure: Figure, slug: str) -> str:
     return svg.replace("<svg ", f'<svg role="img" aria-label="{description}" ', 1)
 
 
-def _median(runs: Sequence[Row], key: str) -> float | None:
+def _median(runs: Sequence[ResultRow], key: str) -> float | None:
     values = [v for run in runs if (v := number(run.get(key))) is not None]
     return statistics.median(values) if values else None
 

@@ -11,7 +11,7 @@ from typing import Any
 from expunge.errors import UserError
 from expunge.evals.glossary import METRICS, UNKNOWN, number, show
 from expunge.report import drawing
-from expunge.report.comparison import LEVEL, Row, load_results, role
+from expunge.report.comparison import LEVEL, ResultRow, load_results, role
 from expunge.report.picture import Figure, axis_of, capital, says
 
 
@@ -69,7 +69,7 @@ def pareto(folder: Path) -> Figure | None:
     return Figure("pareto", title, svg, f"{title}. On the front: {ends}.", reading)
 
 
-def _trials(folder: Path) -> Sequence[Row]:
+def _trials(folder: Path) -> Sequence[ResultRow]:
     path = folder / "trials.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -77,7 +77,7 @@ def _trials(folder: Path) -> Sequence[Row]:
         raise UserError(f"{path} can't be read: give the folder of a sweep that has ended once.") from None
 
 
-def _results(folder: Path, trial: Row) -> list[Row]:
+def _results(folder: Path, trial: ResultRow) -> list[ResultRow]:
     """The rows of a trial's runs, one or one a seed."""
     place = folder / "trials" / f"trial-{trial['trial']:03d}"
     return [
@@ -87,7 +87,7 @@ def _results(folder: Path, trial: Row) -> list[Row]:
     ]
 
 
-def _mean(rows: Sequence[Row], method: str, metric: str) -> float | None:
+def _mean(rows: Sequence[ResultRow], method: str, metric: str) -> float | None:
     values = [v for r in rows if r["method"] == method and (v := number(r["metrics"].get(metric))) is not None]
     return sum(values) / len(values) if values else None
 

@@ -28,7 +28,7 @@ SMALL = {"ms": 5.5, "mew": 1.1}
 
 
 @dataclass(frozen=True)
-class Cell:
+class Estimate:
     """A model's value of one metric, the lowest and highest of its seeds, and the same in words."""
 
     value: float
@@ -38,12 +38,12 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Column:
+class Split:
     """One split: for every model a cell per panel, None where it was not measured."""
 
     group: str
     name: str
-    models: Mapping[str, Sequence[Cell | None]]
+    models: Mapping[str, Sequence[Estimate | None]]
 
 
 class _Words(NamedTuple):
@@ -55,7 +55,7 @@ class _Words(NamedTuple):
     bold: bool
 
 
-def strips(columns: Sequence[Column], *, panels: Sequence[str], methods: Mapping[str, bool]) -> str:
+def strips(columns: Sequence[Split], *, panels: Sequence[str], methods: Mapping[str, bool]) -> str:
     """A panel per title in `panels`; the models `target` and `retrained` are lines across their columns.
 
     `methods`: every method and whether its mark is hollow, in the order of the marks. Columns that find no room go on
@@ -89,7 +89,7 @@ def strips(columns: Sequence[Column], *, panels: Sequence[str], methods: Mapping
         return to_svg(fig, "overview", titles)
 
 
-def _bands(columns: Sequence[Column], slots: int) -> tuple[list[Sequence[Column]], float]:
+def _bands(columns: Sequence[Split], slots: int) -> tuple[list[Sequence[Split]], float]:
     """The columns in bands that the picture is wide enough for, and a column's width."""
     size = len(list(next(groupby(columns, key=lambda c: c.group))[1])) if columns[0].group else 1
     share = GAP / size if columns[0].group else 0.0  # of the gap after its group
@@ -100,7 +100,7 @@ def _bands(columns: Sequence[Column], slots: int) -> tuple[list[Sequence[Column]
     return [columns[k : k + most] for k in range(0, len(columns), most)], width
 
 
-def _starts(band: Sequence[Column], width: float) -> list[float]:
+def _starts(band: Sequence[Split], width: float) -> list[float]:
     """Where each column begins, in points from the axes' left."""
     starts = [0.0]
     for before, column in pairwise(band):
@@ -120,7 +120,7 @@ def _frame(ax: Any, title: str, end: float, top: float) -> None:
 
 
 def _column(
-    ax: Any, start: float, width: float, column: Column, panel: int, methods: Mapping[str, bool], titles: Titles
+    ax: Any, start: float, width: float, column: Split, panel: int, methods: Mapping[str, bool], titles: Titles
 ) -> None:
     ax.axvspan(start + 2, start + width - 2, color="#f6f8fa", lw=0, zorder=0)
     split = " ".join(filter(None, (column.group, column.name)))
@@ -139,7 +139,7 @@ def _column(
         titles.put(drawn, f"{model}, {split}: {cell.words}")
 
 
-def _feet(band: Sequence[Column], width: float) -> list[_Words]:
+def _feet(band: Sequence[Split], width: float) -> list[_Words]:
     """The columns' names under the axes, and under those the groups', each in as many lines as it needs."""
     starts = _starts(band, width)
     feet = [
@@ -155,7 +155,7 @@ def _feet(band: Sequence[Column], width: float) -> list[_Words]:
     return feet
 
 
-def _panel(column: Column, panel: int) -> list[Cell]:
+def _panel(column: Split, panel: int) -> list[Estimate]:
     return [cell for cells in column.models.values() if (cell := cells[panel]) is not None]
 
 

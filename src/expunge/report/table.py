@@ -10,7 +10,7 @@ from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
-from expunge.evals.glossary import metric
+from expunge.evals.glossary import metric_named
 from expunge.system.escaping import escaped, visible
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def right(*heads: str, **options: Any) -> list[Column]:
 
 def metrics(*names: str, **options: Any) -> list[Column]:
     """Columns of metrics, each with which way is good."""
-    return [Column(head=about.label, hint=about.hint, **options) for about in map(metric, names)]
+    return [Column(head=about.label, hint=about.hint, **options) for about in map(metric_named, names)]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ not answer in broken text.
 from collections.abc import Iterator, Sequence
 
 from expunge.evals.glossary import FORGET_AXES, METRICS, RETAIN_AXES, show
-from expunge.report.comparison import LEVEL, ROLES, Entry, Section
+from expunge.report.comparison import LEVEL, ROLES, Entry, ReportSection
 
 CLEAR = 0.3
 """Forget probability from which on a model plainly knows the answers."""
@@ -15,7 +15,7 @@ UNMOVED = 0.9
 """Share of it that, left after unlearning, is next to all."""
 
 
-def verdict(section: Section) -> str:
+def verdict(section: ReportSection) -> str:
     """Who forgets best while keeping the rest, who collapsed or talks nonsense, and what is not known."""
     if not section.methods:
         return "Only reference models were evaluated here; no method has been run, so there is nothing to compare."
@@ -33,7 +33,7 @@ def verdict(section: Section) -> str:
     return " ".join(sentences).replace(" %", "\u00a0%")
 
 
-def _pointless(section: Section, aim: str) -> Iterator[str]:
+def _pointless(section: ReportSection, aim: str) -> Iterator[str]:
     """Nothing can be learned from forgetting what was never known."""
     target = section.reference("target")
     quality = target.value(aim) if target and aim == "forget_quality" else None
@@ -47,7 +47,7 @@ def _pointless(section: Section, aim: str) -> Iterator[str]:
         yield "follows says little; one that was trained here wants more finetune.epochs."
 
 
-def _unmoved(section: Section) -> Iterator[str]:
+def _unmoved(section: ReportSection) -> Iterator[str]:
     """Methods after which the forget answers are nearly as probable as before: usually too few or too small steps."""
     target, name = section.reference("target"), "forget_probability"
     before = target.value(name) if target else None
@@ -60,7 +60,7 @@ def _unmoved(section: Section) -> Iterator[str]:
         yield f"{show(name, before)}): raise train.learning_rate or train.num_train_epochs."
 
 
-def _best(section: Section, keep: str, aim: str) -> Iterator[str]:
+def _best(section: ReportSection, keep: str, aim: str) -> Iterator[str]:
     measured = [e for e in section.methods if e.values(keep) and e.values(aim)]
     if not measured:
         yield "No method has both a forget and a retain metric, so none can be judged."
@@ -105,7 +105,7 @@ def _best(section: Section, keep: str, aim: str) -> Iterator[str]:
             yield f"({_numbers(other, aim, keep)})."
 
 
-def _against_retrained(section: Section, entry: Entry, aim: str) -> Iterator[str]:
+def _against_retrained(section: ReportSection, entry: Entry, aim: str) -> Iterator[str]:
     retrained = section.reference("retrained")
     if aim != "forget_quality":
         if retrained and retrained.values(aim):
@@ -121,7 +121,7 @@ def _against_retrained(section: Section, entry: Entry, aim: str) -> Iterator[str
         yield says + "."
 
 
-def _failed(section: Section, keep: str, aim: str) -> Iterator[str]:
+def _failed(section: ReportSection, keep: str, aim: str) -> Iterator[str]:
     collapsed = [e for e in section.methods if section.collapsed(e)]
     if collapsed:
         who, left = _and([e.label for e in collapsed]), _and([show(keep, e.value(keep)) for e in collapsed])
@@ -140,7 +140,7 @@ def _failed(section: Section, keep: str, aim: str) -> Iterator[str]:
         yield f"Forgetting shows as broken text in the forget answers of {many}{beside}."
 
 
-def _unknown(section: Section, aim: str) -> Iterator[str]:
+def _unknown(section: ReportSection, aim: str) -> Iterator[str]:
     if section.reference("retrained") is None and aim != "forget_quality":
         yield "No retrained model was given (--retrained PATH), so forget quality is not known."
         yield f"Nor is how low the {METRICS[aim].label} ought to be: who never saw the answers gets some right, too."

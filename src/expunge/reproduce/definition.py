@@ -24,7 +24,7 @@ DECIDED = {
 Picture = Literal["tradeoff", "utility", "trajectory", "efficiency", "epochs", "distance", "overview", "pareto"]
 
 
-class Run(Section):
+class PlannedRun(Section):
     """A recipe and the folder of its run; `{split}`, `{seed}` and `{runs}` stand for what they say in any text here."""
 
     recipe: str = Field(description="beside the reproduction's file, or among the recipes that come with expunge")
@@ -41,7 +41,7 @@ class RecipeSet(Section):
         default_factory=dict,
         description="splits, the first being the default, with keys of their own; without any, recipes keep their own",
     )
-    runs: list[Run] = Field(min_length=1)
+    runs: list[PlannedRun] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Reproduction(Section):
 
     def _jobs(
         self,
-        run: Run,
+        run: PlannedRun,
         path: Path,
         runs: Path,
         split: str | None,

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from expunge.errors import UserError
-from expunge.evals.glossary import MISSING, UNKNOWN, metric, number, show
-from expunge.report.comparison import Entry, Section, means, removal, sections, slug
+from expunge.evals.glossary import MISSING, UNKNOWN, metric_named, number, show
+from expunge.report.comparison import Entry, ReportSection, means, removal, sections, slug
 from expunge.report.figures import PICTURES, overview
 from expunge.report.interval import mean_interval
 from expunge.report.markdown import interval_cell, picture_line, version_lines
@@ -82,7 +82,7 @@ def write(
     return page, absent
 
 
-def _rows(what: Reproduction, section: Section) -> tuple[list[tuple[str, Entry]], list[str]]:
+def _rows(what: Reproduction, section: ReportSection) -> tuple[list[tuple[str, Entry]], list[str]]:
     """The rows that were asked for, by what the table calls them; and those that the section lacks."""
     entries = {entry.method: entry for entry in reversed(section.entries)}
     there = [(words, entries[method]) for method, words in what.rows.items() if method in entries]
@@ -143,7 +143,7 @@ def _record(words: str, entry: Entry, columns: Sequence[str], runs: Path) -> dic
     return {"row": words, "method": entry.method, "removal": removal(entry.runs[0]), **summary, "runs": every}
 
 
-def _how_to_read(what: Reproduction, parts: Sequence[Section]) -> list[str]:
+def _how_to_read(what: Reproduction, parts: Sequence[ReportSection]) -> list[str]:
     """A line for each column, in the words of the report."""
     lines = ["How to read it:", ""]
     for name in what.columns:
@@ -156,7 +156,7 @@ def _how_to_read(what: Reproduction, parts: Sequence[Section]) -> list[str]:
     return [*lines, ""]
 
 
-def _pictures(what: Reproduction, jobs: Sequence[Job], parts: Sequence[Section]) -> Iterator[tuple[str, Figure]]:
+def _pictures(what: Reproduction, jobs: Sequence[Job], parts: Sequence[ReportSection]) -> Iterator[tuple[str, Figure]]:
     """(what it is of, picture), in the order asked for."""
     for name in what.pictures:
         if name == "pareto":
@@ -176,4 +176,4 @@ def _names(name: str, drawn: Sequence[tuple[str, Figure]]) -> list[str]:
 
 
 def _metric(name: str) -> Any:
-    return UNKNOWN._replace(label="seconds", hint="↓") if name == SECONDS else metric(name)
+    return UNKNOWN._replace(label="seconds", hint="↓") if name == SECONDS else metric_named(name)

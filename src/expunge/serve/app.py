@@ -31,7 +31,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from expunge.data.encode import encode, question_row
 from expunge.errors import UserError
 from expunge.serve.asked import Asked, ChatAsked, CompletionAsked, Limits, Refused, parse
-from expunge.serve.generation import Engine, Finished, Job
+from expunge.serve.generation import Engine, Finished, GenerationJob
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class Endpoint:
             prompt = await asyncio.to_thread(prompt_of, asked)
             if not prompt:
                 raise Refused("the prompt is empty.", param="prompt")
-            job = Job(self.engine, prompt, asked, address=address)
+            job = GenerationJob(self.engine, prompt, asked, address=address)
         except BaseException:
             self.engine.leave(address)
             raise
@@ -260,7 +260,7 @@ class TimedStream(StreamingResponse):
             log.warning("a stream was cut off: its client was too slow, or left")
 
 
-async def _stream(job: Job, asked: Asked, form: Form, deadline: float) -> AsyncIterator[str]:
+async def _stream(job: GenerationJob, asked: Asked, form: Form, deadline: float) -> AsyncIterator[str]:
     number = uuid.uuid4().hex
     try:
         async for event in job.pieces(deadline):
@@ -273,7 +273,7 @@ async def _stream(job: Job, asked: Asked, form: Form, deadline: float) -> AsyncI
         yield _event(error.body)
 
 
-async def _whole(request: Request, job: Job, form: Form, deadline: float) -> Response:
+async def _whole(request: Request, job: GenerationJob, form: Form, deadline: float) -> Response:
     """The answer in one piece, or nothing for a client that has left."""
 
     async def gone() -> None:
@@ -302,7 +302,7 @@ async def _whole(request: Request, job: Job, form: Form, deadline: float) -> Res
     return JSONResponse(form.frame(form.kind, uuid.uuid4().hex, choices, usage=_usage(job, end)))
 
 
-def _usage(job: Job, end: Finished) -> dict[str, int]:
+def _usage(job: GenerationJob, end: Finished) -> dict[str, int]:
     asked, generated = len(job.prompt), end.tokens
     return {"prompt_tokens": asked, "completion_tokens": generated, "total_tokens": asked + generated}
 

@@ -49,11 +49,11 @@ class Turns:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.waiting: list[Job] = []
-        self.holder: Job | None = None
+        self.waiting: list[GenerationJob] = []
+        self.holder: GenerationJob | None = None
         self.credit = 0.0
 
-    def take(self, job: "Job") -> None:
+    def take(self, job: "GenerationJob") -> None:
         """Give the model back, if `job` holds it, and wait until it is its turn (again)."""
         with self.lock:
             self._give(job)
@@ -65,12 +65,12 @@ class Turns:
             for device, state in job.random.items():
                 device.set_rng_state(state)
 
-    def leave(self, job: "Job") -> None:
+    def leave(self, job: "GenerationJob") -> None:
         with self.lock:
             self._give(job)
             self._next()
 
-    def _give(self, job: "Job") -> None:
+    def _give(self, job: "GenerationJob") -> None:
         if self.holder is not job:
             return
         took = time.perf_counter() - self.began
@@ -136,7 +136,7 @@ def _begun(text: str, stop: str) -> int:
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-class Job(StoppingCriteria):
+class GenerationJob(StoppingCriteria):
     """One answer under way; its events are pieces of text, then `Finished`, or `Refused`."""
 
     def __init__(self, engine: "Engine", prompt: Sequence[int], asked: Asked, *, address: str) -> None:
@@ -230,8 +230,8 @@ class Engine:
         """Who draws random numbers; every job goes on with its own."""
         self.admitted = Counter[str]()
         """Requests that are under way or wait, by the client's address."""
-        self.waiting: list[Job] = []
-        self.running: list[Job] = []
+        self.waiting: list[GenerationJob] = []
+        self.running: list[GenerationJob] = []
         self.ends = end_tokens(model, tokenizer)
         self.prefill = PREFILL if reads_in_parts(model) else None
         model.register_forward_pre_hook(self._before_a_forward)
@@ -247,19 +247,19 @@ class Engine:
         self.admitted[address] -= 1
         self.admitted += Counter()  # drops the addresses without a request
 
-    def start(self, job: Job) -> None:
+    def start(self, job: GenerationJob) -> None:
         """Begin a job, now or when others have ended."""
         self.waiting.append(job)
         self._fill()
 
-    def forget(self, job: Job) -> None:
+    def forget(self, job: GenerationJob) -> None:
         """Drop a job that has not begun."""
         if job in self.waiting:
             self.waiting.remove(job)
             self.leave(job.address)
             self._fill()
 
-    def left(self, job: Job) -> None:
+    def left(self, job: GenerationJob) -> None:
         self.running.remove(job)
         self.leave(job.address)
         self._fill()
@@ -272,7 +272,7 @@ class Engine:
                 # A daemon: a server that has been told to end does not wait for a long forward.
                 threading.Thread(target=job.run, daemon=True).start()
 
-    def _has_room(self, job: Job) -> bool:
+    def _has_room(self, job: GenerationJob) -> bool:
         """Whether a cache for the job may be held; long jobs together leave a quarter of all tokens to short ones."""
         share = self.limits.tokens // 4
         is_short = job.size <= share // 2
@@ -305,7 +305,7 @@ class Engine:
         return config
 
     def _before_a_forward(self, *_: Any) -> None:
-        job: Job | None = getattr(self.current, "job", None)
+        job: GenerationJob | None = getattr(self.current, "job", None)
         if job is not None:
             self.turns.take(job)
             if job.cancelled:

@@ -9,13 +9,13 @@ from optuna.trial import FrozenTrial, TrialState
 from expunge.sweep.definition import Objectives
 from expunge.sweep.study import direction, params, point
 
-Row = dict[str, Any]
+TrialRow = dict[str, Any]
 
 STATES = ("finished", "running", "waiting", "failed", "lost")
 """States of a trial. `failed`: its settings can't be run, which is a result; `lost`: the next command runs it again."""
 
 
-def rows_of(study: Study, objectives: Objectives, keep: float) -> list[Row]:
+def trial_rows(study: Study, objectives: Objectives, keep: float) -> list[TrialRow]:
     """A row per point: the trial that counts, whether it is on the Pareto front, and whether it is chosen."""
     counts: dict[int, FrozenTrial] = {}
     for trial in study.get_trials(deepcopy=False):
@@ -28,7 +28,7 @@ def rows_of(study: Study, objectives: Objectives, keep: float) -> list[Row]:
     return [row | {"best": row is best} for row in rows]
 
 
-def choose(rows: Sequence[Row], objectives: Objectives, keep: float) -> Row | None:
+def choose(rows: Sequence[TrialRow], objectives: Objectives, keep: float) -> TrialRow | None:
     """The best first objective, then second, among the trials that keep the share `keep` of the target's second."""
     keepers = [row for row in rows if row["state"] == "finished" and (keep <= 0 or (row["kept"] or 0.0) >= keep)]
     signs = {name: 1 if direction(name) == "maximize" else -1 for name in objectives}
@@ -44,7 +44,7 @@ def _state(trial: FrozenTrial) -> str:
     return trial.state.name.lower()
 
 
-def _row(number: int, trial: FrozenTrial, objectives: Objectives) -> Row:
+def _row(number: int, trial: FrozenTrial, objectives: Objectives) -> TrialRow:
     attrs, finished = trial.user_attrs, trial.state == TrialState.COMPLETE
     return {
         "trial": number,

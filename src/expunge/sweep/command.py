@@ -32,7 +32,7 @@ from expunge.pipeline.rundir import alone_in, check_run_directory, results_damag
 from expunge.recipe.config import Recipe, declarations
 from expunge.report import write_markdown, write_report
 from expunge.report.pareto import pareto
-from expunge.sweep.choice import Row, rows_of
+from expunge.sweep.choice import TrialRow, trial_rows
 from expunge.sweep.definition import Objectives, Sweep
 from expunge.sweep.space import Params, Search, Space
 from expunge.sweep.study import connect, direction, fill, give_up, left_behind, open_study, opened, place
@@ -56,8 +56,8 @@ def sweep(
     minutes: float | None = None,
     storage: str | None = None,
     study: str | None = None,
-    watch: Callable[[list[Row]], None] = lambda rows: None,
-) -> list[Row]:
+    watch: Callable[[list[TrialRow]], None] = lambda rows: None,
+) -> list[TrialRow]:
     """Search, or go on searching, and return a row per trial; `out` then holds what docs/explanation/sweeps.md lists.
 
     trials: how many points; a grid has its own number. More than before carry a sweep on.
@@ -87,8 +87,8 @@ def sweep(
         give_up(queue, lambda trial: database is None or left_behind(trial, place(out)))
         fill(queue, points)
 
-        def look() -> list[Row]:
-            rows = rows_of(queue, objectives, keep)
+        def look() -> list[TrialRow]:
+            rows = trial_rows(queue, objectives, keep)
             _drop_models(rows, this)
             watch(rows)
             return rows
@@ -285,7 +285,7 @@ def _share(worker: int, workers: int, threads: int) -> dict[str, str]:
 # -- what is left ----------------------------------------------------------------------------------------------------
 
 
-def _finished_here(rows: Sequence[Row], this: Sweep) -> Iterator[tuple[Row, Path]]:
+def _finished_here(rows: Sequence[TrialRow], this: Sweep) -> Iterator[tuple[TrialRow, Path]]:
     """The finished trials of this folder, with the run directories of each: one, or one a seed."""
     for row in rows:
         if row["state"] == "finished" and row["place"] == place(this.out):
@@ -294,14 +294,14 @@ def _finished_here(rows: Sequence[Row], this: Sweep) -> Iterator[tuple[Row, Path
                 yield row, path.parent
 
 
-def _drop_models(rows: Sequence[Row], this: Sweep) -> None:
+def _drop_models(rows: Sequence[TrialRow], this: Sweep) -> None:
     """Remove the checkpoints of trials that another one beats in both objectives; their results and records stay."""
     for row, folder in _finished_here(rows, this):
         if not row["front"] and not row["best"]:
             remove(folder / "model")
 
 
-def _conclude(rows: list[Row], this: Sweep) -> list[Row]:
+def _conclude(rows: list[TrialRow], this: Sweep) -> list[TrialRow]:
     """Write `trials.json`, the report over the finished trials of this folder, and `best`."""
     write_whole(this.out / "trials.json", json.dumps(rows, indent=1, ensure_ascii=False))
     failed = [row for row in rows if row["state"] == "failed"]

@@ -24,13 +24,13 @@ STARTUP = 10
 NOT_SEARCHED = {"out": "every trial has its own", "over": "use --seeds", "methods": "use the key method"}
 
 
-class Choices(Section):
+class ChoiceList(Section):
     """A key that takes one of these values; or, under any other name, mappings of keys and values that go together."""
 
     choices: list[Any] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _each_once(self) -> "Choices":
+    def _each_once(self) -> "ChoiceList":
         if twice := [label for i, label in enumerate(self.labels) if label in self.labels[:i]]:
             raise ValueError(f"{twice[0]} is listed twice")
         return self
@@ -81,7 +81,7 @@ class Range(Section):
 class Space:
     """The keys that a sweep varies, by their dotted names."""
 
-    keys: dict[str, Choices | Range]
+    keys: dict[str, ChoiceList | Range]
 
     @classmethod
     def parse(cls, tree: Mapping[str, Any]) -> "Space":
@@ -143,12 +143,12 @@ class Space:
         return drawn
 
 
-def _values(key: str, spec: Any) -> Choices | Range:
+def _values(key: str, spec: Any) -> ChoiceList | Range:
     if reason := NOT_SEARCHED.get(key.partition(".")[0]):
         raise UserError(f"space: {key} can't be searched; {reason}.")
     if isinstance(spec, list):
         spec = {"choices": spec}
-    kind = Range if isinstance(spec, Mapping) and spec.keys() & Range.model_fields.keys() else Choices
+    kind = Range if isinstance(spec, Mapping) and spec.keys() & Range.model_fields.keys() else ChoiceList
     try:
         return kind.model_validate(spec)
     except ValidationError as error:

@@ -35,7 +35,7 @@ HEARTBEAT, GRACE = 15, 120
 
 Direction = Literal["minimize", "maximize"]
 
-Run = Callable[[optuna.Trial, int], tuple[float, float]]
+RunTrial = Callable[[optuna.Trial, int], tuple[float, float]]
 """Runs the trial of a point and gives the two objectives."""
 
 
@@ -161,7 +161,7 @@ def left_behind(trial: FrozenTrial, here: str) -> bool:
 
 def work(
     study: optuna.Study,
-    run: Run,
+    run: RunTrial,
     *,
     search: Search,
     seed: int,

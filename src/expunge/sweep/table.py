@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from expunge.evals.glossary import metric, show
+from expunge.evals.glossary import metric_named, show
 from expunge.report.table import Table, left, metrics, right
-from expunge.sweep.choice import STATES, Row
+from expunge.sweep.choice import STATES, TrialRow
 from expunge.sweep.definition import Objectives
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self.live.stop()
 
-    def __call__(self, rows: list[Row]) -> None:
+    def __call__(self, rows: list[TrialRow]) -> None:
         if self.shown:
             self.live.start()
             self.live.update(self.table(rows), refresh=True)
@@ -49,7 +49,7 @@ class Watch:
             log.info("%d of %d: trial %d, %s", len(done), len(rows), number, _words(done[number], self.objectives))
         self.logged = set(done)
 
-    def table(self, rows: Sequence[Row]) -> RenderableType:
+    def table(self, rows: Sequence[TrialRow]) -> RenderableType:
         """Those of the rows that matter most now, under a count of them all."""
         counts = Counter(row["state"] for row in rows)
         states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
@@ -58,7 +58,7 @@ class Watch:
         return _table(order[:SHOWN], self.objectives, title=title).rich()
 
 
-def print_outcome(rows: Sequence[Row], objectives: Objectives, out: Path, *, keep: float, console: Any) -> None:
+def print_outcome(rows: Sequence[TrialRow], objectives: Objectives, out: Path, *, keep: float, console: Any) -> None:
     """The Pareto front, the trial that is chosen, and what is left to do."""
     finished = [row for row in rows if row["state"] == "finished"]
     front = sorted((row for row in finished if row["front"]), key=lambda r: r["metrics"][objectives[0]], reverse=True)
@@ -72,7 +72,7 @@ def print_outcome(rows: Sequence[Row], objectives: Objectives, out: Path, *, kee
         console.print(f"{len(left)} of {len(rows)} trials are not finished; the same command goes on with them.")
     if not finished:
         return
-    name = metric(objectives[1]).label
+    name = metric_named(objectives[1]).label
     if (best := next((row for row in rows if row["best"]), None)) is None and all(r["kept"] is None for r in finished):
         console.print(f"The target's own {name} is 0, so no trial can keep a share of it; choose with --keep 0.")
     elif best is None:
@@ -80,13 +80,13 @@ def print_outcome(rows: Sequence[Row], objectives: Objectives, out: Path, *, kee
     else:
         here = (out / "best").is_symlink()
         where = f"{out}/best/" if here else f"on {best['place'].partition(':')[0]}: {best['folder']}"
-        rule = f"best {metric(objectives[0]).label} of those that keep {keep:.0%} of the target's {name}"
+        rule = f"best {metric_named(objectives[0]).label} of those that keep {keep:.0%} of the target's {name}"
         console.print(f"chosen: trial {best['trial']}, {rule}: {where}", soft_wrap=True)
     if (out / "report.html").exists():
         console.print(f"all trials: {out}/report.html, {out}/results.md, {out}/trials.json", soft_wrap=True)
 
 
-def _table(rows: Sequence[Row], objectives: Objectives, *, title: str) -> Table:
+def _table(rows: Sequence[TrialRow], objectives: Objectives, *, title: str) -> Table:
     keys = list(dict.fromkeys(key for row in rows for key in row["keys"]))
     columns = right("trial")
     for key in keys:
@@ -104,11 +104,13 @@ def _table(rows: Sequence[Row], objectives: Objectives, *, title: str) -> Table:
     return Table([*columns, *right("kept\n%", "time\ns"), *left("")], lines, title)
 
 
-def _words(row: Row, objectives: Objectives) -> str:
+def _words(row: TrialRow, objectives: Objectives) -> str:
     if row["error"]:
         return row["error"]
     keys = ", ".join(f"{key.rpartition('.')[2]} {_value(value)}" for key, value in row["keys"].items())
-    return f"{keys}: " + ", ".join(f"{metric(name).label} {show(name, row['metrics'][name])}" for name in objectives)
+    return f"{keys}: " + ", ".join(
+        f"{metric_named(name).label} {show(name, row['metrics'][name])}" for name in objectives
+    )
 
 
 def _value(value: Any) -> str:

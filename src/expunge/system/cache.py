@@ -60,7 +60,7 @@ def used(folder: Path) -> None:
         os.utime(folder)
 
 
-def kept() -> list[Kept]:
+def cache_entries() -> list[Kept]:
     """Everything that is kept, of each kind the most recently used first."""
     return [entry for kind in KINDS for entry in sorted(_of_kind(kind), key=lambda e: -e.used)]
 
@@ -69,7 +69,7 @@ def clear(kinds: Sequence[str]) -> tuple[list[Kept], list[Kept]]:
     """Delete what is kept of these kinds; (deleted, left because a process is writing it)."""
     gone: list[Kept] = []
     left: list[Kept] = []
-    for entry in kept():
+    for entry in cache_entries():
         if entry.kind in kinds:
             (gone if _deleted(entry) else left).append(entry)
     return gone, left

@@ -15,7 +15,7 @@ from torch import Tensor
 from expunge.data.pairs import Role
 from expunge.modeling import logprobs
 from expunge.modeling.logprobs import CHUNK, Chunk, Head
-from expunge.objectives.base import Needs, Score, Share, Signals
+from expunge.objectives.base import Needs, ScoreName, Share, Signals
 from expunge.training.layout import Layout
 from expunge.training.reference import Reference, ReferenceSignals
 
@@ -40,7 +40,7 @@ class AtHead:
         trains = head.linear is not None and head.linear.requires_grad and torch.is_grad_enabled()
         if trains and all(map(self._foreseen, self.needs)):
             return self._in_one_pass(hidden_ND, head)
-        scored: list[tuple[Role, Score]] = [
+        scored: list[tuple[Role, ScoreName]] = [
             (role, score) for role, needs in self.needs.items() for score in needs.scores
         ]
         results: dict[tuple[Role, str], Tensor] = {}
@@ -48,7 +48,7 @@ class AtHead:
             hidden = torch.cat([hidden_ND[self.layout.tokens[role]] for role, _ in scored])
             target = torch.cat([self.layout.target_of(role) for role, _ in scored])
             sizes = [sum(self.layout.lengths[role]) for role, _ in scored]
-            asked: list[tuple[Score, int]] = [(score, size) for (_, score), size in zip(scored, sizes, strict=True)]
+            asked: list[tuple[ScoreName, int]] = [(score, size) for (_, score), size in zip(scored, sizes, strict=True)]
             numbers = logprobs.token_scores(hidden, target, head, asked).split(sizes)
             results = {(role, f"{score}_N"): x_N for (role, score), x_N in zip(scored, numbers, strict=True)}
         for role, needs in self.needs.items():

@@ -54,7 +54,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Batch:
+class BatchSize:
     """The input of one forward: sequences, positions of each with padding, and supervised tokens by role."""
 
     sequences: int
@@ -62,11 +62,11 @@ class Batch:
     supervised: Mapping[Role, int]
 
 
-def largest_batch(sets: Sets, needs: Mapping[Role, Needs], args: UnlearnConfig) -> Batch:
+def largest_batch(sets: Sets, needs: Mapping[Role, Needs], args: UnlearnConfig) -> BatchSize:
     """The batch with most positions that training will see, by the sampler's own order."""
     items = PairedDataset(sets, refusals=needs[Role.FORGET].refusal)
     sampler, size = _sampler(sets, args), args.per_device_train_batch_size
-    batches: list[Batch] = []
+    batches: list[BatchSize] = []
     for epoch in range(_epochs(args, sampler.rows)):
         sampler.set_epoch(epoch)
         order = list(sampler)
@@ -76,7 +76,7 @@ def largest_batch(sets: Sets, needs: Mapping[Role, Needs], args: UnlearnConfig) 
 
 
 def peak(
-    model: Any, batch: Batch, needs: Mapping[Role, Needs], args: UnlearnConfig, reference: float, *,
+    model: Any, batch: BatchSize, needs: Mapping[Role, Needs], args: UnlearnConfig, reference: float, *,
     dense: float | None = None, gives_back: bool | None = None,
 ) -> Memory:  # fmt: skip
     """The parts for a `model` on the meta device that is to be trained; it can't be used for anything else afterwards.
@@ -185,15 +185,15 @@ def _epochs(args: UnlearnConfig, rows: int) -> int:
     return math.ceil(args.max_steps * args.per_device_train_batch_size * args.gradient_accumulation_steps / rows)
 
 
-def _batch(items: Sequence[Item], sets: Sets) -> Batch:
+def _batch(items: Sequence[Item], sets: Sets) -> BatchSize:
     rows = [(role, sets.of(role)[row]) for item in items for role, row in item]
     supervised = dict.fromkeys(Role, 0)
     for role, row in rows:
         supervised[role] += row.supervised
-    return Batch(len(rows), max(len(row) for _, row in rows), supervised)
+    return BatchSize(len(rows), max(len(row) for _, row in rows), supervised)
 
 
-def _at_head(batch: Batch, needs: Mapping[Role, Needs], vocabulary: int, *, once: bool, by_blocks: bool) -> float:
+def _at_head(batch: BatchSize, needs: Mapping[Role, Needs], vocabulary: int, *, once: bool, by_blocks: bool) -> float:
     """Rows of V numbers held at once: logits, which become their gradients where the head is gone through once, or a
     block of the logits of all tokens; for a divergence the reference's, too."""
     counts = batch.supervised
@@ -203,7 +203,7 @@ def _at_head(batch: Batch, needs: Mapping[Role, Needs], vocabulary: int, *, once
     return max(of_plain, 3 * min(CHUNK, compared))
 
 
-def _kept(model: Any, batch: Batch, args: UnlearnConfig, *, layer: int | None, head: bool) -> float:
+def _kept(model: Any, batch: BatchSize, args: UnlearnConfig, *, layer: int | None, head: bool) -> float:
     """Bytes that autograd keeps of one forward up to the head, parameters not counted.
 
     Where the way through the model depends on values, which fake tensors have not (mixtures of experts), what a dense

@@ -28,7 +28,7 @@ FORMAT = 1
 KEEP_BYTES = 32 * 2**30
 """Tables longest unused are deleted when all together take more than this."""
 
-Shape = tuple[tuple[int, ...], torch.dtype]
+TableShape = tuple[tuple[int, ...], torch.dtype]
 """Shape of a table, rows first."""
 
 Write = Callable[[str, int, Tensor], None]
@@ -55,7 +55,7 @@ def digest(*parts: Tensor | object) -> str:
     return sha.hexdigest()
 
 
-def kept(key: str, shapes: Mapping[str, Shape], fill: Callable[[Write], None]) -> dict[str, Tensor]:
+def cached_tables(key: str, shapes: Mapping[str, TableShape], fill: Callable[[Write], None]) -> dict[str, Tensor]:
     """The tables of these `shapes` under `key`, mapped: found on disk, or written there by `fill`.
 
     With several ranks all call this, `fill` writes each one's share, and their union is every row. Two runs never

@@ -119,7 +119,7 @@ class LiveReference(Reference):
 
 
 @dataclass(frozen=True)
-class _Lot:
+class _RowBatch:
     """Rows of one role that are asked about at once, the tokens of each, and where in the role's tables they begin."""
 
     role: Role
@@ -147,7 +147,7 @@ class CachedReference(Reference):
         self.kind, self.head = kind, live.head
         device = next(live.model.parameters()).device
         collate = Collator(sets, pad_token_id)
-        lots: list[_Lot] = []
+        lots: list[_RowBatch] = []
         leads: dict[Role, int] = {}  # the first lot of each role
         for role in (role for role in Role if live.needs[role].reference and sets.of(role)):
             rows = range(len(sets.of(role))) if role != Role.RETAIN or retain_rows is None else sorted(retain_rows)
@@ -161,7 +161,7 @@ class CachedReference(Reference):
 
         known: dict[int, dict[str, Tensor]] = {}
 
-        def identify() -> tuple[str, dict[str, refcache.Shape]]:
+        def identify() -> tuple[str, dict[str, refcache.TableShape]]:
             """The tables' key and shapes. Weights and rows decide on the key, and the first answers for each role do:
             they tell models apart that differ in settings, precision or versions alone."""
             known.update({i: ask(i) for i in leads.values()})
@@ -177,7 +177,7 @@ class CachedReference(Reference):
                 for name, x in (known.get(i) or ask(i)).items():
                     write(name, lots[i].start, x)
 
-        tables = refcache.kept(*ranks.broadcast(identify), fill) if lots else {}
+        tables = refcache.cached_tables(*ranks.broadcast(identify), fill) if lots else {}
         names = [field.name for field in fields(ReferenceSignals)]
         self.rows: dict[tuple[int, int], ReferenceSignals] = {}
         for lot in lots:
@@ -213,13 +213,13 @@ class TaughtReference(Reference):
         return (self.start if role == Role.RETAIN else self.teacher).head
 
 
-def _lots(role: Role, encoded: Sequence[Encoded], rows: Iterable[int], size: int) -> list[_Lot]:
+def _lots(role: Role, encoded: Sequence[Encoded], rows: Iterable[int], size: int) -> list[_RowBatch]:
     """The rows in lots of `size`, longest first."""
-    lots: list[_Lot] = []
+    lots: list[_RowBatch] = []
     order, start = sorted(rows, key=lambda row: -len(encoded[row])), 0
     for i in range(0, len(order), size):
         lengths = [encoded[row].supervised for row in order[i : i + size]]
-        lots.append(_Lot(role, order[i : i + size], lengths, start))
+        lots.append(_RowBatch(role, order[i : i + size], lengths, start))
         start += sum(lengths)
     return lots
 
