@@ -15,6 +15,7 @@ from expunge.errors import UserError
 from expunge.evals.glossary import METRICS
 from expunge.evals.probes import ATTACKS
 from expunge.objectives import DPO
+from expunge.training.arguments import UnlearnConfig
 from expunge.training.prepare import encode_sets
 
 NAMES = ["Stephen King", "Confucius", "Bruce Lee", "Warren Buffett", "Christina Aguilera", "Cindy Crawford"]
@@ -356,7 +357,7 @@ def test_pairs_are_questions_and_what_dpo_prefers(tmp_path, tiny_tokenizer):
     pairs.write_text(json.dumps(pair) + "\n" + json.dumps(pair | {"subject": "B"}) + "\n")
     forget = rwku.load(target="A", path=tmp_path, corpus=pairs).forget
     assert forget == [{"question": "Who is A?", "answer": "A king.", "preferred": "A cook."}]
-    asked = {"retain_rows": [], "refusals": ["No."], "max_length": None, "overflow": "error", "seed": 0}
+    asked = {"retain_rows": [], "refusals": ["No."], "args": UnlearnConfig(output_dir=str(tmp_path), seed=0)}
     rows = [*forget, {"question": "Who is A?", "answer": "A king."}]
     sets = encode_sets(DPO(), None, forget_rows=rows, tokenizer=tiny_tokenizer, config=LlamaConfig(), **asked)
     assert [tiny_tokenizer.decode(e.input_ids[e.start : -1]) for e in sets.refusal] == [" A cook.", " No."]

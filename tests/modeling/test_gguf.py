@@ -80,7 +80,7 @@ def test_it_is_unpacked_once_and_kept_by_content(packed: Path, caplog: pytest.Lo
     copy.write_bytes(packed.read_bytes())
     load(copy)
     assert sum("unpacking" in message for message in caplog.messages) == 1
-    assert [entry.kind for entry in cache.kept()] == ["unpacked"]
+    assert [entry.kind for entry in cache.cache_entries()] == ["unpacked"]
 
 
 def test_an_adapter_on_it_names_the_file_and_finds_it(packed: Path, tmp_path: Path) -> None:

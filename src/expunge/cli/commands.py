@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -260,102 +259,6 @@ def report(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
         print(write_markdown(args.directory, args.markdown))
     else:
         print(write_report(args.directory, args.out or args.directory[0] / "report.html", redact=args.redact))
-
-
-def bench_training(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
-    from expunge.bench import training
-
-    _check_bench(args)
-    result = training.measure(
-        args.shape,
-        methods=_chosen(args.methods, training.METHODS, "method"),
-        sequences=args.sequences,
-        length=args.length,
-        checkpointing=args.checkpointing,
-        rounds=args.rounds,
-        threads=args.threads,
-    )
-    _show_bench(args, training, result)
-
-
-def bench_growth(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
-    from expunge.bench import growth
-    from expunge.recipe.parsing import read_mapping
-
-    _check_bench(args)
-    by = read_mapping(args.by, what="--by") if args.by is not None else None
-    sizes = growth.sizes_for(args.shape, by, sequences=args.sequences, length=args.length)
-    _show_bench(args, growth, growth.measure(args.shape, sizes, threads=args.threads))
-
-
-def bench_decode(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
-    from expunge.bench import decode
-
-    _check_bench(args)
-    _show_bench(args, decode, decode.measure(args.shape, threads=args.threads))
-
-
-def bench_evaluation(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
-    from expunge.bench import evaluation
-
-    _check_bench(args)
-    prompts = _chosen(args.prompts, tuple(evaluation.PROMPTS), "prompts")
-    size = {"questions": args.questions, "prompts": prompts, "rounds": args.rounds or 3}
-    _show_bench(args, evaluation, evaluation.measure(args.shape, **size, threads=args.threads))
-
-
-def _check_bench(args: argparse.Namespace) -> None:
-    """Refuse sizes that cannot be; fill in the length that is usual for the shape."""
-    from expunge.bench.shapes import SHAPES, usual_length
-    from expunge.recipe.config import MOST_THREADS
-
-    if args.shape not in SHAPES:
-        known = f"{did_you_mean(args.shape, SHAPES)} Known: {', '.join(SHAPES)}."
-        raise UserError(f"bench: unknown shape {args.shape!r}.{known}")
-    limits = {
-        "rounds": (1, None),
-        "questions": (1, None),
-        "threads": (1, MOST_THREADS),
-        "length": (2, 4_096),
-        "sequences": (2, 4_096),
-    }
-    for name, (least, most) in limits.items():
-        value = getattr(args, name, None)
-        if value is not None and value < least:
-            raise UserError(f"bench: --{name} must be at least {least}, got {value}.")
-        if value is not None and most is not None and value > most:
-            raise UserError(f"bench: --{name} must be at most {most}, got {value}.")
-    if "sequences" in args:
-        if args.sequences % 2:
-            raise UserError(f"bench: --sequences must be even, for half of them are to forget; got {args.sequences}.")
-        args.length = args.length or usual_length(args.shape)
-
-
-def _chosen(names: str | None, known: tuple[str, ...], what: str) -> tuple[str, ...]:
-    """The names between commas, or all that are known."""
-    chosen = known if names is None else tuple(names.split(","))
-    if unknown := [name for name in chosen if name not in known]:
-        suggestion = f"{did_you_mean(unknown[0], known)} Known: {', '.join(known)}."
-        raise UserError(f"bench: unknown {what} {unknown[0]!r}.{suggestion}")
-    return chosen
-
-
-def _show_bench(args: argparse.Namespace, bench: Any, result: dict[str, Any]) -> None:
-    words = ["expunge", "bench", args.kind]
-    for name, value in vars(args).items():
-        if name in ("command", "kind", "run", "prog", "markdown", "svg", "json"):
-            continue  # all others decide what is measured
-        words += [f"--{name}"] if value is True else [f"--{name}", str(value)] if value else []
-    if args.markdown is not None:
-        args.markdown.parent.mkdir(parents=True, exist_ok=True)
-        args.markdown.write_text(bench.markdown(result, command=shlex.join(words)), encoding="utf-8")
-    if "svg" in args and args.svg is not None:
-        args.svg.parent.mkdir(parents=True, exist_ok=True)
-        args.svg.write_text(bench.svg(result), encoding="utf-8")
-    if args.json:
-        print(json.dumps(result, indent=1))
-    else:
-        print_table(bench.table(result))
 
 
 def cache(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:

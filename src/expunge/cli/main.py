@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from expunge import __version__
+from expunge.cli import bench as bench_commands
 from expunge.cli import commands
 from expunge.errors import UserError, did_you_mean, one_sentence
 from expunge.secrets import masked_text, remember
@@ -295,7 +296,7 @@ def _parser() -> _Parser:
         sub.add_argument("--json", action="store_true", help="print the measurements instead of a table")
 
     sub = measurement(
-        "training", commands.bench_training, "a training step beside plain fine-tuning and the usual way to write it"
+        "training", bench_commands.training, "a training step beside plain fine-tuning and the usual way to write it"
     )
     sub.add_argument("--methods", help="with commas; all without it")
     batch_options(sub)
@@ -304,19 +305,19 @@ def _parser() -> _Parser:
     result_options(sub, picture=True)
 
     sub = measurement(
-        "growth", commands.bench_growth, "how a training step grows with vocabulary, length, forget set and K"
+        "growth", bench_commands.growth, "how a training step grows with vocabulary, length, forget set and K"
     )
     batch_options(sub)
     sub.add_argument("--by", help="which sizes, written out or a file: {vocabulary: [8192, 16384]}")
     result_options(sub, picture=True)
 
     sub = measurement(
-        "decode", commands.bench_decode, "a token of the logit difference beside the base's", shape="small"
+        "decode", bench_commands.decode, "a token of the logit difference beside the base's", shape="small"
     )
     result_options(sub)
 
     sub = measurement(
-        "evaluation", commands.bench_evaluation, "an evaluation of TOFU's shape beside the usual way to write it"
+        "evaluation", bench_commands.evaluation, "an evaluation of TOFU's shape beside the usual way to write it"
     )
     sub.add_argument("--questions", type=int, default=40, help="of the forget set (default %(default)s)")
     sub.add_argument("--prompts", help="with commas: plain, chat, examples (default all)")

@@ -44,8 +44,8 @@ def read_records(source: str | Path, *, split: str | None = None) -> list[Source
             records = _read_file(path)
         elif path.exists():
             raise UserError(f"{path} is a pipe or a device; write the rows to a file.")
-        elif isinstance(source, str) and (found := _HUB_ID.fullmatch(source)) and path.suffix.lower() not in READERS:
-            records = _read_hub(found["name"], found["config"], split or "train")
+        elif isinstance(source, str) and (match := _HUB_ID.fullmatch(source)) and path.suffix.lower() not in READERS:
+            records = _read_hub(match["name"], match["config"], split or "train")
         else:
             raise _missing(path)
     except OSError as error:

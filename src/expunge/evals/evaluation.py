@@ -23,7 +23,7 @@ def evaluate(
     usual: Usual | None = None,
     progress: bool = True,
 ) -> Evaluation:
-    """Everything that `benchmark` asks; see `evaluate_questions` and `evaluate_probes` for the metrics and the arguments.
+    """Everything that `benchmark` asks: `evaluate_questions` and `evaluate_probes` say which metrics and arguments.
 
     `distance` measures how far the model is from the retrained one (`retrained.Retrained`), if there is one. `usual`
     is the target model as a judge of broken text; without it the text alone is looked at.

@@ -25,8 +25,8 @@ def bases(folder: Path) -> dict[str, Path]:
         config = read_json(folder / "config.json")
         if config.get("model_type") == "logit_difference":
             names = {key: config.get(key) for key in ("base", "start")}
-    found = {key: Path(whereabouts(name)) for key, name in names.items() if isinstance(name, str) and name}
-    return {key: path for key, path in found.items() if path.exists()}
+    paths = {key: Path(whereabouts(name)) for key, name in names.items() if isinstance(name, str) and name}
+    return {key: path for key, path in paths.items() if path.exists()}
 
 
 def record(folder: Path) -> None:
@@ -34,9 +34,9 @@ def record(folder: Path) -> None:
 
     And whether the folder is to be sealed, so that a manifest that is gone is missed.
     """
-    if found := {key: weights_in(path) for key, path in bases(folder).items()}:
-        told = {"sealed": manifest.is_begun(folder), "weights": found}
-        (folder / NAME).write_text(json.dumps(told, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    if weights := {key: weights_in(path) for key, path in bases(folder).items()}:
+        contents = {"sealed": manifest.is_begun(folder), "weights": weights}
+        (folder / NAME).write_text(json.dumps(contents, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def check_bases(name: str | Path) -> None:
@@ -44,12 +44,12 @@ def check_bases(name: str | Path) -> None:
     folder = Path(whereabouts(name))
     if not (folder / NAME).is_file():
         return
-    told = read_json(folder / NAME)
-    if told.get("sealed") and not manifest.is_sealed(folder):
+    recorded = read_json(folder / NAME)
+    if recorded.get("sealed") and not manifest.is_sealed(folder):
         _warn_once(
             f"{folder} was saved by expunge and has no {manifest.NAME} now, so its files may be others than were saved"
         )
-    then = told.get("weights", {})
+    then = recorded.get("weights", {})
     for key, path in bases(folder).items():
         if key in then and then[key] != weights_in(path):
             raise UserError(
@@ -62,8 +62,8 @@ def weights_in(folder: Path) -> manifest.Entries:
     """Size and SHA-256 sum of each file that decides on the weights in a folder (or is one); read once in a process."""
     if folder.is_file():
         return _sums(folder.parent, ((folder.name, folder.stat().st_size, folder.stat().st_mtime_ns),))
-    found = (path for part in (folder, folder / "assistant") for path in sorted(part.glob("*")) if path.is_file())
-    files = [path for path in found if path.suffix == ".safetensors" or _is_pickled(path) or path.name == ADAPTER]
+    paths = (path for part in (folder, folder / "assistant") for path in sorted(part.glob("*")) if path.is_file())
+    files = [path for path in paths if path.suffix == ".safetensors" or _is_pickled(path) or path.name == ADAPTER]
     return _sums(folder, tuple((str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns) for f in files))
 
 

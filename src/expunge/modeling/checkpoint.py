@@ -232,8 +232,8 @@ def load_tokenizer(name: str, config: Any) -> Any:
     """The tokenizer in `name`, ready for use with a model of this configuration; raises `UserError`."""
     try:
         with asking_for(name):
-            found = AutoTokenizer.from_pretrained(folder_of(name), trust_remote_code=False)
-        tokenizer = prepare_tokenizer(found)
+            loaded = AutoTokenizer.from_pretrained(folder_of(name), trust_remote_code=False)
+        tokenizer = prepare_tokenizer(loaded)
     except Exception as error:
         raise not_loaded(name, error) from error
     return fit_tokenizer(tokenizer, config)

@@ -8,6 +8,7 @@ import logging
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from expunge.errors import UserError, first_line
 from expunge.system import cache as kept
@@ -31,8 +32,8 @@ def unpacked(file: Path) -> Path:
     if find_spec("gguf") is None:
         raise UserError(f"model: {str(file)!r} is a GGUF file, and the package that reads it is not installed; "
                         "pip install 'expunge[gguf]'.")  # fmt: skip
-    told = file.stat()
-    return _unpacked(file, told.st_size, told.st_mtime_ns)
+    stat = file.stat()
+    return _unpacked(file, stat.st_size, stat.st_mtime_ns)
 
 
 @cache
@@ -70,7 +71,7 @@ def _unpack(file: Path, folder: Path) -> None:
             f"model: {str(file)!r} can't be read as a GGUF file ({first_line(error)}); copy it again, or give the "
             f"checkpoint that it was made from."
         ) from error
-    config = packed.config
+    config: Any = packed.config
     del config.quantization_config  # transformers refuses to save what it says is quantised
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(packed.state_dict())

@@ -208,10 +208,10 @@ def check_method(
     check_kind(args.reference, needs, has_adapter=recipe.model.lora is not None and not method.assisted)
     check_assistant(recipe, method, config)
     names = ("max_length", "overflow", "overlap", "assistant_turns")
-    lengths: dict[str, Any] = {name: getattr(args, name) for name in names}
-    key = (retain is None, needs.refusal, *method.augment.model_dump().values(), *lengths.values())
+    lengths = (getattr(args, name) for name in names)
+    key = (retain is None, needs.refusal, *method.augment.model_dump().values(), *lengths)
     if key not in encoded:
-        encode_sets(method.forget, retain, **data, **lengths, tokenizer=tokenizer, seed=recipe.seed)
+        encode_sets(method.forget, retain, **data, tokenizer=tokenizer, args=args)
         encoded.add(key)
 
 

@@ -69,11 +69,7 @@ def _plan(recipe: Recipe, method: Method, benchmark: Benchmark, tokenizer: Any, 
         refusals=material.refusals,
         tokenizer=tokenizer,
         config=config,
-        max_length=args.max_length,
-        overflow=args.overflow,
-        overlap=args.overlap,
-        assistant_turns=args.assistant_turns,
-        seed=recipe.seed,
+        args=args,
     )
     world = args.per_device_train_batch_size * args.gradient_accumulation_steps
     steps = math.ceil(math.ceil(len(sets.forget) / world) * args.num_train_epochs)

@@ -1,6 +1,5 @@
 """The run directory: who may write there, what a run leaves in it, and in what order nothing gets lost."""
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from expunge.recipe.parsing import load_recipe
 from expunge.report import load_results
 from expunge.report.redaction import redacted
 from expunge.system import machine, manifest, ranks
+from expunge.system.digest import digest
 from expunge.system.disk import PARTIAL, alone, make_folder, printable, remove, write_whole, writing
 from expunge.training.history import METRICS_FILE, checkpoint_damage, checkpoints
 
@@ -255,12 +255,11 @@ def digests(recipe: Recipe, benchmark: Benchmark) -> dict[str, str]:
         "variants": benchmark.variants,
         "questions": [benchmark.questions, benchmark.probes],
     }
-    texts = {name: json.dumps(part, sort_keys=True, default=_plain) for name, part in parts.items()}
-    found = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    sums = {name: digest(part, default=_plain) for name, part in parts.items()}
     models = {"model.name": recipe.model.name, "retrained": recipe.retrained}
     for method in recipe.methods:
         models |= {f"{method.name}'s {key}": getattr(method.forget, key, None) for key in ("assistant", "teacher")}
-    return found | {f"the files of {key}": content_of(name) for key, name in models.items() if name is not None}
+    return sums | {f"the files of {key}": content_of(name) for key, name in models.items() if name is not None}
 
 
 def _plain(value: Any) -> Any:

@@ -187,7 +187,7 @@ def _problem(row: Any) -> str | None:
     ):
         return "'trajectory' must be a list of objects that have 'metrics'"
     if not isinstance(row.get("versions") or {}, dict):
-        return f"'versions' must be an object, got {row['versions_used']!r}"
+        return f"'versions' must be an object, got {row['versions']!r}"
     if "declares" in row:
         try:
             of_json(row["declares"])

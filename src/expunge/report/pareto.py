@@ -4,7 +4,7 @@ Source: Vasilev et al. 2025, arXiv 2505.06027.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,7 @@ def pareto(folder: Path) -> Figure | None:
         row = next(row for row in rows if role(row) == "method")
         # Over several seeds a sweep calls a method by its trial.
         method = row["method"].removesuffix(f",trial-{trial['trial']:03d}")
-        keys = ", ".join(f"{key.rpartition('.')[2]} {_value(value)}" for key, value in trial["keys"].items())
-        words = says(f"{folder.name}, trial {trial['trial']} ({keys})", **trial["metrics"])
+        words = says(f"{folder.name}, trial {trial['trial']} ({keys_in_words(trial['keys'])})", **trial["metrics"])
         place = trial["metrics"][keep], trial["metrics"][aim]
         points.setdefault(method, []).append(
             drawing.Trial(str(trial["trial"]), *place, words, front=trial["front"], best=trial["best"])
@@ -69,6 +68,15 @@ def pareto(folder: Path) -> Figure | None:
     return Figure("pareto", title, svg, f"{title}. On the front: {ends}.", reading)
 
 
+def keys_in_words(keys: Mapping[str, Any]) -> str:
+    """What a trial sets: "beta 0.1, learning_rate 1e-05"."""
+    return ", ".join(f"{key.rpartition('.')[2]} {value_in_words(value)}" for key, value in keys.items())
+
+
+def value_in_words(value: Any) -> str:
+    return f"{value:.2g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
 def _trials(folder: Path) -> Sequence[ResultRow]:
     path = folder / "trials.json"
     try:
@@ -94,7 +102,3 @@ def _mean(rows: Sequence[ResultRow], method: str, metric: str) -> float | None:
 
 def _label(metric: str) -> str:
     return METRICS.get(metric, UNKNOWN).label or metric
-
-
-def _value(value: Any) -> str:
-    return f"{value:.2g}" if isinstance(value, float) else str(value)

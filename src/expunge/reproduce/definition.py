@@ -163,7 +163,9 @@ class Reproduction(Section):
                 and seed != base.seed
             ):
                 given["finetune.seed"] = base.seed
-            return _with(_file(_filled(run.recipe, **placeholders), path), overrides, _filled(given, **placeholders), split)
+            return _with(
+                _file(_filled(run.recipe, **placeholders), path), overrides, _filled(given, **placeholders), split
+            )
 
         first = recipe()
         every = [first.seed + k for k in range(seeds or 1)]

@@ -4,7 +4,6 @@ Read from `sweep` downwards.
 """
 
 import difflib
-import hashlib
 import json
 import logging
 import os
@@ -37,6 +36,7 @@ from expunge.sweep.definition import Objectives, Sweep
 from expunge.sweep.space import Params, Search, Space
 from expunge.sweep.study import connect, direction, fill, give_up, left_behind, open_study, opened, place
 from expunge.sweep.trial import references, target_metrics
+from expunge.system.digest import digest
 from expunge.system.disk import make_folder, private, remove, write_whole
 from expunge.system.imports import is_ours
 
@@ -181,8 +181,7 @@ def _named(this: Sweep) -> Sweep:
     if (this.out / "recipe.yaml").exists():
         raise UserError(f"{this.out} holds a run; give another --out.")
     check_run_directory(this.recipe.model_copy(update={"out": this.out}), resume=False, overwrite=False)
-    digest = hashlib.sha256(json.dumps(this.tree(), sort_keys=True).encode()).hexdigest()
-    return replace(this, study=this.study or f"expunge-{digest[:16]}")
+    return replace(this, study=this.study or f"expunge-{digest(this.tree())[:16]}")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from expunge.evals.glossary import metric_named, show
+from expunge.report.pareto import keys_in_words, value_in_words
 from expunge.report.table import Table, left, metrics, right
 from expunge.sweep.choice import STATES, TrialRow
 from expunge.sweep.definition import Objectives
@@ -90,7 +91,7 @@ def _table(rows: Sequence[TrialRow], objectives: Objectives, *, title: str) -> T
     keys = list(dict.fromkeys(key for row in rows for key in row["keys"]))
     columns = right("trial")
     for key in keys:
-        widest = max(len(_value(row["keys"].get(key))) for row in rows)
+        widest = max(len(value_in_words(row["keys"].get(key))) for row in rows)
         columns += left(key.rpartition(".")[2].replace("_", "\n"), wrap="fold", least=min(14, widest))
     columns += [replace(c, head=c.head.replace(" ", "\n")) for c in metrics(*objectives)]
     lines = []
@@ -100,18 +101,15 @@ def _table(rows: Sequence[TrialRow], objectives: Objectives, *, title: str) -> T
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
         mark = "best" if row["best"] else "front" if row["front"] else ""
         mark = mark if row["state"] == "finished" else row["state"]
-        lines.append([str(row["trial"]), *(_value(row["keys"].get(key)) for key in keys), *values, kept, seconds, mark])
+        lines.append(
+            [str(row["trial"]), *(value_in_words(row["keys"].get(key)) for key in keys), *values, kept, seconds, mark]
+        )
     return Table([*columns, *right("kept\n%", "time\ns"), *left("")], lines, title)
 
 
 def _words(row: TrialRow, objectives: Objectives) -> str:
     if row["error"]:
         return row["error"]
-    keys = ", ".join(f"{key.rpartition('.')[2]} {_value(value)}" for key, value in row["keys"].items())
-    return f"{keys}: " + ", ".join(
+    return f"{keys_in_words(row['keys'])}: " + ", ".join(
         f"{metric_named(name).label} {show(name, row['metrics'][name])}" for name in objectives
     )
-
-
-def _value(value: Any) -> str:
-    return f"{value:.2g}" if isinstance(value, float) else "" if value is None else str(value)

@@ -1,8 +1,6 @@
 """One trial: the run of its recipe, with the target and the retrained model evaluated once for all trials."""
 
 import gc
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ from expunge.recipe.parsing import parse_recipe
 from expunge.report import load_results
 from expunge.report.comparison import role
 from expunge.sweep.definition import Sweep
+from expunge.system.digest import digest
 from expunge.system.disk import make_folder, remove
 
 log = logging.getLogger(__name__)
@@ -57,8 +56,7 @@ def references(recipe: Recipe, out: Path) -> Path:
     apart = {"methods", "train", "threads", "over", "out"}
     tree = recipe.model_dump(mode="json", exclude_unset=True, exclude=apart)
     tree |= {"methods": [], "train": {"use_cpu": recipe.train.use_cpu}}
-    digest = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
-    folder = out / "references" / digest
+    folder = out / "references" / digest(tree)[:16]
     make_folder(folder.parent)
     with FileLock(f"{folder}.lock", mode=0o600):
         evaluation = parse_recipe({**tree, "out": str(folder)}, where="sweep")

@@ -32,11 +32,11 @@ def _sentence(cls: type[BaseModel], error: ValidationError) -> str:
     option, known = ".".join(map(str, first["loc"])), cls.model_fields
     match first["type"]:
         case "extra_forbidden":
-            told = f"unknown option {option!r}.{did_you_mean(option, known)} Known: {', '.join(known)}."
+            sentence = f"unknown option {option!r}.{did_you_mean(option, known)} Known: {', '.join(known)}."
         case "missing":
-            told = f"{option} is missing; give {cls.__name__}({option}=…)."
+            sentence = f"{option} is missing; give {cls.__name__}({option}=…)."
         case "value_error":
-            told = f"{option}{': ' if option else ''}{str(first.get('ctx', {}).get('error')).removesuffix('.')}."
+            sentence = f"{option}{': ' if option else ''}{str(first.get('ctx', {}).get('error')).removesuffix('.')}."
         case _:
-            told = wrong_value(option, first)
-    return f"{cls.__name__}: {told}"
+            sentence = wrong_value(option, first)
+    return f"{cls.__name__}: {sentence}"

@@ -20,7 +20,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy, Scheduler
 from transformers.training_args import OptimizerNames, trainer_log_levels
 
 from expunge.data.encode import AssistantTurns, Overflow
-from expunge.errors import UserError, did_you_mean
+from expunge.errors import UserError, did_you_mean, first_line
 from expunge.secrets import is_secret
 from expunge.training.reference import ReferenceKind
 
@@ -217,7 +217,7 @@ class UnlearnConfig(TrainingArguments):
         try:
             super().__post_init__()
         except (ValueError, TypeError, KeyError, ImportError, OSError, NotImplementedError) as error:
-            raise UserError(f"arguments: {_reason(error)}") from error
+            raise UserError(f"arguments: {first_line(error)}.") from error
         for name, (given, needed) in NEEDS.items():
             value = getattr(self, name)
             if value is not None and _is_set(name, value) and not given(self):
@@ -264,11 +264,6 @@ def _is_set(name: str, value: Any) -> bool:
 
 def _shown(value: Any) -> str:
     return repr(value) if len(repr(value)) < 60 else repr(value)[:60] + "…"
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") + "." if lines else f"{type(error).__name__}."
 
 
 def _check_value(name: str, value: Any) -> None:
@@ -330,7 +325,7 @@ def _check_reporters(args: UnlearnConfig) -> None:
         for reporter in get_reporting_integration_callbacks(args.report_to):
             reporter()  # fails without its package
     except (ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"report_to: {_reason(error)}") from error
+        raise UserError(f"report_to: {first_line(error)}.") from error
 
 
 def _check_optimizer(args: UnlearnConfig) -> None:
@@ -354,7 +349,7 @@ def _check_optimizer(args: UnlearnConfig) -> None:
         raise
     except (ValueError, TypeError, KeyError, ImportError, RuntimeError, NotImplementedError) as error:
         given = f" with optim_args {args.optim_args!r}" if args.optim_args else ""
-        raise UserError(f"optim {name}{given}: {_reason(error)}") from error
+        raise UserError(f"optim {name}{given}: {first_line(error)}.") from error
 
 
 class _Changed:
@@ -376,4 +371,4 @@ def _check_schedule(args: UnlearnConfig) -> None:
         optimizer.step()
         schedule.step()
     except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
-        raise UserError(f"lr_scheduler_type {name} with lr_scheduler_kwargs {options}: {_reason(error)}") from error
+        raise UserError(f"lr_scheduler_type {name} with lr_scheduler_kwargs {options}: {first_line(error)}.") from error

@@ -11,7 +11,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from expunge.data.benchmark import Row
 from expunge.data.checks import check_disjoint, check_not_empty
-from expunge.data.encode import AssistantTurns, Overflow, encode_rows, refused
+from expunge.data.encode import encode_rows, refused
 from expunge.data.formats import keeping, normalise
 from expunge.data.pairs import Sets
 from expunge.errors import UserError, did_you_mean
@@ -60,36 +60,32 @@ def encode_sets(
     refusals: Sequence[str],
     tokenizer: Any,
     config: Any,
-    max_length: int | None,
-    overflow: Overflow,
-    seed: int,
-    overlap: int = 0,
-    assistant_turns: AssistantTurns = "all",
+    args: UnlearnConfig,
 ) -> Sets:
-    """Encode the rows of every role that the objectives use; refusals are drawn for the forget rows by `seed`.
+    """Encode the rows of every role that the objectives use; refusals are drawn for the forget rows by `args.seed`.
 
     A row that says what is `preferred` to its answer has that in place of a refusal.
-    Sequences are held to `max_length`, or to the model's context length without it, as `encode_rows` says.
+    Sequences are held to `args.max_length`, or to the model's context length without it, as `encode_rows` says.
     Raises `UserError` for what is no row of a known format, too, since rows come from Python as well.
     """
     forget = _checked(forget_rows, "forget") if objective is not None else []
     kept = _checked(retain_rows, "retain") if retain is not None else []
-    limit = max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and not 0 <= overlap < limit:
-        raise UserError(f"train.overlap must be from 0 to {limit - 1}, got {overlap}; a part has {limit} tokens.")
+    limit = args.max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and not 0 <= args.overlap < limit:
+        raise UserError(f"train.overlap must be from 0 to {limit - 1}, got {args.overlap}; a part has {limit} tokens.")
     options: dict[str, Any] = {
         "max_length": limit,
-        "overflow": overflow,
-        "overlap": overlap,
-        "assistant_turns": assistant_turns,
+        "overflow": args.overflow,
+        "overlap": args.overlap,
+        "assistant_turns": args.assistant_turns,
     }
     refusal_rows: list[Row] = []
     if objective is not None and objective.needs.refusal:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(args.seed)
         drawn = torch.randint(len(refusals), (len(forget),), generator=generator).tolist()
         said = [row.get("preferred", refusals[int(i)]) for row, i in zip(forget, drawn, strict=True)]
         refusal_rows = [
-            refused(row, text, assistant_turns=assistant_turns) for row, text in zip(forget, said, strict=True)
+            refused(row, text, assistant_turns=args.assistant_turns) for row, text in zip(forget, said, strict=True)
         ]
     sets = Sets(
         forget=encode_rows(forget, tokenizer, name="forget", **options),

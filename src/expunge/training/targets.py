@@ -3,7 +3,6 @@
 Trained once and kept by the hash of all that decides them (rows, sizes, settings, seed).
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from expunge.modeling.loading import (
 )
 from expunge.objectives import NLL
 from expunge.system import cache, manifest, ranks
+from expunge.system.digest import digest
 from expunge.system.disk import partial_of, remove, write_whole, writing
 from expunge.system.options import Options
 
@@ -86,7 +86,7 @@ class Nothing:
 
     def identity(self) -> dict[str, Any]:
         """Everything about the start that decides the model."""
-        return {"scratch": self.scratch.model_dump(), "vocabulary": _digest(self.vocabulary)}
+        return {"scratch": self.scratch.model_dump(), "vocabulary": digest(self.vocabulary, ensure_ascii=False)}
 
     def models(self, _: FinetuneConfig, *, seed: int) -> tuple[Any, Any, Any]:
         tokenizer = train_tokenizer(row_texts(self.vocabulary), self.scratch)
@@ -132,9 +132,9 @@ def taught(
         **start.identity(),
         "finetune": finetune.model_dump(exclude=unused),
         "seed": seed,
-        "rows": _digest(rows),
+        "rows": digest(rows, ensure_ascii=False),
     }
-    final = cache.cache_directory() / "targets" / _digest(recipe)[:16]
+    final = cache.cache_directory() / "targets" / digest(recipe, ensure_ascii=False)[:16]
     if ranks.count() > 1:
         if wrong := ranks.broadcast(lambda: manifest.damage(final)):
             raise UserError(
@@ -198,11 +198,11 @@ def _train(
         remove(partial)
         checkpoint = None
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    found: Any = trainer.accelerator.unwrap_model(trainer.model)
-    found = found if adapter is None else found.merge_and_unload(safe_merge=True)
+    trained: Any = trainer.accelerator.unwrap_model(trainer.model)
+    trained = trained if adapter is None else trained.merge_and_unload(safe_merge=True)
     if isinstance(start, Pretrained):
-        found = as_saved(found, stored_dtype(start.name))
-    save(found, tokenizer, partial / "model")
+        trained = as_saved(trained, stored_dtype(start.name))
+    save(trained, tokenizer, partial / "model")
 
 
 def row_texts(rows: Sequence[Row]) -> list[str]:
@@ -216,7 +216,3 @@ def _words(value: Any) -> str:
         return value
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return " ".join(_words(part) for part in parts)
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -114,17 +114,7 @@ class UnlearnTrainer(KeptTrainer):
         tokenizer = fit_tokenizer(tokenizer, start.config)
         data["config"] = start.config
         check_terms(self.objective, self.retain, **data)
-        self.sets = encode_sets(
-            self.objective,
-            self.retain,
-            **data,
-            tokenizer=tokenizer,
-            max_length=args.max_length,
-            overflow=args.overflow,
-            overlap=args.overlap,
-            assistant_turns=args.assistant_turns,
-            seed=args.seed,
-        )
+        self.sets = encode_sets(self.objective, self.retain, **data, tokenizer=tokenizer, args=args)
         start = adapt(start, peft_config) if peft_config is not None else start
         check_adapter(start, "model.lora")
         name_base(start)
