@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,12 +23,15 @@ from expunge.bench.shapes import SHAPES, Shape
 from expunge.bench.training import race
 from expunge.bench.turns import page, title
 from expunge.data.benchmark import Benchmark, Question
-from expunge.data.encode import Encoded, encode, with_answer
+from expunge.data.encode import Encoded, decoded, encode, with_answer
 from expunge.evals import metrics as m
 from expunge.evals import requests, tofu
 from expunge.evals.memorization import exact_memorization, extraction_strength
 from expunge.report.table import Table, left, right
 from expunge.system.machine import versions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Records = dict[str, list[dict[str, Any]]]
 
@@ -117,7 +120,7 @@ turns in one process:""",
 
 
 @torch.inference_mode()
-def naive(model: Any, tokenizer: Any, benchmark: Benchmark, *, generate: bool) -> Records:
+def naive(model: Any, tokenizer: "PreTrainedTokenizerBase", benchmark: Benchmark, *, generate: bool) -> Records:
     """The records of `tofu.evaluate` for the same questions, as far as `_check` compares them."""
     records: Records = {}
     for name, questions in benchmark.questions.items():
@@ -171,7 +174,7 @@ def _scores(model: Any, sequences: Sequence[Encoded]) -> list[tuple[Tensor, Tens
     return scores
 
 
-def _generated(model: Any, tokenizer: Any, answers: Sequence[Encoded], cap: int) -> Iterator[str]:
+def _generated(model: Any, tokenizer: "PreTrainedTokenizerBase", answers: Sequence[Encoded], cap: int) -> Iterator[str]:
     ends = requests.end_tokens(model, tokenizer)
     config = GenerationConfig(do_sample=False, max_new_tokens=cap, pad_token_id=ends[0], eos_token_id=ends)
     for i in range(0, len(answers), BATCH):
@@ -184,7 +187,7 @@ def _generated(model: Any, tokenizer: Any, answers: Sequence[Encoded], cap: int)
         )
         for new in out_BT[:, width:].tolist():
             length = next((i for i, token in enumerate(new) if token in ends), len(new))
-            yield tokenizer.decode(new[:length], skip_special_tokens=True).strip()
+            yield decoded(new[:length], tokenizer).strip()
 
 
 def _keep(records: dict[str, Records], name: str, way: Callable[[Benchmark], Records], benchmark: Benchmark) -> None:
@@ -214,7 +217,7 @@ def _model(size: Shape) -> Any:
     return model
 
 
-def _let_know(model: Any, tokenizer: Any, benchmark: Benchmark) -> None:
+def _let_know(model: Any, tokenizer: "PreTrainedTokenizerBase", benchmark: Benchmark) -> None:
     """Make what the model says to the retain questions their right answers."""
     questions = benchmark.questions["retain"]
     prompts = [

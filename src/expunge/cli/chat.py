@@ -1,12 +1,15 @@
 """`expunge chat`: ask a checkpoint in the terminal, or compare the answers of two."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from expunge.data.encode import encode, question_row
 from expunge.errors import UserError
 from expunge.evals.requests import context_length, generate
 from expunge.modeling.loading import load
 from expunge.system.escaping import visible
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LEAVE = {"/exit", "/quit"}
 
@@ -48,7 +51,7 @@ def chat(names: list[str], *, max_new_tokens: int | None, console: Any) -> None:
         console.print(grid)
 
 
-def answer(model: Any, tokenizer: Any, question: str, *, max_new_tokens: int) -> str:
+def answer(model: Any, tokenizer: "PreTrainedTokenizerBase", question: str, *, max_new_tokens: int) -> str:
     """The greedy answer of one model to one question, asked as evaluation asks."""
     encoded = encode(question_row(question, "!"), tokenizer)
     prompt = encoded.input_ids[: encoded.start]

@@ -7,10 +7,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from expunge.data.benchmark import Row
 from expunge.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Messages = list[dict[str, Any]]
 
@@ -58,12 +61,12 @@ def asked(messages: Sequence[Mapping[str, Any]]) -> int | None:
     return next((i for i in reversed(before) if messages[i]["role"] == "user"), before[-1] if before else None)
 
 
-def marks_generation(tokenizer: Any, given: Mapping[str, Any]) -> bool:
+def marks_generation(tokenizer: "PreTrainedTokenizerBase", given: Mapping[str, Any]) -> bool:
     """Whether the template itself says what the assistant generates."""
     return bool(_GENERATION.search(tokenizer.get_chat_template(None, given.get("tools"))))
 
 
-def render(messages: Messages, tokenizer: Any, given: Mapping[str, Any], **options: Any) -> Any:
+def render(messages: Messages, tokenizer: "PreTrainedTokenizerBase", given: Mapping[str, Any], **options: Any) -> Any:
     """`apply_chat_template`, as text unless `options` say otherwise; `UserError` where the template can't."""
     try:
         return tokenizer.apply_chat_template(messages, **{"tokenize": False, **options}, **given)
@@ -74,7 +77,7 @@ def render(messages: Messages, tokenizer: Any, given: Mapping[str, Any], **optio
         ) from error
 
 
-def check_read(messages: Messages, tokenizer: Any, given: Mapping[str, Any], text: str) -> None:
+def check_read(messages: Messages, tokenizer: "PreTrainedTokenizerBase", given: Mapping[str, Any], text: str) -> None:
     """Raise `UserError` for a key or a message without which the template renders the same `text`."""
     keys = (k for m in messages for k, v in m.items() if k not in ("role", "content") and v not in ("", [], {}))
     for key in dict.fromkeys(keys):
@@ -93,7 +96,7 @@ def check_read(messages: Messages, tokenizer: Any, given: Mapping[str, Any], tex
 
 
 def turns(
-    messages: Messages, tokenizer: Any, given: Mapping[str, Any], text: str, *, every: bool
+    messages: Messages, tokenizer: "PreTrainedTokenizerBase", given: Mapping[str, Any], text: str, *, every: bool
 ) -> list[tuple[int, int]]:
     """(first character, one past the last) in `text` of what the assistant says, each turn; the last one only without
     `every`.
@@ -112,7 +115,9 @@ def turns(
     return spans
 
 
-def generated(messages: Messages, tokenizer: Any, given: Mapping[str, Any]) -> list[tuple[int, int]]:
+def generated(
+    messages: Messages, tokenizer: "PreTrainedTokenizerBase", given: Mapping[str, Any]
+) -> list[tuple[int, int]]:
     """(first character, one past the last) of all that stands in the template's own `{% generation %}` marks."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -131,7 +136,7 @@ def generated(messages: Messages, tokenizer: Any, given: Mapping[str, Any]) -> l
 
 
 def _plain_turn(
-    messages: Messages, i: int, tokenizer: Any, given: Mapping[str, Any], text: str
+    messages: Messages, i: int, tokenizer: "PreTrainedTokenizerBase", given: Mapping[str, Any], text: str
 ) -> tuple[int, int] | None:
     """Where the content of a message stands: as it is, or without the white space around it."""
     content = messages[i].get("content", "")
@@ -145,7 +150,7 @@ def _plain_turn(
 
 
 def _rich_turn(
-    messages: Messages, i: int, tokenizer: Any, given: Mapping[str, Any], text: str
+    messages: Messages, i: int, tokenizer: "PreTrainedTokenizerBase", given: Mapping[str, Any], text: str
 ) -> tuple[int, int] | None:
     """Where a turn stands that calls tools or reasons: all that is other than where plain content stands in its place.
 
@@ -178,7 +183,9 @@ def _tells(text: str, message: Mapping[str, Any]) -> bool:
     return all(word.strip() in text for word in words if isinstance(word, str))
 
 
-def _end_of_message(messages: Messages, i: int, tokenizer: Any, given: Mapping[str, Any], text: str) -> int:
+def _end_of_message(
+    messages: Messages, i: int, tokenizer: "PreTrainedTokenizerBase", given: Mapping[str, Any], text: str
+) -> int:
     """Where in `text` the content of a message ends (0 before the first), or its end where that is not to be seen."""
     if i < 0:
         return 0
@@ -198,21 +205,21 @@ def _with(messages: Messages, i: int, message: dict[str, Any]) -> Messages:
     return [*messages[:i], message, *messages[i + 1 :]]
 
 
-def _renders(messages: Messages, tokenizer: Any, given: Mapping[str, Any]) -> str | None:
+def _renders(messages: Messages, tokenizer: "PreTrainedTokenizerBase", given: Mapping[str, Any]) -> str | None:
     try:
         return render(messages, tokenizer, given)
     except UserError:
         return None
 
 
-def _unread(what: str, tokenizer: Any) -> UserError:
+def _unread(what: str, tokenizer: "PreTrainedTokenizerBase") -> UserError:
     return UserError(
         f"the chat template of {_name(tokenizer)} does not read {what}, so what it says would be lost; drop it from "
         "the rows, or take a model whose template reads it."
     )
 
 
-def _rewritten(messages: Messages, i: int, tokenizer: Any) -> UserError:
+def _rewritten(messages: Messages, i: int, tokenizer: "PreTrainedTokenizerBase") -> UserError:
     last = i == len(messages) - 1
     which = "the last message" if last else f"message {i}"
     remedy = "" if last else "supervise the last turn alone (train.assistant_turns: last), or "
@@ -227,5 +234,5 @@ def _words(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _name(tokenizer: Any) -> str:
+def _name(tokenizer: "PreTrainedTokenizerBase") -> str:
     return tokenizer.name_or_path or "the tokenizer"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from expunge.data.benchmark import Row
 from expunge.data.conversation import (
@@ -17,6 +17,9 @@ from expunge.data.conversation import (
     turns,
 )
 from expunge.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Overflow = Literal["error", "truncate", "split"]
 """Ways to handle a sequence that is longer than the context."""
@@ -71,7 +74,7 @@ class Encoded:
         return Encoded(self.input_ids[:length], self.start, tuple(given))
 
 
-def prepare_tokenizer(tokenizer: Any) -> Any:
+def prepare_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> Any:
     """Check for an end token and character offsets, and let the end token stand in for a missing padding token.
 
     Changes `tokenizer` itself and returns it. Padding never hides a real end token: labels are set by position, not
@@ -90,12 +93,12 @@ def prepare_tokenizer(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def beginning(tokenizer: Any) -> tuple[int, ...]:
+def beginning(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     """The tokens that the tokenizer puts before every text (a beginning-of-sequence token, mostly); often none."""
     return _tokens("a", tokenizer, begin=True)[2]
 
 
-def encode(row: Row, tokenizer: Any, *, assistant_turns: AssistantTurns = "last") -> Encoded:
+def encode(row: Row, tokenizer: "PreTrainedTokenizerBase", *, assistant_turns: AssistantTurns = "last") -> Encoded:
     """Encode one row of any supported format.
 
     With a chat template, the answer's span is found in the rendered conversation (where the template marks it with
@@ -136,7 +139,7 @@ def encode(row: Row, tokenizer: Any, *, assistant_turns: AssistantTurns = "last"
 
 def encode_rows(
     rows: Sequence[Row],
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     *,
     max_length: int | None = None,
     overflow: Overflow = "error",
@@ -209,7 +212,7 @@ def _parts(encoded: Encoded, length: int, overlap: int, begin: tuple[int, ...], 
             yield Encoded(part, max(len(begin), 1))
 
 
-def shortened(encoded: Encoded, room: int, tokenizer: Any) -> Encoded:
+def shortened(encoded: Encoded, room: int, tokenizer: "PreTrainedTokenizerBase") -> Encoded:
     """The same answer after at most `room` tokens of its prompt: what the tokenizer begins with, and the prompt's end.
 
     Use where a prompt is a stretch of text, of which a model with a short context gets the end. Unchanged where `room`
@@ -264,7 +267,17 @@ def refused(row: Row, answer: str, *, assistant_turns: AssistantTurns = "last") 
 # ---- tokens ----------------------------------------------------------------------------------------------------
 
 
-def _encode_plain(prompt: str, completion: str, tokenizer: Any) -> Encoded:
+def decoded(ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The text of tokens, without the special ones."""
+    return cast(str, tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def end_token(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The token that ends a text; every tokenizer that is prepared has one."""
+    return cast(int, tokenizer.eos_token_id)
+
+
+def _encode_plain(prompt: str, completion: str, tokenizer: "PreTrainedTokenizerBase") -> Encoded:
     """The completion after its prompt, begun as the tokenizer begins a text, and ended by a special token."""
     text = prompt + completion
     ids, offsets, begin = _tokens(text, tokenizer, begin=True)
@@ -272,10 +285,12 @@ def _encode_plain(prompt: str, completion: str, tokenizer: Any) -> Encoded:
     first = max(first, len(begin), 1)  # nothing predicts what a text begins with
     if (end := _own_end(text, ids, offsets, first, len(ids), tokenizer)) is not None:
         return Encoded(tuple(ids[:end]), first)
-    return Encoded((*ids, tokenizer.eos_token_id), first)
+    return Encoded((*ids, end_token(tokenizer)), first)
 
 
-def _encode_chat(messages: Messages, tokenizer: Any, given: dict[str, Any], opening: str, *, every: bool) -> Encoded:
+def _encode_chat(
+    messages: Messages, tokenizer: "PreTrainedTokenizerBase", given: dict[str, Any], opening: str, *, every: bool
+) -> Encoded:
     if opening:
         messages = [*messages[:-1], {**messages[-1], "content": f"{opening} {messages[-1]['content']}"}]
     text = render(messages, tokenizer, given)
@@ -297,7 +312,7 @@ def _encode_chat(messages: Messages, tokenizer: Any, given: dict[str, Any], open
     return _supervising(ids, spans, tokenizer)
 
 
-def _supervising(ids: list[int], spans: list[tuple[int, int, bool]], tokenizer: Any) -> Encoded:
+def _supervising(ids: list[int], spans: list[tuple[int, int, bool]], tokenizer: "PreTrainedTokenizerBase") -> Encoded:
     """Supervise the `spans` of `ids` (first, one past the last, whether the end token is inside), and their end tokens.
 
     That is the first special token that the template writes after the last of them, or else the tokenizer's. Nothing
@@ -306,13 +321,13 @@ def _supervising(ids: list[int], spans: list[tuple[int, int, bool]], tokenizer: 
     special_ids = specials(tokenizer)
     *_, (first, last, ended) = spans
     end = last - 1 if ended else next((i for i in range(last, len(ids)) if ids[i] in special_ids), None)
-    end_token = tokenizer.eos_token_id if end is None else ids[end]
-    ids = [*ids[:last], end_token] if end is None else ids[: end + 1]
+    last_token = end_token(tokenizer) if end is None else ids[end]
+    ids = [*ids[:last], last_token] if end is None else ids[: end + 1]
     supervised: list[tuple[int, int]] = []
     for (first, last, ended), (following, *_) in pairwise([*spans, (len(ids), len(ids), True)]):
         following = max(following, last)
         special = next((i for i in range(last, following) if ids[i] in special_ids), None)
-        if not ended and special is not None and ids[special] == end_token:
+        if not ended and special is not None and ids[special] == last_token:
             last = special + 1
         first = max(first, supervised[-1][1] if supervised else 1)
         if supervised and first == supervised[-1][1]:
@@ -322,13 +337,15 @@ def _supervising(ids: list[int], spans: list[tuple[int, int, bool]], tokenizer: 
     return Encoded(tuple(ids), supervised[0][0], tuple((end, first) for (_, end), (first, _) in pairwise(supervised)))
 
 
-def _tokens(text: str, tokenizer: Any, *, begin: bool) -> tuple[list[int], list[tuple[int, int]], tuple[int, ...]]:
+def _tokens(
+    text: str, tokenizer: "PreTrainedTokenizerBase", *, begin: bool
+) -> tuple[list[int], list[tuple[int, int]], tuple[int, ...]]:
     """(ids of `text`, the characters of each, those at their head that the tokenizer begins a text with, if it does).
 
     `begin` puts these there unless `text` has them. What a tokenizer puts after a text is left to the caller.
     """
     # Not verbose: what is too long is reported by `encode_rows`, or cut on purpose.
-    options = {"return_offsets_mapping": True, "return_special_tokens_mask": True, "verbose": False}
+    options: dict[str, Any] = {"return_offsets_mapping": True, "return_special_tokens_mask": True, "verbose": False}
     encoding = tokenizer(text, add_special_tokens=begin, **options)
     ids, offsets, added = encoding["input_ids"], encoding["offset_mapping"], encoding["special_tokens_mask"]
     first = next((i for i, extra in enumerate(added) if not extra), len(ids))
@@ -352,7 +369,12 @@ def _between(begun: int, ended: int, offsets: list[tuple[int, int]]) -> tuple[in
 
 
 def _own_end(
-    text: str, ids: list[int], offsets: list[tuple[int, int]], first: int, last: int, tokenizer: Any
+    text: str,
+    ids: list[int],
+    offsets: list[tuple[int, int]],
+    first: int,
+    last: int,
+    tokenizer: "PreTrainedTokenizerBase",
 ) -> int | None:
     """One past the special token, among those from `first` to `last`, with which `text` ends but for white space."""
     special_ids = specials(tokenizer)
@@ -360,6 +382,6 @@ def _own_end(
     return end if end is not None and not text[offsets[end - 1][1] :].strip() else None
 
 
-def specials(tokenizer: Any) -> set[int]:
+def specials(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
     """The special tokens, those without a name too: many tokenizers' `all_special_ids` lacks `<|eot_id|>`."""
     return {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}

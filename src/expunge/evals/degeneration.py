@@ -4,7 +4,7 @@ import gc
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import regex
@@ -15,6 +15,9 @@ from expunge.data.refusals import REFUSALS
 from expunge.data.words import caseless, is_unspaced, words, words_and_marks
 from expunge.evals import requests
 from expunge.evals.rouge import rouge_l_recall
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +195,7 @@ def _plain(text: str) -> str:
     return " ".join(caseless(text).split())
 
 
-def _read_elsewhere(model: Any, tokenizer: Any, asked: Prompts) -> list[np.ndarray]:
+def _read_elsewhere(model: Any, tokenizer: "PreTrainedTokenizerBase", asked: Prompts) -> list[np.ndarray]:
     """The target's usual answers as it reads them after other prompts, see `_nlls`."""
     count = min(SAMPLE, len(asked.rows))
     if not count:
@@ -213,7 +216,7 @@ def _read_elsewhere(model: Any, tokenizer: Any, asked: Prompts) -> list[np.ndarr
     return [nll for nll in read if len(nll)]
 
 
-def _nlls(model: Any, tokenizer: Any, pairs: Sequence[tuple[Row, str]]) -> list[np.ndarray]:
+def _nlls(model: Any, tokenizer: "PreTrainedTokenizerBase", pairs: Sequence[tuple[Row, str]]) -> list[np.ndarray]:
     """For each row and text, −log p of every token of the text as the row's answer, float64."""
     context = requests.context_length(model)
     sequences: list[Encoded | None] = []

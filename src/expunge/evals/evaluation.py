@@ -1,7 +1,7 @@
 """Measuring a model on a benchmark: its questions, its probes and the distance to the retrained model, all at once."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from expunge.data.benchmark import Benchmark
 from expunge.evals import probes, tofu
@@ -9,10 +9,13 @@ from expunge.evals.degeneration import LoadTarget, Prompts, Usual
 from expunge.evals.retrained import Distance
 from expunge.evals.tofu import Evaluation, Record
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 def evaluate(
     model: Any,
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     benchmark: Benchmark,
     *,
     retrained_records: Mapping[str, Sequence[Record]] | None = None,
@@ -48,7 +51,7 @@ def usual_answers(
 ) -> Usual:
     """How the target that `load` gives usually answers what `benchmark` asks about the forget set."""
 
-    def asked(tokenizer: Any, context: int) -> dict[str, Prompts]:
+    def asked(tokenizer: "PreTrainedTokenizerBase", context: int) -> dict[str, Prompts]:
         of_probes = probes.prompts(benchmark.probes)
         if not benchmark.questions.get("forget"):
             return of_probes

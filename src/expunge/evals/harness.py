@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,10 +20,13 @@ import torch
 from expunge.errors import UserError, first_line
 from expunge.evals.requests import context_length
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 def run(
     model: Any,
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     tasks: Sequence[str],
     *,
     batch_size: int | str = 8,

@@ -5,16 +5,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from expunge.data.augment import parts
 from expunge.data.benchmark import Choices, Comparison, Continuations, Membership, Probe, Row
-from expunge.data.encode import Encoded, encode_rows, shortened
+from expunge.data.encode import Encoded, decoded, encode_rows, shortened
 from expunge.errors import UserError
 from expunge.evals import membership, requests
 from expunge.evals import metrics as m
 from expunge.evals.degeneration import Generated, Prompts, Usual, before, judge
 from expunge.evals.requests import Generation, Score
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +47,7 @@ ATTACKS: dict[str, Callable[[Score, str], float]] = {
 
 def evaluate_probes(
     model: Any,
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     probes: Sequence[Probe],
     *,
     retrained_records: Mapping[str, Sequence[Record]] | None = None,
@@ -118,7 +121,7 @@ def _first(probe: Probe, limit: int | None) -> Probe:
             return replace(probe, members=probe.members[:limit], others=probe.others[:limit])
 
 
-def _sequences(probe: Probe, tokenizer: Any, context: int) -> list[Encoded]:
+def _sequences(probe: Probe, tokenizer: "PreTrainedTokenizerBase", context: int) -> list[Encoded]:
     encoded = _encoded(probe, tokenizer, context)
     shorter = f", or {probe.shorter}" if isinstance(probe, Continuations) and probe.shorter else ""
     for i, e in enumerate(encoded):
@@ -130,7 +133,7 @@ def _sequences(probe: Probe, tokenizer: Any, context: int) -> list[Encoded]:
     return encoded
 
 
-def _encoded(probe: Probe, tokenizer: Any, context: int) -> list[Encoded]:
+def _encoded(probe: Probe, tokenizer: "PreTrainedTokenizerBase", context: int) -> list[Encoded]:
     match probe:
         case Continuations():
             encoded = encode_rows(probe.rows, tokenizer, name=probe.name)
@@ -146,13 +149,17 @@ def _encoded(probe: Probe, tokenizer: Any, context: int) -> list[Encoded]:
     return [Encoded(e.input_ids[:-1], e.start) for e in encoded]
 
 
-def _end_of(encoded: Encoded, tokens: int, context: int, tokenizer: Any) -> Encoded:
+def _end_of(encoded: Encoded, tokens: int, context: int, tokenizer: "PreTrainedTokenizerBase") -> Encoded:
     """The passage without as much of its beginning as its continuation, true or generated, needs of the context."""
     return shortened(encoded, context - max(tokens, encoded.supervised), tokenizer)
 
 
 def _generate(
-    model: Any, tokenizer: Any, probes: Sequence[Probe], encoded: Sequence[Sequence[Encoded]], progress: bool
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    probes: Sequence[Probe],
+    encoded: Sequence[Sequence[Encoded]],
+    progress: bool,
 ) -> dict[str, list[Generation]]:
     """Greedy continuations of every `Continuations`, those of one length together."""
     generations: dict[str, list[Generation]] = {}
@@ -166,7 +173,10 @@ def _generate(
 
 
 def _continued(
-    probe: Continuations, scores: Sequence[Score], generations: Sequence[Generation] | None, tokenizer: Any
+    probe: Continuations,
+    scores: Sequence[Score],
+    generations: Sequence[Generation] | None,
+    tokenizer: "PreTrainedTokenizerBase",
 ) -> list[Record]:
     records: list[Record] = []
     for i, (row, score) in enumerate(zip(probe.rows, scores, strict=True)):
@@ -188,13 +198,13 @@ def _continued(
     return records
 
 
-def _answers(probe: Continuations, i: int, tokenizer: Any) -> list[str]:
+def _answers(probe: Continuations, i: int, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     """The text that an answer is compared with; of a passage, as MUSE has it, as many tokens as the text may have."""
     answers = probe.answers[i] if probe.answers is not None else [parts(probe.rows[i])[1]]
     if not probe.passages:
         return answers
     cut = [tokenizer(answer).input_ids[: probe.tokens] for answer in answers]
-    return [tokenizer.decode(ids, skip_special_tokens=True) for ids in cut]
+    return [decoded(ids, tokenizer) for ids in cut]
 
 
 def _pools(probes: Sequence[Probe], records: Mapping[str, Sequence[Record]]) -> dict[str, float]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
-from expunge.data.encode import Encoded, encode, question_row
+from expunge.data.encode import Encoded, decoded, encode, question_row
 from expunge.errors import UserError
 from expunge.evals.decoding import How, answering, greedy, own_generation_config_set_aside
 from expunge.evals.reading import ReadAtHead, at_trees, reads_trees
@@ -23,6 +23,9 @@ from expunge.evals.trees import grow
 from expunge.modeling.agreement import ways_of
 from expunge.modeling.logprobs import token_logps, token_statistics
 from expunge.system import ranks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
 
@@ -48,7 +51,7 @@ class Ask:
 class Measure(Protocol):
     """Something that is found out by asking a model along with everything else."""
 
-    def asks(self, model: Any, tokenizer: Any) -> list[Ask]: ...
+    def asks(self, model: Any, tokenizer: "PreTrainedTokenizerBase") -> list[Ask]: ...
 
     def metrics(self, values: Sequence[Sequence[Tensor]]) -> dict[str, float]:
         """From the answers to each of `asks`."""
@@ -180,7 +183,7 @@ def fit(model: Any, sequences: Sequence[Encoded]) -> list[Encoded]:
 
 def generate(
     model: Any,
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[tuple[int, ...]],
     *,
     max_new_tokens: int,
@@ -232,7 +235,7 @@ def generate(
     for prompt, new in answers.items():
         finished = bool(stops.intersection(new[-1:]))
         new = new[:-1] if finished else new
-        generations[prompt] = Generation(tokenizer.decode(new, skip_special_tokens=True).strip(), new, finished)
+        generations[prompt] = Generation(decoded(new, tokenizer).strip(), new, finished)
     return [generations[p] for p in prompts]
 
 
@@ -242,7 +245,7 @@ def context_length(model: Any) -> int:
     return max(0, getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0) or sys.maxsize
 
 
-def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+def end_tokens(model: Any, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Every token that ends an answer: the tokenizer's, the one that training supervises last, the model's own.
 
     A chat template's end of turn is often not the tokenizer's end of sequence, and a model may list several.
@@ -250,7 +253,7 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
     supervised = encode(question_row("?", "!"), tokenizer).input_ids[-1]
-    return list(dict.fromkeys(t for t in (tokenizer.eos_token_id, supervised, *ends) if t is not None))
+    return list(dict.fromkeys(cast(int, t) for t in (tokenizer.eos_token_id, supervised, *ends) if t is not None))
 
 
 def _own_part(model: Any, items: Iterable[T]) -> list[T]:

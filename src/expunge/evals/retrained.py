@@ -7,7 +7,7 @@ Shapes: `N` supervised tokens of a batch laid end to end, `C` those of a chunk, 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from expunge.evals.tofu import Record, encode_answers
 from expunge.modeling.agreement import ways_of
 from expunge.modeling.logprobs import CHUNK, Head
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 class Retrained:
     """Its `records`, and its next-token distributions over the answers to the forget `questions`.
@@ -28,7 +31,11 @@ class Retrained:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, questions: Sequence[Question], records: Mapping[str, Sequence[Record]]
+        self,
+        model: Any,
+        tokenizer: "PreTrainedTokenizerBase",
+        questions: Sequence[Question],
+        records: Mapping[str, Sequence[Record]],
     ) -> None:
         self.records = records
         self.questions = questions
@@ -39,11 +46,13 @@ class Retrained:
         head = Head.identity(ways.vocab_size) if ways.dense else Head.at_start(model)
         self.head = head.to(torch.device("cpu"))
 
-    def distance(self, model: Any, tokenizer: Any, labels: SoftLabels | None = None) -> dict[str, float]:
+    def distance(
+        self, model: Any, tokenizer: "PreTrainedTokenizerBase", labels: SoftLabels | None = None
+    ) -> dict[str, float]:
         """`Distance` of one model, measured alone."""
         return Distance(self, labels)(model, tokenizer)
 
-    def distance_towards(self, labels: SoftLabels, start: Any, tokenizer: Any) -> "Distance":
+    def distance_towards(self, labels: SoftLabels, start: Any, tokenizer: "PreTrainedTokenizerBase") -> "Distance":
         """`Distance` for a method that pulls towards `labels`, given the model before unlearning.
 
         Labels that don't move are made of that model, once. What they were at the start is `kl_soft_labels_start`.
@@ -70,11 +79,11 @@ class Distance:
     labels: SoftLabels | None = None
     fixed: Mapping[str, float] = field(default_factory=dict)
 
-    def __call__(self, model: Any, tokenizer: Any) -> dict[str, float]:
+    def __call__(self, model: Any, tokenizer: "PreTrainedTokenizerBase") -> dict[str, float]:
         """Measured alone."""
         return self.metrics(at_answers(model, self.asks(model, tokenizer), progress=False))
 
-    def asks(self, model: Any, tokenizer: Any) -> list[Ask]:
+    def asks(self, model: Any, tokenizer: "PreTrainedTokenizerBase") -> list[Ask]:
         """The request to the model (`requests.at_answers`), or none.
 
         None where there are no such questions or where the two models see other tokens in them: with another

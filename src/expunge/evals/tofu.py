@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean, median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from expunge.data.benchmark import Benchmark, Question, Row
 from expunge.data.encode import Encoded, encode, place, question_row, shortened, specials, with_answer
@@ -18,6 +18,9 @@ from expunge.evals import requests
 from expunge.evals.degeneration import SAMPLE, Generated, Prompts, Usual, judge
 from expunge.evals.memorization import exact_memorization, extraction_strength
 from expunge.evals.requests import Measure, Score
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Record = dict[str, Any]
 
@@ -56,7 +59,7 @@ class _Asked:
 
 def evaluate_questions(
     model: Any,
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     benchmark: Benchmark,
     *,
     retrained_records: Mapping[str, Sequence[Record]] | None = None,
@@ -154,7 +157,9 @@ def evaluate_questions(
     return Evaluation(metrics, records)
 
 
-def encode_answers(questions: Iterable[Question], tokenizer: Any, context: int, name: str = FORGET) -> list[Encoded]:
+def encode_answers(
+    questions: Iterable[Question], tokenizer: "PreTrainedTokenizerBase", context: int, name: str = FORGET
+) -> list[Encoded]:
     """Every question with its own answer, as it was trained on, for a model with a context of `context` tokens.
 
     Raises `UserError` for a question that can't be encoded or fills the context, with its number and its row's place.
@@ -163,7 +168,7 @@ def encode_answers(questions: Iterable[Question], tokenizer: Any, context: int, 
 
 
 def _ask(
-    questions: Iterable[Question], tokenizer: Any, context: int, name: str, *, alone: bool = False
+    questions: Iterable[Question], tokenizer: "PreTrainedTokenizerBase", context: int, name: str, *, alone: bool = False
 ) -> list[_Asked]:
     """Each question with its answer, or all of its answers but for `alone`."""
     asked: list[_Asked] = []
@@ -185,7 +190,9 @@ def _ask(
     return asked
 
 
-def prompts(benchmark: Benchmark, tokenizer: Any, context: int, max_new_tokens: int | None = None) -> Prompts:
+def prompts(
+    benchmark: Benchmark, tokenizer: "PreTrainedTokenizerBase", context: int, max_new_tokens: int | None = None
+) -> Prompts:
     """The questions about the forget set, filled up with those of other sets where it is small."""
     cap = max_new_tokens or answer_cap(benchmark.questions.values(), tokenizer, context)
     forget = [_row(q) for q in benchmark.questions[FORGET]]
@@ -203,14 +210,14 @@ def _others(question: Question, row: Row) -> Iterator[Row]:
     return (with_answer(row, answer) for answer in (paraphrase, *question.perturbed_answers))
 
 
-def _around_the_middle(encoded: Encoded, context: int, tokenizer: Any) -> Encoded:
+def _around_the_middle(encoded: Encoded, context: int, tokenizer: "PreTrainedTokenizerBase") -> Encoded:
     """The end of a passage's first half and the beginning of its second, each at most half of the context."""
     if len(encoded) <= context:
         return encoded
     return shortened(encoded, context - context // 2, tokenizer).cut(context)
 
 
-def answer_cap(sets: Iterable[Sequence[Question]], tokenizer: Any, context: int) -> int:
+def answer_cap(sets: Iterable[Sequence[Question]], tokenizer: "PreTrainedTokenizerBase", context: int) -> int:
     """Tokens after which a generated answer is cut off by default; see `evaluate_questions`."""
     answers = [answer for questions in sets for answer in encode_answers(questions, tokenizer, context)]
     return math.ceil(1.5 * max((a.supervised for a in answers), default=0)) + 8

@@ -1,13 +1,16 @@
 """The assistant of ULD and Offset: the first layers of a model with a LoRA adapter, on the model's own tensors."""
 
 from copy import copy, deepcopy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from expunge.errors import UserError
 from expunge.modeling.forward import decoder_layers
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 """Names of the normalisation between the last layer and the head."""
@@ -78,7 +81,7 @@ def linear_names(model: Any, layers: int) -> list[str]:
     return [name for name, m in model.named_modules() if id(m) in inside and isinstance(m, nn.Linear | Conv1D)]
 
 
-def _shortened(config: Any, layers: int) -> Any:
+def _shortened(config: "PretrainedConfig", layers: int) -> Any:
     config = copy(config)
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):

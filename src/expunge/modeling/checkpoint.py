@@ -6,7 +6,7 @@ import logging
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
@@ -22,6 +22,9 @@ from expunge.data.encode import prepare_tokenizer
 from expunge.errors import UserError, first_line
 from expunge.modeling.gguf import SUFFIX, is_gguf, unpacked
 from expunge.system import hub, manifest
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +199,7 @@ def load_config(name: str) -> Any:
     return config
 
 
-def _check_supported(name: str, config: Any) -> None:
+def _check_supported(name: str, config: "PretrainedConfig") -> None:
     if (quantized := getattr(config, "quantization_config", None)) is not None:
         kind = (quantized if isinstance(quantized, dict) else vars(quantized)).get("quant_method")
         raise UserError(
@@ -214,7 +217,7 @@ def _check_supported(name: str, config: Any) -> None:
         )
 
 
-def outline(config: Any, **options: Any) -> Any:
+def outline(config: "PretrainedConfig", **options: Any) -> Any:
     """The model of a configuration without weights. Raises `UserError` where none can be built."""
     try:
         with torch.device("meta"):
@@ -228,7 +231,7 @@ def asking_for(name: str | Path) -> AbstractContextManager[None]:
     return nullcontext() if Path(name).exists() else hub.asked()
 
 
-def load_tokenizer(name: str, config: Any) -> Any:
+def load_tokenizer(name: str, config: "PretrainedConfig") -> Any:
     """The tokenizer in `name`, ready for use with a model of this configuration; raises `UserError`."""
     try:
         with asking_for(name):
@@ -239,7 +242,7 @@ def load_tokenizer(name: str, config: Any) -> Any:
     return fit_tokenizer(tokenizer, config)
 
 
-def fit_tokenizer(tokenizer: Any, config: Any) -> Any:
+def fit_tokenizer(tokenizer: "PreTrainedTokenizerBase", config: "PretrainedConfig") -> Any:
     """Hold a tokenizer to the tokens that the model has an embedding for.
 
     A padding token beyond them gives way to the end token, since padding is looked up like any other token. Special

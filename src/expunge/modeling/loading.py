@@ -1,7 +1,7 @@
 """Load a causal LM with its tokenizer, for inference or for training, and what else of models is needed elsewhere."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers import BitsAndBytesConfig
@@ -20,6 +20,9 @@ from expunge.modeling.checkpoint import (
 from expunge.modeling.saving import as_saved, describe, name_base, parameter_count, save
 from expunge.modeling.scratch import ScratchConfig, build_scratch, scratch_config, train_tokenizer
 from expunge.modeling.weights import check_weights, load_weights
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 __all__ = [
     "Dtype", "LoraConfig", "ScratchConfig", "adapt", "adapted_layers", "as_saved", "build_scratch", "bytes_saved",
@@ -110,7 +113,7 @@ def check_start(path: str | Path, lora: LoraConfig | None) -> None:
         )
 
 
-def check_attention(config: Any, attention: str | None) -> None:
+def check_attention(config: "PretrainedConfig", attention: str | None) -> None:
     """Raise `UserError` for an attention that this model, or this machine, does not have."""
     if attention is not None:
         try:

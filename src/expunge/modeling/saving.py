@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,6 +15,9 @@ from expunge.modeling.bases import record
 from expunge.modeling.checkpoint import whereabouts
 from expunge.system import manifest
 from expunge.system.disk import partial_of, private, remove, writing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def as_saved(model: Any, dtype: torch.dtype | None) -> Any:
@@ -30,7 +33,7 @@ def as_saved(model: Any, dtype: torch.dtype | None) -> Any:
     return model
 
 
-def save(model: nn.Module, tokenizer: Any, path: Path) -> None:
+def save(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
     """Write model (or adapter) and tokenizer to `path`, as `transformers` reads them from wherever it is called.
 
     What is there now is replaced. The folder shows under its name when it is whole, and is its owner's alone.

@@ -1,13 +1,17 @@
 """A small Llama built from nothing, and the byte-level BPE that it reads."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from pydantic import Field, model_validator
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from expunge.data.encode import end_token
 from expunge.system.options import Options
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class ScratchConfig(Options):
@@ -52,13 +56,13 @@ def train_tokenizer(texts: Iterable[str], config: ScratchConfig) -> PreTrainedTo
     )
 
 
-def build_scratch(config: ScratchConfig, tokenizer: Any, *, seed: int) -> LlamaForCausalLM:
+def build_scratch(config: ScratchConfig, tokenizer: "PreTrainedTokenizerBase", *, seed: int) -> LlamaForCausalLM:
     """A randomly initialised Llama of the given size, float32; the same for the same seed."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(scratch_config(config, tokenizer))
 
 
-def scratch_config(config: ScratchConfig, tokenizer: Any) -> LlamaConfig:
+def scratch_config(config: ScratchConfig, tokenizer: "PreTrainedTokenizerBase") -> LlamaConfig:
     """The architecture that `build_scratch` fills with random weights."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
@@ -69,6 +73,6 @@ def scratch_config(config: ScratchConfig, tokenizer: Any) -> LlamaConfig:
         max_position_embeddings=config.context,
         tie_word_embeddings=False,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=end_token(tokenizer),
+        pad_token_id=cast(int, tokenizer.pad_token_id),
     )

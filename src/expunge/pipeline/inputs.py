@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,6 +31,9 @@ from expunge.training.arguments import FIELDS, UnlearnConfig
 from expunge.training.prepare import check_terms, encode_sets
 from expunge.training.reference import check_kind
 from expunge.training.targets import row_texts
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +195,12 @@ def tokenizer_and_config(recipe: Recipe, benchmark: Benchmark) -> tuple[Any, Any
 
 
 def check_method(
-    recipe: Recipe, method: Method, benchmark: Benchmark, tokenizer: Any, config: Any, encoded: set[Any]
+    recipe: Recipe,
+    method: Method,
+    benchmark: Benchmark,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: "PretrainedConfig",
+    encoded: set[Any],
 ) -> None:
     """`check_methods` for one of them; `encoded` remembers which sets have been encoded already."""
     material, retain = Material.of(recipe, method, benchmark), method.retain_term
@@ -215,7 +223,7 @@ def check_method(
         encoded.add(key)
 
 
-def check_assistant(recipe: Recipe, method: Method, config: Any) -> None:
+def check_assistant(recipe: Recipe, method: Method, config: "PretrainedConfig") -> None:
     """Raise `UserError` for an assistant that can't be had; say so where a setting has no use."""
     forget: Any = method.forget
     if method.assisted and recipe.model.lora is not None:
@@ -259,13 +267,13 @@ def _arguments(recipe: Recipe, settings: dict[str, Any], directory: Path) -> Unl
     return args
 
 
-def _check_vocabulary(name: str, other_config: Any, config: Any, remedy: str) -> None:
+def _check_vocabulary(name: str, other_config: Any, config: "PretrainedConfig", remedy: str) -> None:
     size, expected = (c.get_text_config().vocab_size for c in (other_config, config))
     if size != expected:
         raise UserError(f"{name} has a vocabulary of {size} tokens and the model one of {expected}; {remedy}.")
 
 
-def _check_lora(lora: loading.LoraConfig, config: Any) -> None:
+def _check_lora(lora: loading.LoraConfig, config: "PretrainedConfig") -> None:
     """Put the adapter on a model without weights: `UserError` where the model has no such layers, or nothing here holds
     them in few bits."""
     if lora.quantize is not None and find_spec("bitsandbytes") is None:

@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +17,9 @@ from expunge.evals.tofu import Evaluation
 from expunge.modeling import loading
 from expunge.recipe.config import EvaluateConfig
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 log = logging.getLogger(__name__)
 
 
@@ -30,7 +33,7 @@ def load(path: Path | str, *, use_cpu: bool) -> tuple[Any, Any]:
 
 def measure_model(
     model: Any,
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     benchmark: Benchmark,
     options: EvaluateConfig,
     *,
@@ -64,7 +67,7 @@ def of_own(evaluation: Evaluation, options: EvaluateConfig) -> dict[str, float]:
 
 def measure_target(
     model: Any,
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     benchmark: Benchmark,
     options: EvaluateConfig,
     *,
@@ -81,7 +84,12 @@ def measure_target(
 
 
 def measure_retrained(
-    model: Any, tokenizer: Any, benchmark: Benchmark, options: EvaluateConfig, *, usual: Usual | None = None
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    benchmark: Benchmark,
+    options: EvaluateConfig,
+    *,
+    usual: Usual | None = None,
 ) -> tuple[Retrained, Evaluation]:
     """The retrained model as every other is measured against it, and its own numbers."""
     evaluation = measure_model(model, tokenizer, benchmark, options, usual=usual)

@@ -6,7 +6,7 @@ through the difference with the model; or, once ULD's difference is there, the m
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -21,6 +21,9 @@ from expunge.modeling.difference import LogitDifferenceConfig, LogitDifferenceFo
 from expunge.modeling.saving import same_vocabulary
 from expunge.objectives import ULDDistilled
 from expunge.recipe.config import Method, Recipe
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def weights(recipe: Recipe, target: Path | str) -> Load:
     return load
 
 
-def outlines(recipe: Recipe, config: Any) -> Load:
+def outlines(recipe: Recipe, config: "PretrainedConfig") -> Load:
     """The models of `weights` without weights (`torch.device("meta")`), to be counted and checked."""
 
     def load(name: str | None = None, *, trains: bool = False) -> Any:

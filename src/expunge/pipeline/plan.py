@@ -3,7 +3,7 @@
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,6 +25,9 @@ from expunge.training.memory import Memory
 from expunge.training.modes import switch_off_dropout, train_only
 from expunge.training.prepare import encode_sets
 from expunge.training.signals import needs_by_role
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,13 @@ def plan(recipe: Recipe) -> list[dict[str, Any]]:
     return [asdict(_plan(recipe, method, benchmark, tokenizer, config)) for method in recipe.methods]
 
 
-def _plan(recipe: Recipe, method: Method, benchmark: Benchmark, tokenizer: Any, config: Any) -> Plan:
+def _plan(
+    recipe: Recipe,
+    method: Method,
+    benchmark: Benchmark,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: "PretrainedConfig",
+) -> Plan:
     material, retain = Material.of(recipe, method, benchmark), method.retain_term
     args = training_arguments(recipe, method, Path("unused"))
     sets = encode_sets(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.trainer_utils import IntervalStrategy, set_seed
@@ -50,6 +50,9 @@ from expunge.training.budget import UtilityBudget
 from expunge.training.history import last_checkpoint, trajectory
 from expunge.training.targets import FinetuneConfig, Nothing, Pretrained, taught
 from expunge.training.trainer import UnlearnTrainer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -220,7 +223,7 @@ class Training:
     """
 
     trainer: UnlearnTrainer
-    tokenizer: Any
+    tokenizer: "PreTrainedTokenizerBase"
     models: Models
     dtype: torch.dtype | None
     seconds: float

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from expunge.data.benchmark import Benchmark
 from expunge.evals.aggregate import aggregate
@@ -16,6 +16,9 @@ from expunge.pipeline.methods import refusals
 from expunge.pipeline.rundir import Result, Results
 from expunge.pipeline.start import Start
 from expunge.recipe.config import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -88,13 +91,17 @@ class Session:
     def load(self, path: Path | str) -> tuple[Any, Any]:
         return measure.load(path, use_cpu=bool(self.recipe.train.use_cpu))
 
-    def measure(self, model: Any, tokenizer: Any, distance: Distance | None) -> Evaluation:
+    def measure(self, model: Any, tokenizer: "PreTrainedTokenizerBase", distance: Distance | None) -> Evaluation:
         """Everything that the recipe asks of an unlearned model."""
         known: dict[str, Any] = {"gold": self.gold, "usual": self.usual, "distance": distance}
         return measure.measure_model(model, tokenizer, self.benchmark, self.recipe.evaluate, **known)
 
     def on_the_way(
-        self, model: Any, tokenizer: Any, distance: Distance | None = None, usual: Usual | None = None
+        self,
+        model: Any,
+        tokenizer: "PreTrainedTokenizerBase",
+        distance: Distance | None = None,
+        usual: Usual | None = None,
     ) -> dict[str, float]:
         """The evaluation of a model after an epoch, as the recipe asks."""
         options, full = self.recipe.evaluate, self.recipe.evaluate.each_epoch == "full"

@@ -6,7 +6,7 @@ Compares two models' log-probabilities of a few rows.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from expunge.data.benchmark import Row
 from expunge.data.encode import encode
 from expunge.errors import UserError
 from expunge.modeling.forward import dense_logps
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +31,7 @@ class Start:
     eps: float
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any, rows: Sequence[Row]) -> "Start":
+    def of(cls, model: Any, tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]) -> "Start":
         sequences = [list(encode(row, tokenizer).input_ids[:128]) for row in rows[:4]]
         return cls(sequences, _token_logps(model, sequences), torch.finfo(model.dtype).eps)
 

@@ -15,7 +15,7 @@ import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import uvicorn
 from jinja2 import TemplateError
@@ -33,6 +33,9 @@ from expunge.errors import UserError
 from expunge.serve.asked import Asked, ChatAsked, CompletionAsked, Limits, Refused, parse
 from expunge.serve.generation import Engine, Finished, GenerationJob
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 log = logging.getLogger(__name__)
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
@@ -46,7 +49,15 @@ GRACE = 5
 """Seconds that requests under way have when the server is told to end."""
 
 
-def build(model: Any, tokenizer: Any, name: str, *, api_key: str | None, hosts: Sequence[str], limits: Limits) -> Any:
+def build(
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    name: str,
+    *,
+    api_key: str | None,
+    hosts: Sequence[str],
+    limits: Limits,
+) -> Any:
     """The ASGI application around a loaded model."""
     engine = Engine(model, tokenizer, limits)
     endpoint = Endpoint(engine, name, api_key)
@@ -194,7 +205,7 @@ class Endpoint:
             return list(encoded.input_ids[: encoded.start])
         turns = [{"role": message.role, "content": message.text} for message in asked.messages]
         try:
-            return tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+            return cast(list[int], tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
         except (TemplateError, UserError, ValueError, TypeError, KeyError) as error:
             raise Refused(f"messages: the chat template refuses them ({str(error)[:200]}).", param="messages") from None
 

@@ -15,13 +15,17 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import StoppingCriteria
 
+from expunge.data.encode import decoded
 from expunge.evals.requests import context_length, end_tokens
 from expunge.serve.asked import Asked, Limits, Refused
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +97,7 @@ class Turns:
 class Answer:
     """The text of tokens as they come, cut before the first of `stops`."""
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", stops: Sequence[str]) -> None:
         self.tokenizer, self.stops = tokenizer, stops
         self.ids: list[int] = []
         self.text, self.shown, self.stopped = "", 0, False
@@ -128,7 +132,7 @@ class Answer:
         return piece
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        return decoded(ids, self.tokenizer)
 
 
 def _begun(text: str, stop: str) -> int:
@@ -222,7 +226,7 @@ class GenerationJob(StoppingCriteria):
 class Engine:
     """The served model, the jobs it works on in turn, and those that wait."""
 
-    def __init__(self, model: Any, tokenizer: Any, limits: Limits) -> None:
+    def __init__(self, model: Any, tokenizer: "PreTrainedTokenizerBase", limits: Limits) -> None:
         self.model, self.tokenizer, self.limits = model.eval(), tokenizer, limits
         self.context = context_length(model)
         self.turns, self.current = Turns(), threading.local()

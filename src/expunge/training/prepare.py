@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -18,6 +18,9 @@ from expunge.errors import UserError, did_you_mean
 from expunge.objectives import FORGET, NLL, RETAIN, Objective, objective_class, split_method
 from expunge.training.arguments import UnlearnConfig
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
 
 def check_terms(
     objective: Objective | None,
@@ -26,7 +29,7 @@ def check_terms(
     forget_rows: Sequence[Row],
     retain_rows: Sequence[Row],
     refusals: Sequence[str],
-    config: Any,
+    config: "PretrainedConfig",
 ) -> None:
     """Raise `UserError` for objectives that can't do what is asked of them with these rows and this model."""
     if objective is not None:
@@ -58,8 +61,8 @@ def encode_sets(
     forget_rows: Sequence[Row],
     retain_rows: Sequence[Row],
     refusals: Sequence[str],
-    tokenizer: Any,
-    config: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: "PretrainedConfig",
     args: UnlearnConfig,
 ) -> Sets:
     """Encode the rows of every role that the objectives use; refusals are drawn for the forget rows by `args.seed`.
@@ -106,7 +109,7 @@ def _checked(rows: Sequence[Row], name: str) -> list[Row]:
     ]
 
 
-def _check_tokens(sets: Sets, size: int | None, tokenizer: Any) -> None:
+def _check_tokens(sets: Sets, size: int | None, tokenizer: "PreTrainedTokenizerBase") -> None:
     """Raise `UserError` for a token that the model has no embedding for."""
     for name in ("forget", "retain", "refusal"):
         for row, encoded in enumerate(getattr(sets, name)):

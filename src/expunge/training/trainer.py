@@ -7,7 +7,7 @@ launchers; its logs and checkpoints are in `keeping.py`.
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,9 @@ from expunge.training.prepare import (
 )
 from expunge.training.reference import build_reference
 from expunge.training.signals import gather_signals, needs_by_role
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class EpochsOrder(TrainerCallback):
@@ -232,7 +235,7 @@ class UnlearnTrainer(KeptTrainer):
         return math.ceil(self.args.max_steps * self.settings.rows_per_step / self._get_train_sampler().rows) + 1
 
 
-def _loaded(model: Any, tokenizer: Any, *, adapter: bool) -> tuple[Any, Any]:
+def _loaded(model: Any, tokenizer: "PreTrainedTokenizerBase", *, adapter: bool) -> tuple[Any, Any]:
     """The model and the tokenizer, loaded where only a name is given."""
     if isinstance(model, str | Path):
         model, saved_tokenizer = load(model, merged=True) if adapter else load_for_training(model)
