@@ -32,7 +32,8 @@ def run(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
 
     path = Path(args.recipe) if args.recipe else None
     out = args.out or f"runs/{run_name(path)}"
-    recipe = _repeated(load_recipe(path, [*overrides, ("out", out), *_redacted(args)]), args.seeds)
+    anyway = [("anyway", "true")] if args.anyway else []
+    recipe = _repeated(load_recipe(path, [*overrides, ("out", out), *anyway, *_redacted(args)]), args.seeds)
     if args.dry_run:
         print_plan(recipe, as_json=args.json)
     else:

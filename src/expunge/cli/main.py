@@ -154,6 +154,7 @@ def _parser() -> _Parser:
     )
     sub.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
     sub.add_argument("--dry-run", action="store_true", help="say what would be done: rows, steps, parameters, memory")
+    sub.add_argument("--anyway", action="store_true", help="unlearn rows though the model shows no knowledge of them")
     run_options(sub)
     redact_option(sub)
 

@@ -112,6 +112,7 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> lis
         results = Results(out, recipe, benchmark, resume=resume)
         session = Session(recipe, benchmark, results, *starting_models(recipe, benchmark))
         if not all(results.has(name) for name in ("target", *(method.name for method in recipe.methods))):
+            session.look()
             session.measure_before_unlearning()
             for method in recipe.methods:
                 if not results.has(method.name):

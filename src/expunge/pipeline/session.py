@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expunge.data.benchmark import Benchmark
+from expunge.errors import UserError
 from expunge.evals.aggregate import aggregate
 from expunge.evals.degeneration import Usual
 from expunge.evals.evaluation import evaluate, usual_answers
+from expunge.evals.knowledge import look
 from expunge.evals.retrained import Distance, Retrained
 from expunge.evals.tofu import Evaluation
 from expunge.pipeline import measure
@@ -21,6 +23,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
+
+KNOWS = {
+    "knows": "knows these rows",
+    "does not know": "does not know these rows, and training can only harm it",
+    "cannot tell": "may or may not know these rows",
+}
 
 
 @dataclass
@@ -49,6 +57,24 @@ class Session:
         if self.retrained is not None:
             self._measure_retrained(self.retrained)
         self._measure_target()
+
+    def look(self) -> None:
+        """Ask the target for facts of the forget rows: `UserError` where it knows none, since training would only harm.
+
+        Takes seconds. A model that this run has taught the rows is not asked.
+        """
+        recipe, rows = self.recipe, self.benchmark
+        if recipe.model.scratch is not None or recipe.finetune is not None or self.results.has("target"):
+            return
+        knowledge = look(*self.load(self.target), rows.forget, rows.retain, seed=recipe.seed)
+        if knowledge is None:
+            return
+        if knowledge.verdict == "does not know" and not recipe.anyway:
+            raise UserError(
+                f"{knowledge}: it does not know these rows, so there is nothing to unlearn; name the model that learnt "
+                f"them (--model), or unlearn all the same with --anyway."
+            )
+        log.info("%s: it %s", knowledge, KNOWS[knowledge.verdict])
 
     def measure_before_unlearning(self) -> None:
         """The same, and what methods need of the target: how it answers, and its metrics on the way."""

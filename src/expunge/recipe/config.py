@@ -335,6 +335,7 @@ class Recipe(Section):
     )
     train: TrainConfig = TrainConfig()  # pyright: ignore[reportInvalidTypeForm]
     evaluate: Annotated[EvaluateConfig, BeforeValidator(unfold_evaluate)] = EvaluateConfig()
+    anyway: bool = Field(default=False, description="unlearn rows though the model shows no knowledge of them")
     redact: bool = Field(default=False, description="write records and report without texts; numbers stay")
     threads: int | None = Field(
         default=None, ge=1, le=MOST_THREADS, description="CPU threads; tiny models are fastest with one"

@@ -1,0 +1,93 @@
+"""Does a model know some rows at all? Facts that its answers state, beside facts of the same kind that others could.
+
+A model that never saw the rows states their facts about as often as those of other rows. No training and no other model
+is needed.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any, Literal
+
+from expunge.data.augment import parts
+from expunge.data.benchmark import Row
+from expunge.data.encode import encode
+from expunge.data.facts import alternatives
+from expunge.evals import requests
+
+ROWS = 24
+"""Rows that are looked at: enough for the interval, and seconds for a small model."""
+OTHERS = 8
+"""Facts of other rows for each fact."""
+LEAST = 8
+"""Rows with facts that it takes to tell: where none of fewer is known, a third still might be (Wilson's interval)."""
+UNKNOWN = 1 / 3
+"""Share of the facts under which the whole interval lies where the rows are not known."""
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """Facts that a model states when it is asked for them.
+
+    stated    share of the facts of each row that its greedy answer holds
+    chance    the same of other rows' facts: what is stated without being known
+    """
+
+    stated: tuple[float, ...]
+    chance: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.stated)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % confidence interval of stated less chance, from Student's t over rows."""
+        from scipy.stats import t as student
+
+        above = [a - b for a, b in zip(self.stated, self.chance, strict=True)]
+        half = float(student.ppf(0.975, len(above) - 1)) * stdev(above) / math.sqrt(len(above))
+        return max(-1.0, fmean(above) - half), min(1.0, fmean(above) + half)
+
+    @property
+    def verdict(self) -> Literal["knows", "does not know", "cannot tell"]:
+        low, high = self.interval
+        return "does not know" if high < UNKNOWN else "knows" if low > UNKNOWN else "cannot tell"
+
+    def __str__(self) -> str:
+        return (
+            f"asked {len(self.stated)} of the forget rows, the model states {100 * self.mean:.0f} % of their facts (of "
+            f"other rows' facts {100 * fmean(self.chance):.0f} %)"
+        )
+
+
+def look(
+    model: Any, tokenizer: Any, rows: Sequence[Row], others: Sequence[Row] = (), *, seed: int, progress: bool = True
+) -> Knowledge | None:
+    """Ask `model` some of `rows`, and look for their facts in its answers; `None` where too few have facts to tell.
+
+    `others` are rows whose facts are looked for as well. Raw texts ask nothing and are left out.
+    """
+    asking = [row for row in rows if "text" not in row]
+    pairs = [parts(row) for row in (*asking, *(row for row in others if "text" not in row))]
+    known = alternatives(pairs[: len(asking)], pairs[len(asking) :], most=OTHERS, seed=seed)
+    usable = [(row, facts) for row, facts in zip(asking, known, strict=True) if facts]
+    chosen = usable[:: max(1, len(usable) // ROWS)][:ROWS]
+    if len(chosen) < LEAST:
+        return None
+    encoded = [encode(row, tokenizer) for row, _ in chosen]
+    answers = requests.generate(
+        model,
+        tokenizer,
+        [row.input_ids[: row.start] for row in encoded],
+        max_new_tokens=math.ceil(1.5 * max(row.supervised for row in encoded)) + 8,
+        progress=progress,
+    )
+    stated, chance = [], []
+    for answer, (_, facts) in zip(answers, chosen, strict=True):
+        text = answer.text.lower()
+        stated.append(fmean(fact.lower() in text for fact, _ in facts))
+        instead = [other.lower() in text for _, others_of in facts for other in others_of]
+        chance.append(fmean(instead) if instead else 0.0)
+    return Knowledge(tuple(stated), tuple(chance))
