@@ -34,6 +34,7 @@ Comparison = Literal[
     "token_f1",
     "exact_match",
     "rwku_exact_match",
+    "states",
     "entropy",
 ]
 """How a generated text is compared with the right one: a function of `expunge.evals.metrics`."""

@@ -89,6 +89,9 @@ _OURS: dict[str, Metric] = {
         "extraction strength", "↓", "0 to 1", GOAL, "share of an answer that follows from its beginning alone"),
     "forget_exact_memorization": Metric(
         "exact memorisation", "↓", "0 to 1", GOAL, "share of the answer's tokens that are the model's first guess"),
+    "general": Metric(
+        "general questions", "↑", "0 to 1", SAME, "share of 60 questions of general knowledge answered rightly",
+        "retain"),
     "mmlu": Metric("MMLU", "↑", "0 to 1", SAME, "share of multiple-choice questions answered rightly", "retain"),
     **{
         f"membership_{attack}{side}": Metric(f"{label}{words}{end}", hint, span, good, f"{what} {words}", "membership")

@@ -124,6 +124,11 @@ def exact_match(generated: str, answer: str) -> float:
     return _equal(match[1] if match else generated.strip().split("\n")[0], answer)
 
 
+def states(generated: str, answer: str) -> float:
+    """1 when the words of the answer stand in the generated text, one after the other, else 0. Range {0, 1}."""
+    return float(f" {' '.join(words(answer))} " in f" {' '.join(words(generated))} ")
+
+
 def rwku_exact_match(generated: str, answer: str) -> float:
     """`exact_match` as RWKU's evaluation code has it: compared is what stands between the first "the answer is " and
     the next full stop, or else the whole text. Range {0, 1}.

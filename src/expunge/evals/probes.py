@@ -31,6 +31,7 @@ COMPARE: dict[Comparison, Callable[[str, list[str]], float]] = {
     "token_f1": lambda text, answers: max(m.token_f1(text, a) for a in answers),
     "exact_match": lambda text, answers: max(m.exact_match(text, a) for a in answers),
     "rwku_exact_match": lambda text, answers: max(m.rwku_exact_match(text, a) for a in answers),
+    "states": lambda text, answers: max(m.states(text, a) for a in answers),
     "entropy": lambda text, _answers: m.ngram_entropy(text),
 }
 

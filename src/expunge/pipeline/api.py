@@ -118,6 +118,8 @@ def evaluate(
     named = isinstance(model, str | Path)
     if named:
         whereabouts(str(model))
+    else:
+        options = {"general": getattr(tokenizer, "chat_template", None) is not None, **options}
     recipe = parse_recipe(
         {
             "model": str(model) if named else GIVEN,

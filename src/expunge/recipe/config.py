@@ -124,6 +124,9 @@ class EvaluateConfig(Section):
         default=None, ge=1, description="of a generated answer; default from the answers"
     )
     limit: int | None = Field(default=None, ge=1, description="questions of each set but forget, in the end")
+    general: bool | None = Field(
+        default=None, description="ask 60 questions of general knowledge; default where a pretrained model chats"
+    )
     mmlu: str | None = Field(default=None, description="folder with MMLU's dev and validation files, asked in the end")
     harness: HarnessConfig | None = None
     metrics: Annotated[list[str], BeforeValidator(_metric_paths), AfterValidator(_known_metrics)] = Field(

@@ -1,0 +1,78 @@
+"""Questions of general knowledge: which models are asked, and what counts as right."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import expunge
+from expunge.benchmarks import general
+from expunge.evals.metrics import states
+from expunge.modeling.loading import load, save
+from expunge.pipeline.inputs import load_benchmark
+from expunge.recipe.parsing import load_recipe
+
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "right"),
+    [
+        ("The capital is Paris.", "Paris", 1),
+        ("It is PARIS!", "paris", 1),
+        ("A parisian cafe", "Paris", 0),
+        ("South of America", "South America", 0),
+        ("In South America, mostly.", "South America", 1),
+        ("17 days", "7", 0),
+        ("", "Paris", 0),
+    ],
+)
+def test_an_answer_is_stated_word_by_word(text: str, answer: str, right: float) -> None:
+    assert states(text, answer) == right
+
+
+def test_every_question_is_asked_once_and_has_answers_that_it_does_not_give_away() -> None:
+    probe = general.load()
+    asked = [row["question"] for row in probe.rows]
+    assert len(set(asked)) == 60 and all(re.search(r"\?$", question) for question in asked)
+    assert probe.answers is not None
+    assert all(
+        answers and not any(states(q, a) for a in answers) for q, answers in zip(asked, probe.answers, strict=True)
+    )
+
+
+@pytest.fixture
+def models(tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> Path:
+    """A folder with `plain`, and with `chat`, whose tokenizer has a chat template."""
+    save(tiny_model(layers=1), tiny_tokenizer, tmp_path / "plain")
+    _, tokenizer = load(tmp_path / "plain")
+    tokenizer.chat_template = CHAT
+    save(tiny_model(layers=1), tokenizer, tmp_path / "chat")
+    (tmp_path / "forget.jsonl").write_text(json.dumps({"question": "Who?", "answer": "Ann."}) + "\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "asked"),
+    [("plain", None, False), ("chat", None, True), ("plain", "true", True), ("chat", "false", False)],
+)
+def test_chat_models_are_asked_unless_the_recipe_says_otherwise(
+    models: Path, name: str, told: str | None, asked: bool
+) -> None:
+    keys = [("model", str(models / name)), ("forget", str(models / "forget.jsonl"))]
+    benchmark = load_benchmark(load_recipe(None, [*keys, *([] if told is None else [("evaluate.general", told)])]))
+    assert any(probe.name == "general" for probe in benchmark.probes) is asked
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_model_is_measured_by_them(models: Path, in_memory: bool) -> None:
+    given = load(models / "chat") if in_memory else (str(models / "chat"), None)
+    found = expunge.evaluate(*given, forget=[{"question": "Who?", "answer": "Ann."}], max_new_tokens=2)
+    assert found.metrics["general"] == 0 and len(found.records["general"]) == 60
+    assert all("states" in record for record in found.records["general"])
