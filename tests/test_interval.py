@@ -39,14 +39,7 @@ def test_seeds_are_runs_of_their_own_with_a_mean(tmp_path: Path, monkeypatch: py
     words = ["--benchmark", "{name: fable, authors: 10, facts: 3, split: forget20}", "--method", "npo+nll"]
     words += ["--model.scratch", "{layers: 1, hidden: 16, heads: 2, vocab: 400, context: 96}", "--finetune.seed", "0"]
     words += ["--finetune.epochs", "1", "--train.num_train_epochs", "1", "--train.learning_rate", "1e-3"]
-    words += [
-        "--evaluate",
-        "{max_new_tokens: 4, limit: 2, each_epoch: 'off'}",
-        "--seed",
-        "3",
-        "--out",
-        str(tmp_path / "r"),
-    ]
+    words += ["--evaluate", "{max_new_tokens: 4, limit: 2, each_epoch: 'off'}", "--seed", "3"]
     assert main(["run", *words, "--seeds", "2", "--out", str(tmp_path / "r")]) == 0
     rows = [json.loads((tmp_path / "r" / f"seed={k}" / "results.json").read_text())[-1] for k in (3, 4)]
     values = [row["metrics"]["forget_probability"] for row in rows]

@@ -126,7 +126,7 @@ from pathlib import Path
 
 from expunge.system import machine
 from expunge.pipeline.inputs import load_benchmark
-from expunge.pipeline.run import prepare
+from expunge.pipeline.run import make_trainer
 from expunge.recipe.parsing import load_recipe
 from expunge.pipeline.plan import plan
 
@@ -134,7 +134,7 @@ def train(model):
     keys = [("model", model), ("forget", "forget.jsonl"), ("retain", "retain.jsonl"), ("method", "npo+kl")]
     keys += [("train.max_steps", "2"), ("train.per_device_train_batch_size", "2"), ("train.save_strategy", "no")]
     chosen = load_recipe(None, [*keys, ("evaluate.each_epoch", "off"), ("threads", "1")])
-    training = prepare(chosen, chosen.methods[0], load_benchmark(chosen), model, Path("out"), evaluate=None)
+    training = make_trainer(chosen, chosen.methods[0], load_benchmark(chosen), model, Path("out"), evaluate=None)
     training.trainer.train()
     return plan(chosen)[0]
 

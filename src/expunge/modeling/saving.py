@@ -84,7 +84,7 @@ def _loses_padding(model: PreTrainedModel) -> bool:
     """Whether transformers, as it loads a model of this class, zeroes the padding row of an embedding that it read."""
     read = nn.Embedding(2, 1, padding_idx=0, _weight=torch.ones(2, 1))
     read.weight._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]
-    hollow = type(model).__new__(type(model))  # without a weight that drawing anew could reach
+    hollow = object.__new__(type(model))  # without a weight that drawing anew could reach
     nn.Module.__init__(hollow)
     hollow.config = model.config
     with torch.no_grad(), suppress(AttributeError):  # of a class that looks for the embedding in itself
