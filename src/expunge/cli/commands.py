@@ -220,6 +220,9 @@ def distill(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
 
 
 def serve(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
+    # Every request runs the model in a thread, and each thread has OpenMP workers of its own: those of the one that is
+    # not served would spin on the cores that the other needs. Read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from expunge.serve import serve
 
     serve(
