@@ -15,7 +15,7 @@ import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import uvicorn
 from jinja2 import TemplateError
@@ -35,6 +35,8 @@ from expunge.serve.generation import Engine, Finished, GenerationJob
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -169,9 +171,14 @@ class Endpoint:
             self.engine.leave(address)
             raise
         self.engine.start(job)
-        if asked.stream:
-            return TimedStream(_stream(job, asked, form, deadline), seconds=2 * self.limits.timeout)
-        return await _whole(request, job, form, deadline)
+        if not asked.stream:
+            return await _whole(request, job, form, deadline)
+        # The head of the response waits for the first piece: who asks and leaves asks no faster than the model answers.
+        pieces = job.pieces(deadline)
+        first = await _unless_gone(request, job, anext(pieces))
+        if first is None:
+            return Response(status_code=499)
+        return TimedStream(_stream(job, asked, form, first, pieces), seconds=2 * self.limits.timeout)
 
     async def _body(self, request: Request) -> bytes:
         """The body, as far as it may be as long and take as long."""
@@ -271,10 +278,12 @@ class TimedStream(StreamingResponse):
             log.warning("a stream was cut off: its client was too slow, or left")
 
 
-async def _stream(job: GenerationJob, asked: Asked, form: Form, deadline: float) -> AsyncIterator[str]:
+async def _stream(
+    job: GenerationJob, asked: Asked, form: Form, first: str | Finished, pieces: AsyncIterator[str | Finished]
+) -> AsyncIterator[str]:
     number = uuid.uuid4().hex
     try:
-        async for event in job.pieces(deadline):
+        async for event in _with_first(first, pieces):
             piece = form.piece("", event.reason) if isinstance(event, Finished) else form.piece(event, None)
             yield _event(form.frame(form.streamed, number, [piece]))
             if isinstance(event, Finished) and asked.with_usage:
@@ -282,14 +291,18 @@ async def _stream(job: GenerationJob, asked: Asked, form: Form, deadline: float)
         yield "data: [DONE]\n\n"
     except Refused as error:
         yield _event(error.body)
+    finally:
+        job.cancel()
+
+
+async def _with_first(first: T, rest: AsyncIterator[T]) -> AsyncIterator[T]:
+    yield first
+    async for each in rest:
+        yield each
 
 
 async def _whole(request: Request, job: GenerationJob, form: Form, deadline: float) -> Response:
     """The answer in one piece, or nothing for a client that has left."""
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
 
     async def collected() -> tuple[str, Finished]:
         text: list[str] = []
@@ -299,18 +312,34 @@ async def _whole(request: Request, job: GenerationJob, form: Form, deadline: flo
             text.append(event)
         raise AssertionError
 
-    answer, left = asyncio.ensure_future(collected()), asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait((answer, left), return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            return Response(status_code=499)
-        text, end = answer.result()
-    finally:
-        job.cancel()
-        answer.cancel()
-        left.cancel()
+    answer = await _unless_gone(request, job, collected())
+    if answer is None:
+        return Response(status_code=499)
+    text, end = answer
     choices = [form.choice(text, end.reason)]
     return JSONResponse(form.frame(form.kind, uuid.uuid4().hex, choices, usage=_usage(job, end)))
+
+
+async def _unless_gone(request: Request, job: GenerationJob, awaited: Awaitable[T]) -> T | None:
+    """What is awaited of a job, or `None` once the client has left, which ends the job."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    answer, left = asyncio.ensure_future(awaited), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait((answer, left), return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        job.cancel()
+        return None
+    except BaseException:
+        job.cancel()
+        raise
+    finally:
+        answer.cancel()
+        left.cancel()
 
 
 def _usage(job: GenerationJob, end: Finished) -> dict[str, int]:
