@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerControl, TrainerState
 
 from expunge.errors import UserError
 from expunge.evals.glossary import show
@@ -15,7 +16,7 @@ from expunge.modeling.loading import load
 from expunge.pipeline.run import run
 from expunge.recipe.parsing import load_recipe
 from expunge.report import write_markdown
-from expunge.training.budget import Look, UtilityBudget
+from expunge.training.budget import ForgetGoal, Look, UtilityBudget
 
 WORLD = (
     ("benchmark", "{name: fable, authors: 10, facts: 3, split: forget20}"),
@@ -74,6 +75,24 @@ def test_exactly_the_share_is_within_it() -> None:
     assert not budget.see(Look(2, 2, {"retain_probability": 0.4, "forget_probability": 0.6}))
     assert budget.see(Look(3, 3, {"retain_probability": 0.4, "forget_probability": 0.1}))
     assert (outcome := budget.outcome()) and outcome["why"].startswith("ended after epoch 3, where retain probability")
+
+
+def test_the_goal_is_reached_when_the_forget_answers_are_no_likelier_than_unknown_ones() -> None:
+    goal, control = ForgetGoal(0.2), TrainerControl()
+    for epoch, probability in ((1, 0.9), (2, 0.21)):
+        goal.on_evaluate(None, TrainerState(epoch=epoch), control, {"eval_forget_probability": probability})
+        assert not control.should_training_stop
+    assert (outcome := goal.outcome()) and outcome["why"].startswith(
+        "ended after epoch 2, where forget probability .210"
+    )
+    goal.on_evaluate(None, TrainerState(epoch=3), control, {"eval_forget_probability": 0.2})
+    assert control.should_training_stop
+    assert goal.outcome() == {
+        "epoch": 3,
+        "kept": 3,
+        "why": "stopped after epoch 3, where forget probability .200 is no longer above that of answers that the "
+        "target can't know (.200)",
+    }
 
 
 def test_nothing_within_it_is_said() -> None:

@@ -10,9 +10,10 @@ import pytest
 
 import expunge
 from expunge.benchmarks import general
+from expunge.evals.evaluation import evaluate
 from expunge.evals.metrics import states
 from expunge.modeling.loading import load, save
-from expunge.pipeline.inputs import load_benchmark
+from expunge.pipeline.inputs import load_benchmark, training_arguments, with_default_method
 from expunge.recipe.parsing import load_recipe
 
 CHAT = (
@@ -54,6 +55,7 @@ def models(tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any) 
     _, tokenizer = load(tmp_path / "plain")
     tokenizer.chat_template = CHAT
     save(tiny_model(layers=1), tokenizer, tmp_path / "chat")
+    (tmp_path / "retain.jsonl").write_text(json.dumps({"question": "Where?", "answer": "Here."}) + "\n")
     (tmp_path / "forget.jsonl").write_text(json.dumps({"question": "Who?", "answer": "Ann."}) + "\n")
     return tmp_path
 
@@ -76,3 +78,32 @@ def test_a_model_is_measured_by_them(models: Path, in_memory: bool) -> None:
     found = expunge.evaluate(*given, forget=[{"question": "Who?", "answer": "Ann."}], max_new_tokens=2)
     assert found.metrics["general"] == 0 and len(found.records["general"]) == 60
     assert all("states" in record for record in found.records["general"])
+
+
+@pytest.mark.parametrize(
+    ("keys", "method", "rate"),
+    [
+        ({"model": "plain"}, "uld_distilled", 1e-5),
+        ({"model": "chat"}, "npo+nll", 0.02 / 32),
+        ({"model": "chat", "model.lora.r": "2"}, "npo+nll", 0.2 / 32),
+        ({"model": "chat", "train.learning_rate": "3e-3"}, "npo+nll", 3e-3),
+        ({"model": "chat", "method": "ga"}, "ga", 1e-5),
+    ],
+)
+def test_a_chat_model_s_method_and_pace_follow_from_it(
+    models: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, str], method: str, rate: float
+) -> None:
+    monkeypatch.chdir(models)
+    recipe = load_recipe(None, [*keys.items(), ("forget", "forget.jsonl"), ("retain", "retain.jsonl")])
+    recipe = with_default_method(recipe, load_benchmark(recipe))
+    assert [each.name for each in recipe.methods] == [method]
+    args = training_arguments(recipe, recipe.methods[0], Path("out"))
+    assert args.learning_rate == pytest.approx(rate, rel=0.05)
+    assert recipe.evaluate.stop_when_forgotten is (method == "npo+nll")
+
+
+def test_an_evaluation_that_generates_nothing_leaves_them_out(models: Path) -> None:
+    keys = [("model", str(models / "chat")), ("forget", str(models / "forget.jsonl"))]
+    benchmark = load_benchmark(load_recipe(None, keys))
+    found = evaluate(*load(models / "chat"), benchmark, generate=False, progress=False)
+    assert not any("general" in name for name in found.metrics)

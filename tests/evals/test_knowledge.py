@@ -1,15 +1,20 @@
 """Whether a model knows some rows at all: facts by rule, the verdict by the interval, and the run that stops."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
+import regex as re
 
 from expunge.cli.main import main
-from expunge.data.facts import alternatives, facts
-from expunge.evals.knowledge import LEAST, Knowledge, look
+from expunge.data.encode import encode
+from expunge.data.facts import alternatives, facts, invented
+from expunge.evals import requests
+from expunge.evals.knowledge import LEAST, Knowledge, look, unknown_probability
 from expunge.modeling.loading import load, save
 from expunge.pipeline.run import run
 from expunge.recipe.parsing import load_recipe
@@ -106,3 +111,44 @@ def test_a_run_goes_on_with_a_model_that_knows_the_rows(models: Path, tmp_path: 
     keys = words(models, "taught", tmp_path)[1:]
     pairs = [(key.removeprefix("--"), value) for key, value in zip(keys[::2], keys[1::2], strict=True)]
     assert [row["method"] for row in run(load_recipe(None, pairs))] == ["target", "npo"]
+
+
+def test_an_invented_row_has_the_form_of_the_row_and_none_of_its_facts() -> None:
+    pairs = [
+        ("Where was Ann Lee born?", "Ann Lee was born in Oslo in 1970."),
+        ("Where was Bob Ray born?", "Bob Ray was born in Rome in 1981."),
+        ("What does she do?", "She paints."),
+    ]
+    found = invented(pairs, [("Where was Eva Fox born?", "Eva Fox was born in Lima in 1992.")], seed=0)
+    assert found == invented(pairs, [("Where was Eva Fox born?", "Eva Fox was born in Lima in 1992.")], seed=0)
+    assert found[2] is None
+    for (question, answer), made in zip(pairs[:2], found[:2], strict=True):
+        assert made is not None
+        form = [re.sub(r"\p{Lu}\w+(?: \p{Lu}\w+)*|\d+", "_", side.removeprefix("Where")) for side in (question, answer)]
+        assert [re.sub(r"\p{Lu}\w+(?: \p{Lu}\w+)*|\d+", "_", side.removeprefix("Where")) for side in made] == form
+        assert not any(fact.text in " ".join(made) for fact in facts("", answer))
+        assert made[0].split()[2:4] == made[1].split()[:2], "the same name in question and answer"
+
+
+def test_what_a_model_learnt_is_likelier_than_what_it_can_t_know(models: Path) -> None:
+    known, unknown = (
+        unknown_probability(*load(models / name), ROWS, seed=0, progress=False) for name in ("taught", "untaught")
+    )
+    assert known is not None and unknown is not None
+    sequences = [encode(row, load(models / "taught")[1]) for row in ROWS]
+    of_rows = [
+        fmean(math.exp(score.mean) for score in requests.score(load(models / name)[0], sequences, progress=False))
+        for name in ("taught", "untaught")
+    ]
+    assert of_rows[0] > known and of_rows[1] == pytest.approx(unknown, rel=0.5)
+    assert unknown_probability(*load(models / "taught"), ROWS[:3], seed=0) is None
+
+
+def test_training_stops_when_the_rows_are_forgotten(models: Path, tmp_path: Path) -> None:
+    keys = words(models, "taught", tmp_path)[1:]
+    pairs = [(key.removeprefix("--"), value) for key, value in zip(keys[::2], keys[1::2], strict=True)]
+    pairs = [pair for pair in pairs if pair[0] != "train.max_steps"]
+    more = [("train.num_train_epochs", "40"), ("train.learning_rate", "3e-3"), ("evaluate.stop_when_forgotten", "true")]
+    target, unlearned = run(load_recipe(None, [*pairs, *more]))
+    assert unlearned["stopped"]["epoch"] < 40 and "no longer above" in unlearned["stopped"]["why"]
+    assert unlearned["metrics"]["forget_probability"] < target["metrics"]["forget_probability"]

@@ -109,3 +109,43 @@ def alternatives(
 
 def _overlap(a: set[str], b: set[str]) -> float:
     return len(a & b) / len(a | b) if a | b else 0.0
+
+
+def invented(
+    pairs: Sequence[tuple[str, str]], others: Iterable[tuple[str, str]] = (), *, seed: int
+) -> list[tuple[str, str] | None]:
+    """Each (question, answer) of `pairs` with every name and number replaced, the same one by the same one.
+
+    The others are those of all rows here and of `others`, of the same kind and number of words, after the same word
+    where there are such. What comes out has the form of the row and says something that nobody could have learnt.
+    `None` where nothing can be replaced.
+    """
+    pool: dict[tuple[Kind, int], dict[str, str]] = {}
+    for question, answer in (*pairs, *others):
+        for fact in (*facts("", question), *facts("", answer)):
+            pool.setdefault((fact.kind, fact.size), {}).setdefault(fact.text, fact.before)
+    return [_invented(pair, pool, random.Random(f"{seed} {pair[0]}")) for pair in pairs]
+
+
+def _invented(
+    pair: tuple[str, str], pool: dict[tuple[Kind, int], dict[str, str]], draw: random.Random
+) -> tuple[str, str] | None:
+    instead: dict[str, str] = {}
+    text = " ".join(pair).lower()
+    sides = [facts("", side) for side in pair]
+    for fact in (*sides[0], *sides[1]):
+        like = pool[fact.kind, fact.size]
+        free = [other for other in like if other.lower() not in text and other not in instead.values()]
+        near = [other for other in free if like[other] == fact.before]
+        if fact.text not in instead and free:
+            instead[fact.text] = draw.choice(sorted(near or free))
+    if not instead:
+        return None
+    question, answer = (_replaced(side, found, instead) for side, found in zip(pair, sides, strict=True))
+    return question, answer
+
+
+def _replaced(text: str, found: Sequence[Fact], instead: dict[str, str]) -> str:
+    for fact in reversed(found):
+        text = text[: fact.begin] + instead.get(fact.text, fact.text) + text[fact.end :]
+    return text

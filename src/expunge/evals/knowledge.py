@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from expunge.data.augment import parts
 from expunge.data.benchmark import Row
-from expunge.data.encode import encode
-from expunge.data.facts import alternatives
+from expunge.data.encode import encode, question_row
+from expunge.data.facts import alternatives, invented
 from expunge.evals import requests
 
 ROWS = 24
@@ -44,10 +44,8 @@ class Knowledge:
     @property
     def interval(self) -> tuple[float, float]:
         """95 % confidence interval of stated less chance, from Student's t over rows."""
-        from scipy.stats import t as student
-
         above = [a - b for a, b in zip(self.stated, self.chance, strict=True)]
-        half = float(student.ppf(0.975, len(above) - 1)) * stdev(above) / math.sqrt(len(above))
+        half = _half_width(above)
         return max(-1.0, fmean(above) - half), min(1.0, fmean(above) + half)
 
     @property
@@ -60,6 +58,30 @@ class Knowledge:
             f"asked {len(self.stated)} of the forget rows, the model states {100 * self.mean:.0f} % of their facts (of "
             f"other rows' facts {100 * fmean(self.chance):.0f} %)"
         )
+
+
+def unknown_probability(
+    model: Any, tokenizer: Any, rows: Sequence[Row], others: Sequence[Row] = (), *, seed: int, progress: bool = True
+) -> float | None:
+    """How probable answers may be that `model` can't know: the upper end of a 95 % interval, in [0, 1].
+
+    The answers are those of `rows` with names and numbers of others in place of theirs, in question and answer alike;
+    the probability is length-normalised, as in `forget_probability`. `None` where too few rows can be so changed.
+    """
+    pairs = [(row["question"], row["answer"]) for row in (*rows, *others) if "question" in row]
+    first = sum("question" in row for row in rows)
+    made = [pair for pair in invented(pairs[:first], pairs[first:], seed=seed) if pair is not None]
+    if len(made) < LEAST:
+        return None
+    scores = requests.score(model, [encode(question_row(*pair), tokenizer) for pair in made], progress=progress)
+    found = [math.exp(score.mean) for score in scores]
+    return min(1.0, fmean(found) + _half_width(found))
+
+
+def _half_width(values: Sequence[float]) -> float:
+    from scipy.stats import t as student
+
+    return float(student.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
 
 
 def look(

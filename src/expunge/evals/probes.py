@@ -62,7 +62,8 @@ def evaluate_probes(
     - `Continuations`: the mean comparison goes by the probe's name, that of a kind by both (`forget_aa_cloze`), that of
       a pool by the pool's, those beside it by the same and their own ending (`forget_all_stemmed`); `degeneration` is
       the share of broken text among the answers to all that is forgotten, given `usual` also to the target model.
-      Without `generate`, `<name>_probability`, the length-normalised probability of the answer, stands in.
+      Without `generate`, `<name>_probability`, the length-normalised probability of the answer, stands in; probes
+      whose answers are to be stated in a sentence are left out.
     - `Choices`: accuracy, in [0, 1].
     - `Membership`: `<name>_<attack>`, the AUC of each attack, in [0, 1]. Where the sides have names, the mean score of
       each (`<name>_<attack>_<side>`); else `privleak`, where the retrained model's AUC is known, from
@@ -71,6 +72,8 @@ def evaluate_probes(
     `limit` is the number of rows taken of each probe that need not be asked whole. Raises `UserError` for a prompt
     that does not fit the context, and for a passage to recognise of a single token.
     """
+    if not generate:  # the probability of a bare word says nothing about an answer in a sentence
+        probes = [p for p in probes if not isinstance(p, Continuations) or p.comparison != "states"]
     probes = [_first(probe, limit) for probe in probes]
     encoded = [_sequences(probe, tokenizer, requests.context_length(model)) for probe in probes]
     scores = iter(requests.score(model, [s for group in encoded for s in group], details=True, progress=progress))

@@ -24,7 +24,7 @@ from expunge.modeling import loading
 from expunge.modeling.difference import checkpoint_of
 from expunge.objectives import Needs
 from expunge.pipeline.methods import Material, build, outlines, teaching
-from expunge.pipeline.recommend import recommend
+from expunge.pipeline.recommend import pace, recommend
 from expunge.recipe.config import Method, Recipe, declarations
 from expunge.recipe.parsing import parse_recipe
 from expunge.training.arguments import FIELDS, UnlearnConfig
@@ -119,9 +119,16 @@ def with_default_method(recipe: Recipe, benchmark: Benchmark) -> Recipe:
     """
     if "methods" in recipe.model_fields_set:
         return recipe
-    advice = recommend(benchmark)
-    log.info("no method named; taking %s: %s", advice.method["forget"], advice.why)
-    return parse_recipe({**recipe.model_dump(exclude_unset=True), "method": advice.method}, where="recipe")
+    tokenizer, config = tokenizer_and_config(recipe, benchmark)
+    chats = recipe.model.name is not None and tokenizer.chat_template is not None
+    advice = recommend(benchmark, chats=chats)
+    name = "+".join(advice.method[key] for key in ("forget", "retain") if key in advice.method)
+    log.info("no method named; taking %s: %s", name, advice.why)
+    tree = recipe.model_dump(exclude_unset=True)
+    if chats and name == "npo+nll":
+        for section, keys in pace(config.get_text_config().hidden_size, lora=recipe.model.lora is not None).items():
+            tree[section] = {**keys, **tree.get(section, {})}
+    return parse_recipe({**tree, "method": advice.method}, where="recipe")
 
 
 def check_data(benchmark: Benchmark) -> None:

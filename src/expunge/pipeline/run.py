@@ -46,7 +46,7 @@ from expunge.recipe.config import Method, Recipe
 from expunge.recipe.parsing import combinations
 from expunge.report import write_markdown, write_report
 from expunge.system import machine, ranks
-from expunge.training.budget import UtilityBudget
+from expunge.training.budget import ForgetGoal, UtilityBudget
 from expunge.training.history import last_checkpoint, trajectory
 from expunge.training.targets import FinetuneConfig, Nothing, Pretrained, taught
 from expunge.training.trainer import UnlearnTrainer
@@ -172,6 +172,7 @@ def unlearn(session: Session, method: Method) -> tuple[Result, Evaluation]:
     distance: Distance | None = None
     share = recipe.evaluate.utility_budget
     budget = None if share is None else UtilityBudget(share, session.before)
+    goal = None if session.goal is None else ForgetGoal(session.goal)
 
     def on_the_way(model: Any) -> dict[str, float]:
         return session.on_the_way(model, training.tokenizer, distance, session.usual)
@@ -194,12 +195,17 @@ def unlearn(session: Session, method: Method) -> tuple[Result, Evaluation]:
             log.info("reference: %s", trainer.reference.kind)
         if budget is not None:
             trainer.add_callback(budget)
+        if goal is not None:
+            trainer.add_callback(goal)
         training.train()
-        stopped = None if budget is None else budget.outcome()
-        if budget is not None and stopped is not None:
+        outcomes = [
+            found.outcome() for found in (budget if budget is None or budget.over else None, goal, budget) if found
+        ]
+        stopped = next(iter(outcomes), None)
+        if stopped is not None:
             log.info("%s: %s", method.name, stopped["why"])
-            if budget.kept is not None:
-                trainer.restore(budget.kept.step)
+        if budget is not None and budget.kept is not None:
+            trainer.restore(budget.kept.step)
     unlearned = loading.as_saved(training.unlearned(), training.dtype)
     evaluation = session.measure(unlearned, training.tokenizer, distance)
     if ranks.first():

@@ -10,7 +10,7 @@ from expunge.errors import UserError
 from expunge.evals.aggregate import aggregate
 from expunge.evals.degeneration import Usual
 from expunge.evals.evaluation import evaluate, usual_answers
-from expunge.evals.knowledge import look
+from expunge.evals.knowledge import look, unknown_probability
 from expunge.evals.retrained import Distance, Retrained
 from expunge.evals.tofu import Evaluation
 from expunge.pipeline import measure
@@ -40,6 +40,7 @@ class Session:
     usual              how the target answers, by which broken text is judged; unknown where nothing is unlearned
     start              what every method must start from
     before             the metrics of the target that a utility budget compares with
+    goal               the forget probability at which training stops
     """
 
     recipe: Recipe
@@ -51,6 +52,7 @@ class Session:
     usual: Usual | None = None
     start: Start | None = None
     before: dict[str, float] = field(default_factory=dict)
+    goal: float | None = None
 
     def measure_references(self) -> None:
         """Measure the retrained model and the target, as far as their rows are not there yet."""
@@ -86,6 +88,13 @@ class Session:
             max_new_tokens=recipe.evaluate.max_new_tokens,
         )
         self.measure_references()
+        if recipe.evaluate.stop_when_forgotten:
+            rows = self.benchmark
+            self.goal = unknown_probability(*self.load(self.target), rows.forget, rows.retain, seed=recipe.seed)
+            if self.goal is None:
+                log.warning("evaluate.stop_when_forgotten: too few forget rows have names or numbers; it stops nothing")
+            else:
+                log.info("answers that the target can't know have a probability of %.3f at most", self.goal)
         if recipe.evaluate.utility_budget is None:
             return
         if recipe.evaluate.each_epoch == "full":

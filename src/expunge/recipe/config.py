@@ -120,6 +120,11 @@ class EvaluateConfig(Section):
         description="stop when an evaluation on the way finds less than this share of the target's utility (model "
         "utility if full, else retain probability), and keep the epoch that forgot best before",
     )
+    stop_when_forgotten: bool = Field(
+        default=False,
+        description="stop when an evaluation on the way finds the forget answers no likelier than answers of the same "
+        "form that the target can't know",
+    )
     max_new_tokens: int | None = Field(
         default=None, ge=1, description="of a generated answer; default from the answers"
     )
@@ -137,6 +142,8 @@ class EvaluateConfig(Section):
     def _budget_needs_a_look(self) -> "EvaluateConfig":
         if self.utility_budget is not None and self.each_epoch == "off":
             raise ValueError("utility_budget is kept by evaluations on the way; set each_epoch to fast or full")
+        if self.stop_when_forgotten and self.each_epoch == "off":
+            raise ValueError("stop_when_forgotten needs evaluations on the way; set each_epoch to fast or full")
         return self
 
 

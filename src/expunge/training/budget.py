@@ -93,5 +93,35 @@ class UtilityBudget(TrainerCallback):
         return value if self.aim == "forget_quality" else -value
 
 
+class ForgetGoal(TrainerCallback):
+    """Stops training after the first evaluation whose forget probability is at most `most`.
+
+    `most` is how probable the target finds answers that it can't know (`evals/knowledge.py`): going on would only harm.
+    """
+
+    def __init__(self, most: float) -> None:
+        self.most = most
+        self.reached: Look | None = None
+        self.last: Look | None = None
+
+    def outcome(self) -> dict[str, Any] | None:
+        """The entry of `results.json`, as `UtilityBudget.outcome`; `None` where nothing was evaluated."""
+        if self.last is None:
+            return None
+        value, most = (show("forget_probability", x) for x in (self.last.metrics["forget_probability"], self.most))
+        which = "is no longer above" if self.reached else "is still above"
+        verb = "stopped" if self.reached else "ended"
+        why = f"{verb} after epoch {self.last.epoch:g}, where forget probability {value} {which} that of answers that "
+        return {"epoch": self.last.epoch, "kept": self.last.epoch, "why": f"{why}the target can't know ({most})"}
+
+    def on_evaluate(
+        self, args: Any, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
+    ) -> None:
+        self.last = _look(state.epoch or 0.0, state.global_step, metrics)
+        if self.last.metrics["forget_probability"] <= self.most:
+            self.reached = self.last
+            control.should_training_stop = True
+
+
 def _look(epoch: float, step: int, row: Mapping[str, Any]) -> Look:
     return Look(epoch, step, {k.removeprefix("eval_"): v for k, v in row.items() if k.startswith("eval_")})
