@@ -119,13 +119,15 @@ def with_default_method(recipe: Recipe, benchmark: Benchmark) -> Recipe:
     """
     if "methods" in recipe.model_fields_set:
         return recipe
-    tokenizer, config = tokenizer_and_config(recipe, benchmark)
-    chats = recipe.model.name is not None and tokenizer.chat_template is not None
-    advice = recommend(benchmark, chats=chats)
+    config = None
+    if recipe.model.name is not None:
+        tokenizer, found = loading.load_tokenizer_and_config(recipe.model.name)
+        config = found if tokenizer.chat_template is not None else None
+    advice = recommend(benchmark, chats=config is not None)
     name = "+".join(advice.method[key] for key in ("forget", "retain") if key in advice.method)
     log.info("no method named; taking %s: %s", name, advice.why)
     tree = recipe.model_dump(exclude_unset=True)
-    if chats and name == "npo+nll":
+    if config is not None and name == "npo+nll":
         for section, keys in pace(config.get_text_config().hidden_size, lora=recipe.model.lora is not None).items():
             tree[section] = {**keys, **tree.get(section, {})}
     return parse_recipe({**tree, "method": advice.method}, where="recipe")
