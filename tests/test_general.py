@@ -13,7 +13,12 @@ from expunge.benchmarks import general
 from expunge.evals.evaluation import evaluate
 from expunge.evals.metrics import states
 from expunge.modeling.loading import load, save
-from expunge.pipeline.inputs import load_benchmark, training_arguments, with_default_method
+from expunge.pipeline.inputs import (
+    load_benchmark,
+    training_arguments,
+    with_default_method,
+    with_general_questions,
+)
 from expunge.recipe.parsing import load_recipe
 
 CHAT = (
@@ -68,7 +73,8 @@ def test_chat_models_are_asked_unless_the_recipe_says_otherwise(
     models: Path, name: str, told: str | None, asked: bool
 ) -> None:
     keys = [("model", str(models / name)), ("forget", str(models / "forget.jsonl"))]
-    benchmark = load_benchmark(load_recipe(None, [*keys, *([] if told is None else [("evaluate.general", told)])]))
+    recipe = load_recipe(None, [*keys, *([] if told is None else [("evaluate.general", told)])])
+    benchmark = with_general_questions(recipe, load_benchmark(recipe))
     assert any(probe.name == "general" for probe in benchmark.probes) is asked
 
 
@@ -104,6 +110,7 @@ def test_a_chat_model_s_method_and_pace_follow_from_it(
 
 def test_an_evaluation_that_generates_nothing_leaves_them_out(models: Path) -> None:
     keys = [("model", str(models / "chat")), ("forget", str(models / "forget.jsonl"))]
-    benchmark = load_benchmark(load_recipe(None, keys))
+    recipe = load_recipe(None, keys)
+    benchmark = with_general_questions(recipe, load_benchmark(recipe))
     found = evaluate(*load(models / "chat"), benchmark, generate=False, progress=False)
     assert not any("general" in name for name in found.metrics)

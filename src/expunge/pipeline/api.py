@@ -22,6 +22,7 @@ from expunge.pipeline.inputs import (
     check_recipe,
     load_benchmark,
     with_additions,
+    with_general_questions,
 )
 from expunge.pipeline.measure import load, measure_retrained, measure_target
 from expunge.pipeline.run import run_all
@@ -133,7 +134,7 @@ def evaluate(
         where="evaluate",
     )
     check_recipe(recipe)
-    asked = _benchmark(recipe, benchmark, forget, retain)
+    asked = with_general_questions(recipe, _benchmark(recipe, benchmark, forget, retain))
     check_data(asked)
     if named:
         check_methods(recipe, asked)

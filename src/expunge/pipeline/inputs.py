@@ -97,19 +97,17 @@ def with_additions(recipe: Recipe, benchmark: Benchmark, variants: Sequence[Vari
         variants = read_variants(recipe.augment, benchmark.forget)
     if recipe.data is not None and variants:
         benchmark, variants = custom.ask_with(variants, benchmark, seed=recipe.seed)
-    if _asks_general(recipe):
-        benchmark = replace(benchmark, probes=[*benchmark.probes, general.load()])
     if recipe.evaluate.mmlu is not None:
         benchmark = replace(benchmark, probes=[*benchmark.probes, mmlu.load(recipe.evaluate.mmlu)])
     return replace(benchmark, variants=list(variants))
 
 
-def _asks_general(recipe: Recipe) -> bool:
-    """Whether general questions are asked: as the recipe says, or of every pretrained model with a chat template."""
-    if recipe.evaluate.general is not None or recipe.model.name is None:
-        return bool(recipe.evaluate.general)
-    tokenizer, _ = loading.load_tokenizer_and_config(recipe.model.name)
-    return tokenizer.chat_template is not None
+def with_general_questions(recipe: Recipe, benchmark: Benchmark) -> Benchmark:
+    """The benchmark with general questions, as the recipe says or where a pretrained model has a chat template."""
+    asks = recipe.evaluate.general
+    if asks is None and recipe.model.name is not None:
+        asks = loading.load_tokenizer_and_config(recipe.model.name)[0].chat_template is not None
+    return replace(benchmark, probes=[*benchmark.probes, general.load()]) if asks else benchmark
 
 
 def with_default_method(recipe: Recipe, benchmark: Benchmark) -> Recipe:

@@ -28,6 +28,7 @@ from expunge.pipeline.inputs import (
     load_benchmark,
     training_arguments,
     with_default_method,
+    with_general_questions,
 )
 from expunge.pipeline.methods import Material, Models, build, teaching, weights
 from expunge.pipeline.parallel import side_by_side
@@ -102,7 +103,7 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> lis
         torch.set_num_threads(recipe.threads)
     out = directory_of(recipe)
     with alone_in(out):
-        benchmark = load_benchmark(recipe)
+        benchmark = with_general_questions(recipe, load_benchmark(recipe))
         recipe = with_default_method(recipe, benchmark)
         check_data(benchmark)
         check_run_directory(recipe, resume=resume, overwrite=overwrite)
@@ -133,7 +134,7 @@ def evaluate_only(recipe: Recipe, *, overwrite: bool = False) -> list[Result]:
     check_recipe(recipe)
     out = directory_of(recipe)
     with alone_in(out, then="give the command again with --overwrite"):
-        benchmark = load_benchmark(recipe)
+        benchmark = with_general_questions(recipe, load_benchmark(recipe))
         check_data(benchmark)
         check_run_directory(recipe, resume=False, overwrite=overwrite, resumable=False)
         check_methods(recipe, benchmark)
