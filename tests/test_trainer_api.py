@@ -128,7 +128,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "an adapter as a mapping": ({"peft_config": {}}, "peft_config must be a peft.LoraConfig, got dict ({})."),
     "an adapter as a recipe has it": ({"peft_config": LoraConfig()}, "peft_config must be a peft.LoraConfig, got Lora"),
     "a refusal alone": ({"refusals": "no"}, "refusals must be a list of texts, got str ('no')."),
-    "refusals that are none": ({"refusals": [None]}, "refusals must be a list of texts"),
+    "a list of None as refusals": ({"refusals": [None]}, "refusals must be a list of texts"),
     "a teacher's name": ({"teacher": "name"}, "teacher must be a causal LM, got str ('name')."),
     "an evaluation's numbers": ({"evaluate": {"x": 1.0}}, "evaluate must be a function of the model, got dict"),
     "a callback alone": ({"callbacks": 3}, "callbacks must be a list, got int (3)."),

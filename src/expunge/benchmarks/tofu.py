@@ -27,7 +27,7 @@ class TofuConfig(BenchmarkConfig):
     name: Literal["tofu"] = "tofu"
     split: str = Field(default="forget10", description="forget01, forget05 or forget10")
     authors: int | None = Field(
-        default=None, ge=2, le=20, description="only the last so many of the 200 authors, for small machines"
+        default=None, ge=2, le=20, description="number of authors, the last of the 200; fewer for small machines"
     )
     path: str | None = Field(default=None, description="folder with TOFU's JSON files; the hub without it")
 
@@ -63,11 +63,12 @@ def load(*, split: str = "forget10", authors: int | None = None, path: str | Pat
     forget = read_rows(source.locate(f"{split}.json", split))
     retain = read_rows(source.locate(f"{RETAIN_OF[split]}.json", RETAIN_OF[split]))
     if authors is not None:
-        gone, left = divmod(authors * int(split.removeprefix("forget")), 100)
+        share = int(split.removeprefix("forget"))
+        gone, left = divmod(authors * share, 100)
         if left:
             raise UserError(
-                f"benchmark.authors: {split.removeprefix('forget').lstrip('0')} % of {authors} authors is no whole "
-                f"number; give a multiple of {100 // int(split.removeprefix('forget'))}, or another split."
+                f"benchmark.authors: {share} % of {authors} authors is no whole number; give a multiple of "
+                f"{100 // share}, or another split."
             )
         last = [_question(record) for record in source.read("forget10_perturbed.json", "forget10_perturbed")]
         cut = -OF_AUTHOR * gone

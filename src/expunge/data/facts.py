@@ -134,10 +134,12 @@ def _invented(
     text = " ".join(pair).lower()
     sides = [facts("", side) for side in pair]
     for fact in (*sides[0], *sides[1]):
+        if fact.text in instead:
+            continue
         like = pool[fact.kind, fact.size]
         free = [other for other in like if other.lower() not in text and other not in instead.values()]
         near = [other for other in free if like[other] == fact.before]
-        if fact.text not in instead and free:
+        if free:
             instead[fact.text] = draw.choice(sorted(near or free))
     if not instead:
         return None

@@ -13,8 +13,10 @@ from typing import Any, Literal
 from expunge.data.augment import parts
 from expunge.data.benchmark import Row
 from expunge.data.encode import encode, question_row
-from expunge.data.facts import alternatives, invented
+from expunge.data.facts import alternatives, facts, invented
 from expunge.evals import requests
+from expunge.evals.metrics import probability
+from expunge.evals.tofu import longest_answer
 
 ROWS = 24
 """Rows that are looked at: enough for the interval, and seconds for a small model."""
@@ -74,7 +76,7 @@ def unknown_probability(
     if len(made) < LEAST:
         return None
     scores = requests.score(model, [encode(question_row(*pair), tokenizer) for pair in made], progress=progress)
-    found = [math.exp(score.mean) for score in scores]
+    found = [probability(score.total, score.tokens) for score in scores]
     return min(1.0, fmean(found) + _half_width(found))
 
 
@@ -92,24 +94,24 @@ def look(
     `others` are rows whose facts are looked for as well. Raw texts ask nothing and are left out.
     """
     asking = [row for row in rows if "text" not in row]
-    pairs = [parts(row) for row in (*asking, *(row for row in others if "text" not in row))]
-    known = alternatives(pairs[: len(asking)], pairs[len(asking) :], most=OTHERS, seed=seed)
-    usable = [(row, facts) for row, facts in zip(asking, known, strict=True) if facts]
+    usable = [row for row in asking if facts(*parts(row))]
     chosen = usable[:: max(1, len(usable) // ROWS)][:ROWS]
     if len(chosen) < LEAST:
         return None
-    encoded = [encode(row, tokenizer) for row, _ in chosen]
+    more = (parts(row) for row in (*asking, *others) if "text" not in row)
+    known = alternatives([parts(row) for row in chosen], more, most=OTHERS, seed=seed)
+    encoded = [encode(row, tokenizer) for row in chosen]
     answers = requests.generate(
         model,
         tokenizer,
         [row.input_ids[: row.start] for row in encoded],
-        max_new_tokens=math.ceil(1.5 * max(row.supervised for row in encoded)) + 8,
+        max_new_tokens=longest_answer(encoded),
         progress=progress,
     )
     stated, chance = [], []
-    for answer, (_, facts) in zip(answers, chosen, strict=True):
+    for answer, of_row in zip(answers, known, strict=True):
         text = answer.text.lower()
-        stated.append(fmean(fact.lower() in text for fact, _ in facts))
-        instead = [other.lower() in text for _, others_of in facts for other in others_of]
+        stated.append(fmean(fact.lower() in text for fact, _ in of_row))
+        instead = [other.lower() in text for _, others_of in of_row for other in others_of]
         chance.append(fmean(instead) if instead else 0.0)
     return Knowledge(tuple(stated), tuple(chance))

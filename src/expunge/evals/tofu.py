@@ -220,7 +220,12 @@ def _around_the_middle(encoded: Encoded, context: int, tokenizer: "PreTrainedTok
 def answer_cap(sets: Iterable[Sequence[Question]], tokenizer: "PreTrainedTokenizerBase", context: int) -> int:
     """Tokens after which a generated answer is cut off by default; see `evaluate_questions`."""
     answers = [answer for questions in sets for answer in encode_answers(questions, tokenizer, context)]
-    return math.ceil(1.5 * max((a.supervised for a in answers), default=0)) + 8
+    return longest_answer(answers)
+
+
+def longest_answer(answers: Iterable[Encoded]) -> int:
+    """Tokens that are enough for an answer half as long again as the longest of `answers`."""
+    return math.ceil(1.5 * max((answer.supervised for answer in answers), default=0)) + 8
 
 
 def _record(index: int, question: Question, scores: Sequence[Score], choice: bool) -> Record:

@@ -61,19 +61,14 @@ def check_bases(name: str | Path) -> None:
 def weights_in(folder: Path) -> manifest.Entries:
     """Size and SHA-256 sum of each file that decides on the weights in a folder (or is one); read once in a process."""
     if folder.is_file():
-        return _sums(folder.parent, ((folder.name, folder.stat().st_size, folder.stat().st_mtime_ns),))
+        return manifest.entries_once(folder.parent, [folder.name])
     paths = (path for part in (folder, folder / "assistant") for path in sorted(part.glob("*")) if path.is_file())
     files = [path for path in paths if path.suffix == ".safetensors" or _is_pickled(path) or path.name == ADAPTER]
-    return _sums(folder, tuple((str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns) for f in files))
+    return manifest.entries_once(folder, (str(file.relative_to(folder)) for file in files))
 
 
 def _is_pickled(path: Path) -> bool:
     return path.suffix == ".bin" and path.name.startswith(("pytorch_model", "adapter_model"))
-
-
-@cache
-def _sums(folder: Path, files: tuple[tuple[str, int, int], ...]) -> manifest.Entries:
-    return manifest.entries(folder, (name for name, *_ in files))
 
 
 @cache

@@ -1,6 +1,5 @@
 """The folder of a checkpoint, checked without its weights: whatever can't be read or used is named."""
 
-import hashlib
 import json
 import logging
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -22,6 +21,7 @@ from expunge.data.encode import prepare_tokenizer
 from expunge.errors import UserError, first_line
 from expunge.modeling.gguf import SUFFIX, is_gguf, unpacked
 from expunge.system import hub, manifest
+from expunge.system.digest import digest
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -293,16 +293,16 @@ def stored_dtype(name: str | Path) -> Any:
 def content_of(name: str | Path) -> str:
     """A digest of every file of the checkpoint in `name` (and of an adapter's base), or its commit on the hub.
 
-    Reads every byte of a folder.
+    Every file of a folder is read once in a process, and again when it has changed.
     """
     folder = Path(folder_of(name))
     if not folder.is_dir():
         commit = getattr(load_config(str(name)), "_commit_hash", None)
         return f"{name}@{commit}"
     files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-    entries = manifest.entries(folder, [file for file in files if file != manifest.NAME])
+    entries = manifest.entries_once(folder, (file for file in files if file != manifest.NAME))
     below = content_of(base_of(name)) if is_adapter(name) else ""
-    return hashlib.sha256(json.dumps([entries, below], sort_keys=True).encode()).hexdigest()
+    return digest([entries, below])
 
 
 def not_loaded(name: str, error: Exception) -> UserError:

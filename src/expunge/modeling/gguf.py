@@ -3,7 +3,6 @@
 The checkpoint is made once and kept in the cache by the file's content. What training makes of it names the file.
 """
 
-import hashlib
 import logging
 from functools import cache
 from importlib.util import find_spec
@@ -13,7 +12,7 @@ from typing import Any
 from expunge.errors import UserError, first_line
 from expunge.system import cache as kept
 from expunge.system import manifest
-from expunge.system.disk import partial_of, private, remove, writing
+from expunge.system.disk import private, remove
 
 log = logging.getLogger(__name__)
 
@@ -39,24 +38,19 @@ def unpacked(file: Path) -> Path:
 @cache
 def _unpacked(file: Path, _size: int, _changed: int) -> Path:
     """The same, looked for once in a process."""
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = manifest.entries_once(file.parent, [file.name])[file.name]["sha256"]
     final = kept.cache_directory() / "unpacked" / digest[:16]
-    with kept.lock_of(final), writing(final, kept.ELSEWHERE):
-        if final.exists() and (wrong := manifest.damage(final)):
-            log.warning("%s; it is made again from %s", wrong, file)
-            remove(final)
-        if not final.exists():
-            log.info("unpacking %s into %s", file, final)
-            partial = partial_of(final)
-            with private():
-                remove(partial)
-                manifest.begin(partial)
-                _unpack(file, partial)
-                manifest.seal(partial)
-                partial.replace(final)
-        kept.used(final)
-    return final
+
+    def make(partial: Path) -> Path:
+        log.info("unpacking %s into %s", file, final)
+        with private():
+            remove(partial)
+            manifest.begin(partial)
+            _unpack(file, partial)
+            manifest.seal(partial)
+        return partial
+
+    return kept.kept_or_made(final, make, again=f"{file} is unpacked again")
 
 
 def _unpack(file: Path, folder: Path) -> None:

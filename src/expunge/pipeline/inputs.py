@@ -24,7 +24,7 @@ from expunge.modeling import loading
 from expunge.modeling.difference import checkpoint_of
 from expunge.objectives import Needs
 from expunge.pipeline.methods import Material, build, outlines, teaching
-from expunge.pipeline.recommend import pace, recommend
+from expunge.pipeline.recommend import recommend
 from expunge.recipe.config import Method, Recipe, declarations
 from expunge.recipe.parsing import parse_recipe
 from expunge.training.arguments import FIELDS, UnlearnConfig
@@ -117,18 +117,15 @@ def with_default_method(recipe: Recipe, benchmark: Benchmark) -> Recipe:
     """
     if "methods" in recipe.model_fields_set:
         return recipe
-    config = None
+    width = None
     if recipe.model.name is not None:
-        tokenizer, found = loading.load_tokenizer_and_config(recipe.model.name)
-        config = found if tokenizer.chat_template is not None else None
-    advice = recommend(benchmark, chats=config is not None)
-    name = "+".join(advice.method[key] for key in ("forget", "retain") if key in advice.method)
-    log.info("no method named; taking %s: %s", name, advice.why)
+        tokenizer, config = loading.load_tokenizer_and_config(recipe.model.name)
+        width = config.get_text_config().hidden_size if tokenizer.chat_template is not None else None
+    advice = recommend(benchmark, width=width, lora=recipe.model.lora is not None)
+    log.info("no method named; taking %s: %s", advice.name, advice.why)
     tree = recipe.model_dump(exclude_unset=True)
-    if config is not None and name == "npo+nll":
-        for section, keys in pace(config.get_text_config().hidden_size, lora=recipe.model.lora is not None).items():
-            tree[section] = {**keys, **tree.get(section, {})}
-    return parse_recipe({**tree, "method": advice.method}, where="recipe")
+    sections = {section: {**keys, **tree.get(section, {})} for section, keys in advice.keys.items()}
+    return parse_recipe({**tree, **sections, "method": advice.method}, where="recipe")
 
 
 def check_data(benchmark: Benchmark) -> None:

@@ -199,10 +199,8 @@ def unlearn(session: Session, method: Method) -> tuple[Result, Evaluation]:
         if goal is not None:
             trainer.add_callback(goal)
         training.train()
-        outcomes = [
-            found.outcome() for found in (budget if budget is None or budget.over else None, goal, budget) if found
-        ]
-        stopped = next(iter(outcomes), None)
+        ended_by = budget if budget is not None and budget.over else goal or budget
+        stopped = None if ended_by is None else ended_by.outcome()
         if stopped is not None:
             log.info("%s: %s", method.name, stopped["why"])
         if budget is not None and budget.kept is not None:

@@ -88,13 +88,6 @@ class Session:
             max_new_tokens=recipe.evaluate.max_new_tokens,
         )
         self.measure_references()
-        if recipe.evaluate.stop_when_forgotten:
-            rows = self.benchmark
-            self.goal = unknown_probability(*self.load(self.target), rows.forget, rows.retain, seed=recipe.seed)
-            if self.goal is None:
-                log.warning("evaluate.stop_when_forgotten: too few forget rows have names or numbers; it stops nothing")
-            else:
-                log.info("answers that the target can't know have a probability of %.3f at most", self.goal)
         if recipe.evaluate.utility_budget is None:
             return
         if recipe.evaluate.each_epoch == "full":
@@ -116,12 +109,22 @@ class Session:
     def _measure_target(self) -> None:
         model, tokenizer = self.load(self.target)
         self.start = Start.of(model, tokenizer, self.benchmark.forget)
+        if self.recipe.evaluate.stop_when_forgotten and self.recipe.methods:
+            self._set_goal(model, tokenizer)
         if self.results.has("target"):
             return
         log.info("evaluating the target model")
         known: dict[str, Any] = {"gold": self.gold, "usual": self.usual}
         evaluation = measure.measure_target(model, tokenizer, self.benchmark, self.recipe.evaluate, **known)
         self.results.add({"method": "target", "removal": "weights", "metrics": evaluation.metrics}, evaluation)
+
+    def _set_goal(self, model: Any, tokenizer: "PreTrainedTokenizerBase") -> None:
+        rows = self.benchmark
+        self.goal = unknown_probability(model, tokenizer, rows.forget, rows.retain, seed=self.recipe.seed)
+        if self.goal is None:
+            log.warning("evaluate.stop_when_forgotten: too few forget rows have names or numbers; it stops nothing")
+        else:
+            log.info("answers that the target can't know have a probability of %.3f at most", self.goal)
 
     def load(self, path: Path | str) -> tuple[Any, Any]:
         return measure.load(path, use_cpu=bool(self.recipe.train.use_cpu))

@@ -69,7 +69,7 @@ def pareto(folder: Path) -> Figure | None:
 
 
 def keys_in_words(keys: Mapping[str, Any]) -> str:
-    """What a trial sets: "beta 0.1, learning_rate 1e-05"."""
+    """Keys and values that a trial sets: "beta 0.1, learning_rate 1e-05"."""
     return ", ".join(f"{key.rpartition('.')[2]} {value_in_words(value)}" for key, value in keys.items())
 
 

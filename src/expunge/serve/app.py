@@ -321,7 +321,7 @@ async def _whole(request: Request, job: GenerationJob, form: Form, deadline: flo
 
 
 async def _unless_gone(request: Request, job: GenerationJob, awaited: Awaitable[T]) -> T | None:
-    """What is awaited of a job, or `None` once the client has left, which ends the job."""
+    """Wait for a result of the job; once the client has left, end the job and return `None`."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":

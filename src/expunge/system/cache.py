@@ -5,16 +5,20 @@ makes or replaces it holds the lock. Imports nothing heavy.
 """
 
 import json
+import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from expunge.errors import UserError
-from expunge.system.disk import PARTIAL, private, remove, writing
+from expunge.system import manifest
+from expunge.system.disk import PARTIAL, partial_of, private, remove, writing
+
+log = logging.getLogger(__name__)
 
 KINDS = ("targets", "references", "unpacked")
 
@@ -52,6 +56,25 @@ def lock_of(folder: Path, *, timeout: float = -1) -> FileLock:
         path = folder.with_name(f"{folder.name}.lock")
         path.touch(0o600)  # says what is wrong with the folder, where FileLock would try again
     return FileLock(path, timeout=timeout)
+
+
+def kept_or_made(final: Path, make: Callable[[Path], Path], *, again: str) -> Path:
+    """The sealed folder `final` of the cache, which `make` makes if it is not there or not as it was sealed.
+
+    `make` is given the unfinished folder beside `final`, whatever a kill has left in it, and returns the sealed folder
+    that takes the name `final`. `again` says in the log what is done about a damaged one. No other process makes it at
+    the same time.
+    """
+    with lock_of(final), writing(final, ELSEWHERE):
+        partial = partial_of(final)
+        if final.exists() and (wrong := manifest.damage(final)):
+            log.warning("%s; %s", wrong, again)
+            remove(final)
+        if not final.exists():
+            make(partial).replace(final)
+        remove(partial)
+        used(final)
+    return final
 
 
 def used(folder: Path) -> None:

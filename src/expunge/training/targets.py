@@ -30,7 +30,7 @@ from expunge.modeling.loading import (
 from expunge.objectives import NLL
 from expunge.system import cache, manifest, ranks
 from expunge.system.digest import digest
-from expunge.system.disk import partial_of, remove, write_whole, writing
+from expunge.system.disk import remove, write_whole
 from expunge.system.options import Options
 
 log = logging.getLogger(__name__)
@@ -77,10 +77,6 @@ class Nothing:
     vocabulary: Sequence[Row]
 
     @property
-    def is_named(self) -> bool:
-        return False
-
-    @property
     def shape(self) -> str:
         return f"{self.scratch.layers} layers × {self.scratch.hidden}"
 
@@ -98,10 +94,6 @@ class Pretrained:
     """A start from the model in the folder `name`, or of that name on the hub."""
 
     name: str
-
-    @property
-    def is_named(self) -> bool:
-        return True
 
     @property
     def shape(self) -> str:
@@ -125,7 +117,7 @@ def taught(
     An interrupted training goes on where its last epoch ended; two processes never train the same model at once. A
     model whose files are no longer as they were written is trained again.
     """
-    finetune = finetune.complete(named=start.is_named)
+    finetune = finetune.complete(named=isinstance(start, Pretrained))
     unused = {"seed", *(key for key in ("overlap", "lora") if not getattr(finetune, key))}
     recipe = {
         "format": FORMAT,
@@ -142,22 +134,17 @@ def taught(
                 "which keeps it, or name a trained model with --model."
             )
         return final
-    with cache.lock_of(final), writing(final, cache.ELSEWHERE):
-        partial = partial_of(final)
-        if final.exists() and (wrong := manifest.damage(final)):
-            log.warning("%s; the %s model is trained again", wrong, title)
-            remove(final)
-        if not final.exists():
-            log.info("training %s (%d rows, %d epochs) into %s", title, len(rows), finetune.epochs, final)
-            _train(rows, start, finetune, seed, partial, title)
-            about = f"{title}: {len(rows)} rows, {finetune.epochs} epochs, {start.shape}"
-            description = json.dumps({**recipe, "title": title, "about": about}, indent=1)
-            write_whole(partial / "model" / "expunge.json", description)
-            manifest.seal(partial / "model")
-            (partial / "model").replace(final)
-        remove(partial)  # one that a kill left, too
-        cache.used(final)
-    return final
+
+    def teach(partial: Path) -> Path:
+        log.info("training %s (%d rows, %d epochs) into %s", title, len(rows), finetune.epochs, final)
+        _train(rows, start, finetune, seed, partial, title)
+        about = f"{title}: {len(rows)} rows, {finetune.epochs} epochs, {start.shape}"
+        description = json.dumps({**recipe, "title": title, "about": about}, indent=1)
+        write_whole(partial / "model" / "expunge.json", description)
+        manifest.seal(partial / "model")
+        return partial / "model"
+
+    return cache.kept_or_made(final, teach, again=f"the {title} model is trained again")
 
 
 def _train(
@@ -180,7 +167,7 @@ def _train(
         overlap=finetune.overlap,
         seed=seed,
         logging_steps=20,
-        save_strategy="epoch" if start.is_named or finetune.epochs * len(rows) > 20_000 else "no",
+        save_strategy="epoch" if isinstance(start, Pretrained) or finetune.epochs * len(rows) > 20_000 else "no",
     )
     model, tokenizer, adapter = start.models(finetune, seed=seed)
     trainer = UnlearnTrainer(
