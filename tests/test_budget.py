@@ -16,7 +16,9 @@ from expunge.modeling.loading import load
 from expunge.pipeline.run import run
 from expunge.recipe.parsing import load_recipe
 from expunge.report import write_markdown
+from expunge.training.arguments import UnlearnConfig
 from expunge.training.budget import ForgetGoal, Look, UtilityBudget
+from expunge.training.trainer import UnlearnTrainer
 
 WORLD = (
     ("benchmark", "{name: fable, authors: 10, facts: 3, split: forget20}"),
@@ -93,6 +95,34 @@ def test_the_goal_is_reached_when_the_forget_answers_are_no_likelier_than_unknow
         "why": "stopped after epoch 3, where forget probability .200 is no longer above that of answers that the "
         "target can't know (.200)",
     }
+
+
+def test_a_training_that_had_reached_the_goal_goes_on_without_a_step(
+    tiny_model: Any, tiny_tokenizer: Any, tiny_rows: Any, tmp_path: Path
+) -> None:
+    """A kill may come between the last checkpoint and the result."""
+
+    def trainer(*probabilities: float) -> UnlearnTrainer:
+        left = iter(probabilities)
+        made = UnlearnTrainer(
+            tiny_model(),
+            UnlearnConfig(
+                output_dir=str(tmp_path), num_train_epochs=4, per_device_train_batch_size=2, learning_rate=1e-3,
+                eval_strategy="epoch", save_strategy="epoch", report_to=[], disable_tqdm=True, use_cpu=True,
+            ),
+            objective="npo", retain="nll", forget_dataset=tiny_rows[0], retain_dataset=tiny_rows[1],
+            processing_class=tiny_tokenizer, evaluate=lambda _: {"forget_probability": next(left)},
+        )  # fmt: skip
+        made.add_callback(ForgetGoal(0.2))
+        return made
+
+    first, again = trainer(0.5, 0.1), trainer()
+    first.train()
+    output = again.train(resume_from_checkpoint=True)
+    assert output.global_step == again.state.global_step == first.state.global_step == 6
+    assert output.training_loss == pytest.approx(first.state.log_history[-1]["train_loss"])
+    for ours, theirs in zip(again.model.parameters(), first.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_nothing_within_it_is_said() -> None:

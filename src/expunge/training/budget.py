@@ -3,7 +3,7 @@
 Forget quality peaks and then falls, often while utility is lost, so the last epoch is seldom the best.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,9 +72,8 @@ class UtilityBudget(TrainerCallback):
         return {"epoch": end.epoch, "kept": None if self.kept is None else self.kept.epoch, "why": why}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        for row in state.log_history:  # of a run that goes on
-            if any(key.startswith("eval_") for key in row):
-                self.see(_look(row["epoch"], int(row["step"]), row))
+        for look in _looks(state.log_history):  # of a run that goes on
+            self.see(look)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         control.should_save = False
@@ -104,6 +103,17 @@ class ForgetGoal(TrainerCallback):
         self.reached: Look | None = None
         self.last: Look | None = None
 
+    def see(self, look: Look) -> bool:
+        """Take note of an evaluation; whether the goal is reached."""
+        self.last = look
+        if look.metrics["forget_probability"] <= self.most:
+            self.reached = look
+        return self.reached is not None
+
+    def is_over(self, log_history: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether a training with this history, of a run that goes on, had reached the goal already."""
+        return any([self.see(look) for look in _looks(log_history)])
+
     def outcome(self) -> dict[str, Any] | None:
         """The entry of `results.json`, as `UtilityBudget.outcome`; `None` where nothing was evaluated."""
         if self.last is None:
@@ -117,10 +127,14 @@ class ForgetGoal(TrainerCallback):
     def on_evaluate(
         self, args: Any, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
     ) -> None:
-        self.last = _look(state.epoch or 0.0, state.global_step, metrics)
-        if self.last.metrics["forget_probability"] <= self.most:
-            self.reached = self.last
+        if self.see(_look(state.epoch or 0.0, state.global_step, metrics)):
             control.should_training_stop = True
+
+
+def _looks(log_history: Sequence[Mapping[str, Any]]) -> list[Look]:
+    """The evaluations of a trainer's log."""
+    evaluated = (row for row in log_history if any(key.startswith("eval_") for key in row))
+    return [_look(row["epoch"], int(row["step"]), row) for row in evaluated]
 
 
 def _look(epoch: float, step: int, row: Mapping[str, Any]) -> Look:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
 from expunge.errors import UserError
@@ -20,6 +20,7 @@ from expunge.modeling.loading import load
 from expunge.modeling.saving import keep_weights, same_vocabulary
 from expunge.system import manifest, ranks
 from expunge.system.disk import private, writing
+from expunge.training.budget import ForgetGoal
 from expunge.training.history import EvaluateEvery, LossBar, MetricsFile, Pace, checkpoint_damage, last_checkpoint
 
 
@@ -144,6 +145,8 @@ class KeptTrainer(Trainer):
         elif resume_from_checkpoint:
             self._check_whole(Path(resume_from_checkpoint))
         checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
+        if checkpoint is not None and self._is_over(Path(checkpoint)):
+            return TrainOutput(self.state.global_step, self._loss_before / max(1, self.state.global_step), {})
         try:
             with private(), writing(out):
                 return super().train(checkpoint, *args, **kwargs)
@@ -151,6 +154,20 @@ class KeptTrainer(Trainer):
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, LossBar):
                     callback.close()
+
+    def _is_over(self, checkpoint: Path) -> bool:
+        """Whether training had ended with this checkpoint, by a callback's judgement; if so, take its weights and log.
+
+        `transformers.Trainer` trains at least one more step, whatever its callbacks say when it begins.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        callbacks = self.callback_handler.callbacks
+        if not any(isinstance(each, ForgetGoal) and each.is_over(state.log_history) for each in callbacks):
+            return False
+        self._loss_before = self.pace.loss_before(checkpoint)
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = state
+        return True
 
     def _check_whole(self, checkpoint: Path) -> None:
         if wrong := ranks.broadcast(lambda: checkpoint_damage(checkpoint)):
