@@ -14,21 +14,27 @@ import sys
 import textwrap
 import typing
 from collections.abc import Iterator, Sequence
-from enum import Enum
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 from transformers import TrainingArguments
 
 import expunge
 from expunge.cli.main import _parser
 from expunge.evals.glossary import METRICS
-from expunge.objectives import FORGET, RETAIN, Objective, describe
+from expunge.objectives import FORGET, RETAIN, describe
 from expunge.recipe.config import Method, Recipe
+from expunge.recipe.keys import (
+    default_of,
+    described,
+    sections,
+    shown,
+    title,
+    training_descriptions,
+    type_name,
+    type_of,
+)
 from expunge.recipe.schema import recipe_schema
 from expunge.training.arguments import NEEDS, REFUSED, UnlearnConfig
 
@@ -96,105 +102,19 @@ def recipe_page() -> str:
         "",
     ]
     for prefix, model in sections(Recipe):
-        lines += [f"## {_title(prefix, model)}", "", docstring(model), "", *_table(model, prefix), ""]
+        lines += [f"## {title(prefix, model)}", "", docstring(model), "", *_table(model, prefix), ""]
         if model is Method:
             lines += ["`forget` and `retain`: [objectives](objectives.md). `train`: [training keys](train.md).", ""]
     return "\n".join(lines)
 
 
-def sections(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
-    """Each section of a recipe with its dotted name, each alternative too, but for `train` and the objectives."""
-    yield prefix, model
-    for name, field in model.model_fields.items():
-        for part in _models(field.annotation):
-            if name == "train" or issubclass(part, Objective):
-                continue
-            key = f"{prefix}.{name}" if prefix else name
-            yield from sections(part, f"{key}[]" if part is Method else key)
-
-
-def _title(prefix: str, model: type[BaseModel]) -> str:
-    """A section's heading; a benchmark's holds its name."""
-    if not prefix:
-        return "The recipe"
-    name = model.model_fields.get("name")
-    alternatives = typing.get_args(name.annotation) if name and typing.get_origin(name.annotation) is Literal else ()
-    return f"`{prefix}`" + (f": {', '.join(f'`{value}`' for value in alternatives)}" if alternatives else "")
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The sections that stand somewhere in a type."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in typing.get_args(annotation) for model in _models(part)]
-
-
 def _table(model: type[BaseModel], prefix: str, *, without: Sequence[str] = ()) -> list[str]:
     rows = [
-        (f"`{prefix}.{name}`" if prefix else f"`{name}`", _type(field), _default(field), described(name, field))
+        (f"`{prefix}.{name}`" if prefix else f"`{name}`", type_of(field), default_of(field), described(name, field))
         for name, field in model.model_fields.items()
         if name not in without
     ]
     return _markdown(("key", "type", "default", "description"), rows)
-
-
-def _type(field: FieldInfo) -> str:
-    """A field's type in words, with its bounds."""
-    bounds = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than", "min_length": "at least"}
-    limits = [
-        f"{words} {value:,}" for name, words in bounds.items() for item in field.metadata
-        if (value := getattr(item, name, None)) is not None
-    ]  # fmt: skip
-    return ", ".join([type_name(field.annotation), *limits])
-
-
-def type_name(kind: Any) -> str:
-    """A type as a reader of YAML calls it."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        return " or ".join(f"`{value}`" for value in args)
-    if origin is typing.Annotated:
-        return type_name(args[0])
-    if origin in (typing.Union, UnionType):
-        names = dict.fromkeys(type_name(arg) for arg in args if arg is not NoneType)
-        return " or ".join(names)
-    if origin in (list, tuple, set):
-        return f"list of {type_name(args[0])}" if args and args[0] is not Any else "list"
-    if origin is dict or kind is dict:
-        return "mapping"
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return "section"
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return "text"
-    names = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path", list: "list"}
-    return names.get(kind, getattr(kind, "__name__", str(kind)))
-
-
-def described(name: str, field: FieldInfo) -> str:
-    """A field's description; without one that of the section it holds, or nothing."""
-    if field.description:
-        return field.description
-    if name == "name":
-        return "as in the heading"
-    parts = [part for part in _models(field.annotation) if not issubclass(part, Objective)]
-    return docstring(parts[0]).partition("\n\n")[0] if len(parts) == 1 else ""
-
-
-def _default(field: FieldInfo) -> str:
-    if field.is_required():
-        return "required"
-    return shown(None if field.default is PydanticUndefined else field.default)
-
-
-def shown(value: Any) -> str:
-    """A default as it would stand in a recipe."""
-    if value is None or isinstance(value, BaseModel):
-        return "–"
-    if isinstance(value, Enum):
-        value = value.value
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    return f"`{value}`"
 
 
 # Training keys
@@ -258,23 +178,6 @@ def _dataclass_default(field: Any) -> Any:
 
 def _with_need(name: str, text: str) -> str:
     return f"{text} Needs {NEEDS[name][1]}." if name in NEEDS else text
-
-
-def training_descriptions() -> dict[str, str]:
-    """The description of each field in the docstrings of `TrainingArguments` and `UnlearnConfig`, in one paragraph."""
-    found = {"full_determinism": ["only deterministic algorithms, which are slower"]}
-    for cls in (TrainingArguments, UnlearnConfig):
-        name = None
-        for line in inspect.cleandoc(cls.__doc__ or "").splitlines():
-            entry = re.match(r" {4}(\w+) ?(?:\([^:]*\))?: ?(.*)$", line)
-            if entry:
-                name, first = entry.groups()
-                found[name] = [first]
-            elif name and line.startswith(" " * 8):
-                found[name].append(line.strip())
-            elif line.strip():
-                name = None
-    return {name: re.sub(r"\[`~?([^`\]]+)`\]", r"`\1`", " ".join(lines).strip()) for name, lines in found.items()}
 
 
 # Objectives

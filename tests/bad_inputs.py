@@ -340,7 +340,7 @@ def row_files() -> Iterator[Case]:
         "empty.parquet": b"",
         "short.parquet": b"PAR1",
         "rows.xlsx": b"PK\x03\x04",
-        "rows.txt": b"some words\n",
+        "rows.tsv": b"some words\n",
         "rows": b'{"text": "a"}\n',
         "archive.jsonl.gz": b"\x1f\x8b\x08\x00garbage",
     }

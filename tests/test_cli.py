@@ -367,3 +367,35 @@ def test_a_name_neither_styles_nor_steers_the_terminal(capsys: pytest.CaptureFix
     print_results(rows, "runs/x", as_json=False)
     table, words = capsys.readouterr().out.split("[red]npo[/red]\\x1b[31m", 1)
     assert "target" in table and "[red]npo[/red]\\x1b[31m" in words.replace("\n", "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands_options_and_recipes(
+    shell: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("argcomplete")
+    with pytest.raises(SystemExit) as end:
+        main(["--completion", shell])
+    assert end.value.code == 0
+    assert "expunge" in capfd.readouterr().out
+    if shell != "bash":
+        return
+    for words, expected in {
+        "expunge ru": {"run "},
+        "expunge run --over": {"--overwrite "},
+        "expunge run rwku-np": {"rwku-npo "},
+    }.items():
+        asked = {"_ARGCOMPLETE": "1", "COMP_LINE": words, "COMP_POINT": str(len(words)), "_ARGCOMPLETE_IFS": "\n"}
+        answer = tmp_path / "answer"
+        subprocess.run(
+            [sys.executable, "-m", "expunge"],
+            env={**os.environ, **asked, "_ARGCOMPLETE_STDOUT_FILENAME": str(answer)},
+            check=True,
+        )
+        assert set(answer.read_text().split("\n")) == expected
+
+
+def test_completion_says_what_it_needs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "argcomplete", None)
+    assert main(["--completion", "bash"]) == 2
+    assert "pip install 'expunge[completion]'" in capsys.readouterr().err

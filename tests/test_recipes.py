@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from expunge.recipe.parsing import combinations, load_recipe
+from expunge.errors import UserError
+from expunge.recipe.parsing import combinations, load_recipe, recipe_of
+from expunge.recipe.shipped import find, named
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 PATHS = sorted(RECIPES.rglob("*.yaml"))
@@ -39,3 +41,20 @@ def test_every_combination_is_a_recipe(path: Path) -> None:
         expected *= len(values)
     assert len({name for name, _ in found}) == len(found) == expected
     assert all(own.methods == recipe.methods and not own.over for _, own in found)
+
+
+def test_a_recipe_that_comes_with_expunge_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    known = named()
+    assert len(known) == len(PATHS)
+    for word, path in known.items():
+        assert find(word) == find(path.relative_to(RECIPES)) == find(path) == path
+    assert recipe_of("rwku-npo").out == Path("runs/rwku-npo")
+    with pytest.raises(UserError, match=r"'tofu-scratch' is the beginning of 13 recipes; name one: tofu-scratch-abl"):
+        find("tofu-scratch")
+    with pytest.raises(UserError, match="Did you mean 'rwku-npo'"):
+        recipe_of("rwku-npoo")
+    with pytest.raises(UserError, match=r"recipe 'mine\.yaml' does not exist"):
+        recipe_of("mine.yaml")
+    Path("rwku-npo").write_text("a file of one's own goes first", encoding="utf-8")
+    assert find("rwku-npo") == Path("rwku-npo")

@@ -14,7 +14,7 @@ from expunge.cli.main import _parser, main
 from expunge.objectives import FORGET, RETAIN
 from expunge.recipe.parsing import _keys
 from expunge.recipe.schema import recipe_schema
-from expunge.training.arguments import UnlearnConfig
+from expunge.training.arguments import REFUSED, UnlearnConfig
 from scripts import reference
 
 ROOT = Path(__file__).parents[1]
@@ -107,3 +107,16 @@ def test_the_table_of_files_names_every_module_and_no_other() -> None:
     folders = tuple(name for name in named if name.endswith("/"))
     new = {name for name in modules - named if not name.startswith(folders)}
     assert not new, "add a row for each to docs/explanation/files.md"
+
+
+def test_the_command_line_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--help-keys"]) == 0
+    printed = re.findall(r"^  --(\S+)  \((.+)\)$", capsys.readouterr().out, flags=re.MULTILINE)
+    told = dict(printed)
+    keys = {key for key in _keys() if not re.search(r"(^|\.)(methods|method)\.train\.|^methods?$", key)}
+    keys = {re.sub(r"^methods?\b", "method", key) for key in keys if not key.startswith("method.train.")}
+    keys -= {f"train.{name}" for name in REFUSED} | {key for key in keys if re.search(r"\.(forget|retain)\.name$", key)}
+    assert len(keys) > 150
+    assert not keys - told.keys()
+    assert told["seed"] == "whole number, at least 0, less than 4,294,967,296; default 0"
+    assert told["data.forget"] == "text; required"

@@ -1,5 +1,6 @@
 """What users of `transformers` and TRL write in Python works as they expect, or says in one sentence what to write."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -85,12 +86,41 @@ def test_a_dataset_is_rows(build: Callable[..., Any], tiny_rows: Rows) -> None:
     assert len(trainer.sets.forget) == 6
 
 
+def test_a_file_is_rows(build: Callable[..., Any], tiny_rows: Rows, tmp_path: Path) -> None:
+    file = tmp_path / "forget.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in tiny_rows[0]), encoding="utf-8")
+    assert build(forget_dataset=str(file)).sets.forget == build(forget_dataset=tiny_rows[0]).sets.forget
+
+
+def test_the_chosen_answer_is_what_dpo_prefers_to_the_rejected_one(
+    build: Callable[..., Any], tiny_rows: Rows, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = {"prompt": tiny_rows[1][0]["question"], "chosen": " no idea", "rejected": " yes"}
+    trainer = build(objective="dpo", forget_dataset=[row])
+    (forgotten,), (preferred,) = trainer.sets.forget, trainer.sets.refusal
+    say = trainer.processing_class.decode
+    assert (say(forgotten.targets[:-1]), say(preferred.targets[:-1])) == (" yes", " no idea")
+    assert not caplog.messages
+    build(objective="npo", forget_dataset=[row])
+    assert "npo does not read the chosen answers of the forget rows; dpo prefers them" in caplog.text
+
+
+def test_token_ids_train_as_they_are(build: Callable[..., Any]) -> None:
+    trainer = build(forget_dataset=[{"input_ids": [1, 5, 6, 7], "labels": [-100, -100, 6, 7]}])
+    (encoded,) = trainer.sets.forget
+    assert (encoded.input_ids, encoded.spans) == ((1, 5, 6, 7), [(2, 4)])
+
+
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "splits": (
         {"forget_dataset": datasets.DatasetDict({"train": datasets.Dataset.from_list([{"text": "a"}])})},
         "forget_dataset is a mapping with the splits train; give one of them",
     ),
-    "a file's name": ({"retain_dataset": "rows.jsonl"}, "retain_dataset is the name 'rows.jsonl'; give its rows"),
+    "a file that is not there": ({"retain_dataset": "rows.jsonl"}, "rows.jsonl does not exist; check the path."),
+    "two answers to keep": (
+        {"retain_dataset": [{"prompt": "a", "chosen": "b", "rejected": "c"}]},
+        "retain: row 0 has chosen and rejected, of which the rejected answer is what must go",
+    ),
     "a stream": ({"forget_dataset": iter([{"text": "a"}])}, "without a length; give a list of rows"),
     "texts": ({"forget_dataset": ["a", "b"]}, "forget_dataset: a row is 'a'; rows are mappings"),
     "arguments of transformers": (

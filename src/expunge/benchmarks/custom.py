@@ -8,8 +8,10 @@ from dataclasses import replace
 
 from expunge.data.augment import Kind, parts
 from expunge.data.benchmark import Benchmark, Membership, Probe, Question, Row, Variant
-from expunge.data.checks import check_disjoint
+from expunge.data.checks import check_disjoint, check_kept
+from expunge.data.encode import place
 from expunge.data.formats import keeping, read_rows
+from expunge.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +34,16 @@ def of_rows(forget: list[Row], retain: list[Row], *, split: str, seed: int) -> B
 
     The questions of `forget` are the forget rows, those of `retain` are retain rows that training sees, and those of
     `held_out` are retain rows that it does not; membership inference tells `forget` from `held_out`.
-    Raises `UserError` for rows that stand on both sides.
+    Raises `UserError` for rows that stand on both sides, for token ids, of which nothing can be asked, and for retain
+    rows with a rejected answer.
     """
+    for name, rows in (("forget", forget), ("retain", retain)):
+        if (i := next((i for i, row in enumerate(rows) if "input_ids" in row), None)) is not None:
+            raise UserError(
+                f"{name}: {place(i, rows[i])} is token ids, which evaluation can't ask questions of; give text, or "
+                "train on token ids with UnlearnTrainer in Python."
+            )
+    check_kept(retain)
     check_disjoint(forget, retain)
     order = list(range(len(retain)))
     random.Random(seed).shuffle(order)

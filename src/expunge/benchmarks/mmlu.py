@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from expunge.data.benchmark import Choices, Row
+from expunge.data.cells import text_of
 from expunge.data.files import SourceRecord
-from expunge.data.formats import text_of
 from expunge.data.source import Source
 from expunge.errors import UserError, did_you_mean
 

@@ -28,9 +28,15 @@ def demo(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
 
 
 def run(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
-    from expunge.recipe.parsing import load_recipe, run_name
+    if args.help_keys:
+        from expunge.recipe.keys import listed
 
-    path = Path(args.recipe) if args.recipe else None
+        print("\n".join(listed()))
+        return
+    from expunge.recipe.parsing import load_recipe, run_name
+    from expunge.recipe.shipped import find
+
+    path = find(args.recipe) if args.recipe else None
     out = args.out or f"runs/{run_name(path)}"
     anyway = [("anyway", "true")] if args.anyway else []
     recipe = _repeated(load_recipe(path, [*overrides, ("out", out), *anyway, *_redacted(args)]), args.seeds)
@@ -59,6 +65,7 @@ def _repeated(recipe: "Recipe", seeds: int | None) -> "Recipe":
 
 def sweep(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     from expunge.recipe.parsing import load_recipe, read_mapping, run_name
+    from expunge.recipe.shipped import find
 
     try:
         from expunge.sweep import Space, sweep
@@ -70,7 +77,7 @@ def sweep(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     objectives = tuple(args.objectives.split(","))
     if len(objectives) != 2:
         raise UserError(f"--objectives must be two metrics with a comma between them, got {args.objectives}.")
-    path = Path(args.recipe) if args.recipe else None
+    path = find(args.recipe) if args.recipe else None
     out = args.out or Path("runs") / f"{run_name(path)}-sweep"
     recipe = _repeated(load_recipe(path, overrides), args.seeds)
     with Watch(objectives, quiet=args.json) as watch:
@@ -149,13 +156,16 @@ def recipes(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None
         _launchers(args.launch, shipped.launchers(), as_json=args.json)
         return
     folder = shipped.recipes()
-    paths = sorted(folder.rglob("*.yaml"))
     rows = [
-        {"recipe": str(path.relative_to(folder)), "what": shipped.first_comment(path), "path": str(path)}
-        for path in paths
+        {
+            "name": name,
+            "recipe": str(path.relative_to(folder)),
+            "what": shipped.first_comment(path),
+            "path": str(path),
+        }
+        for name, path in shipped.named().items()
     ]
-    cells = {"recipe": "recipe", "what it does": "what"}
-    table = Table.of(rows, cells, title=f"in {folder}; expunge run FOLDER/RECIPE")
+    table = Table.of(rows, {"name": "name", "what it does": "what"}, title=f"expunge run NAME; in {folder}")
     print_table(table, as_json=args.json, frame="cells")
 
 

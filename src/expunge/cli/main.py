@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     remember(argv)
     parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks, through the script of --completion
+        import_module("argcomplete").autocomplete(parser)
     try:
         if broken := next((word for word in argv if not _is_text(word)), None):
             raise UserError(f"{printable(broken)} is not UTF-8; rename the file, or write the word in UTF-8.")
@@ -90,6 +93,18 @@ class _Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
+class _Completion(argparse.Action):
+    """Prints what a shell evaluates to complete `expunge`, and ends."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        try:
+            shellcode = import_module("argcomplete").shellcode
+        except ImportError:
+            raise UserError("--completion: argcomplete is missing; pip install 'expunge[completion]'.") from None
+        print(shellcode(["expunge"], shell=values))
+        parser.exit()
+
+
 class _Parser(argparse.ArgumentParser):
     """A command, or the whole command line with its `commands`; errors as one sentence, like every other.
 
@@ -118,6 +133,13 @@ def _parser() -> _Parser:
     )
     parser.set_defaults(prog=parser.prog)
     parser.add_argument("--version", action="version", version=f"expunge {__version__}")
+    parser.add_argument(
+        "--completion",
+        action=_Completion,
+        choices=["bash", "zsh", "fish"],
+        help='print what a shell completes commands with: eval "$(expunge --completion bash)" (extra: '
+        "expunge[completion])",
+    )
     subparsers = parser.add_subparsers(dest="command", metavar="command")
     parser.commands = subparsers.choices
 
@@ -127,6 +149,10 @@ def _parser() -> _Parser:
         sub.takes_keys = keys
         return sub
 
+    def complete(argument: Any) -> None:
+        """Offer a shell the names of recipes, and files."""
+        argument.completer = lambda prefix, **_: [*_recipe_names(), *(str(p) for p in Path().glob(f"{prefix}*"))]
+
     def run_options(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--overwrite", action="store_true", help="start over in a directory that holds a run")
         sub.add_argument("--json", action="store_true", help="print results.json instead of a table")
@@ -134,6 +160,7 @@ def _parser() -> _Parser:
     def redact_option(sub: argparse.ArgumentParser, what: str = "records and report") -> None:
         sub.add_argument("--redact", action="store_true", help=f"write {what} without texts; numbers and rows stay")
 
+    a_recipe = "YAML file, or a name of expunge recipes; not needed when the keys are given here"
     sub = command("demo", commands.demo, "train a small model, unlearn with six methods, write the report", keys=True)
     sub.add_argument(
         "--out", default=commands.DEMO_OUT, help="run directory (default %(default)s, which is written anew)"
@@ -143,10 +170,12 @@ def _parser() -> _Parser:
     sub = command(
         "run",
         commands.run,
-        "unlearn as a recipe says; any key can be set as --key value, e.g. --model M --forget f.jsonl --retain r.jsonl",
+        "unlearn as a recipe says; any key (--help-keys) can be set as --key value, e.g. --model M --forget f.jsonl "
+        "--retain r.jsonl",
         keys=True,
     )
-    sub.add_argument("recipe", nargs="?", help="YAML file; not needed when the keys are given here")
+    complete(sub.add_argument("recipe", nargs="?", help=a_recipe))
+    sub.add_argument("--help-keys", action="store_true", help="list every key with its type, default and description")
     sub.add_argument("--out", help="run directory (default runs/<name of the recipe>)")
     sub.add_argument("--seeds", type=int, help="number of seeds: run once for each, one seed after the other")
     sub.add_argument(
@@ -165,7 +194,7 @@ def _parser() -> _Parser:
         "goes on where it was, with more --trials too; keys as in expunge run",
         keys=True,
     )
-    sub.add_argument("recipe", nargs="?", help="YAML file; not needed when the keys are given here")
+    complete(sub.add_argument("recipe", nargs="?", help=a_recipe))
     sub.add_argument(
         "--space",
         required=True,
@@ -338,6 +367,12 @@ def _parser() -> _Parser:
     sub = command("doctor", commands.doctor, "check this machine: versions, device, caches, one tiny training step")
     sub.add_argument("--json", action="store_true")
     return parser
+
+
+def _recipe_names() -> list[str]:
+    from expunge.recipe.shipped import named
+
+    return list(named())
 
 
 def _split(words: Sequence[str], command: _Parser, parser: _Parser) -> tuple[list[str], list[tuple[str, str]]]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from expunge.data.benchmark import Row
 from expunge.data.conversation import RENDERED, said
-from expunge.data.encode import Encoded
+from expunge.data.dialects import PREFERRED
+from expunge.data.encode import Encoded, place
 from expunge.data.words import caseless, words
 from expunge.errors import UserError
 
@@ -59,13 +60,22 @@ def check_disjoint(forget: Sequence[Row], retain: Sequence[Row]) -> None:
     """
     in_retain: dict[str, int] = {}
     for i, row in enumerate(retain):
-        in_retain.setdefault(canonical(row), i)
-    shared = [(i, in_retain[key]) for i, row in enumerate(forget) if (key := canonical(row)) in in_retain]
+        in_retain.setdefault(canonical(_own(row)), i)
+    shared = [(i, in_retain[key]) for i, row in enumerate(forget) if (key := canonical(_own(row))) in in_retain]
     if shared:
         first_forget, first_retain = shared[0]
         raise UserError(
             f"{len(shared)} of {len(forget)} forget rows also stand in retain (the first: forget row {first_forget} = "
             f"retain row {first_retain}); drop them from one of the two."
+        )
+
+
+def check_kept(retain: Sequence[Row], column: str = PREFERRED) -> None:
+    """Raise `UserError` for retain rows with a `column` of a preference: it does not say which answer must stay."""
+    if (i := next((i for i, row in enumerate(retain) if column in row), None)) is not None:
+        raise UserError(
+            f"retain: {place(i, retain[i])} has chosen and rejected, of which the rejected answer is what must go; "
+            "give what must stay as prompt and completion."
         )
 
 
@@ -118,8 +128,12 @@ def summarise(name: str, encoded: Sequence[Encoded]) -> Lengths:
 def _strings(row: Row) -> Iterator[str]:
     """The texts of a row, in order, without the roles: the same for the same exchange in any format."""
     for name, cell in row.items():
+        if name == "labels":
+            continue  # of the tokens beside it
         if isinstance(cell, str):
             yield cell
+        elif name == "input_ids":
+            yield " ".join(map(str, cell))
         elif name in RENDERED:
             yield json.dumps(cell, ensure_ascii=False, sort_keys=True)
         else:
@@ -131,9 +145,14 @@ def canonical(row: Row) -> str:
     return " ".join(caseless(" ".join(_strings(row))).split())
 
 
+def _own(row: Row) -> Row:
+    """The row without the answer that it prefers to its own."""
+    return {name: cell for name, cell in row.items() if name != PREFERRED}
+
+
 def _shingles(row: Row) -> frozenset[int]:
     """Hashes of every run of three words, or of the whole row if it has fewer."""
-    text = canonical(row)
+    text = canonical(_own(row))
     tokens = words(text)
     runs = zip(*(tokens[i:] for i in range(SHINGLE_WORDS)), strict=False)
     return frozenset(map(hash, runs)) or frozenset([hash(text)])

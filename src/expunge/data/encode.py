@@ -16,6 +16,7 @@ from expunge.data.conversation import (
     render,
     turns,
 )
+from expunge.data.dialects import IGNORED
 from expunge.errors import UserError
 
 if TYPE_CHECKING:
@@ -116,6 +117,8 @@ def encode(row: Row, tokenizer: "PreTrainedTokenizerBase", *, assistant_turns: A
     """
     if "text" in row:
         return _encode_plain("", row["text"], tokenizer)
+    if "input_ids" in row:
+        return _encode_tokens(row["input_ids"], row["labels"])
     messages = messages_of(row)
     if messages is not None and tokenizer.chat_template:
         every = assistant_turns == "all" and "messages" in row
@@ -252,7 +255,8 @@ def with_answer(row: Row, answer: str) -> Row:
     if "prompt" in row:
         space = " " if row["completion"][:1].isspace() else ""
         return {**row, "completion": space + answer}
-    raise UserError("raw text asks nothing that could be refused; dpo needs prompts and answers, so use npo instead.")
+    what = "token ids have no answer" if "input_ids" in row else "raw text asks nothing"
+    raise UserError(f"{what} that could be refused; dpo needs prompts and answers, so use npo instead.")
 
 
 def refused(row: Row, answer: str, *, assistant_turns: AssistantTurns = "last") -> Row:
@@ -275,6 +279,13 @@ def decoded(ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> str:
 def end_token(tokenizer: "PreTrainedTokenizerBase") -> int:
     """The token that ends a text; every tokenizer that is prepared has one."""
     return cast(int, tokenizer.eos_token_id)
+
+
+def _encode_tokens(ids: Sequence[int], labels: Sequence[int]) -> Encoded:
+    """Tokens as they were given, of which those with a label are supervised, but for the first."""
+    shown = [i for i, label in enumerate(labels) if i and label != IGNORED]
+    gaps = tuple((a + 1, b) for a, b in pairwise(shown) if b > a + 1)
+    return Encoded(tuple(ids), shown[0], gaps)
 
 
 def _encode_plain(prompt: str, completion: str, tokenizer: "PreTrainedTokenizerBase") -> Encoded:

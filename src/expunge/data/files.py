@@ -1,4 +1,4 @@
-"""Bytes → records: JSON lines, JSON, CSV, Parquet, a folder of them, or a data set on the hub.
+"""Bytes → records: JSON lines, JSON, CSV, Parquet, plain text, a folder of them, or a data set on the hub.
 
 Lines are counted from 1, as editors count them; rows from 0, as everything after this file counts them.
 """
@@ -27,8 +27,9 @@ _HUB_ID = re.compile(r"(?P<name>\w[\w.-]*(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?
 def read_records(source: str | Path, *, split: str | None = None) -> list[SourceRecord]:
     """The records of a file, a folder or a hub data set, with every column left as it is.
 
-    `source` is a `.jsonl`, `.json`, `.csv` or `.parquet` file; a folder with one such file, with one a split
-    (`<split>.<ext>`), or written by `save_to_disk`; or a hub id such as `locuslab/TOFU:forget10` (name:config).
+    `source` is a `.jsonl`, `.json`, `.csv` or `.parquet` file, or a `.txt` file, which is one text; a folder with one
+    such file, with one a split (`<split>.<ext>`), with text files alone, each one record, or written by `save_to_disk`;
+    or a hub id such as `locuslab/TOFU:forget10` (name:config).
     `split` chooses within a folder or a hub data set; left out, it is the only one there is, or `train`.
 
     Use where a benchmark has columns of its own, such as TOFU's `perturbed_answer`.
@@ -103,7 +104,7 @@ def _read_file(path: Path) -> list[SourceRecord]:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise UserError(
-            f"{path} has the unknown extension {path.suffix!r}; use {', '.join(list(READERS)[:-1])} or .parquet."
+            f"{path} has the unknown extension {path.suffix!r}; use {', '.join(list(READERS)[:-1])} or {TEXT}."
         )
     if not path.stat().st_size:
         return []  # what the system makes up as it is read (/proc) says so too, and may never end
@@ -217,12 +218,19 @@ def _read_parquet(path: Path) -> list[SourceRecord]:
     return _numbered(records, str(path))
 
 
+def _read_plain(path: Path) -> list[SourceRecord]:
+    return [(str(path), {"text": read_text(path)})]
+
+
+TEXT = ".txt"
+
 READERS: dict[str, Callable[[Path], list[SourceRecord]]] = {
     ".jsonl": _read_json,
     ".json": _read_json,
     ".ndjson": _read_json,
     ".csv": _read_csv,
     ".parquet": _read_parquet,
+    TEXT: _read_plain,
 }
 
 
@@ -232,7 +240,11 @@ READERS: dict[str, Callable[[Path], list[SourceRecord]]] = {
 def _read_folder(folder: Path, split: str | None) -> list[SourceRecord]:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _read_saved(folder, split)
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in READERS)
+    found = sorted(file for file in folder.iterdir() if file.suffix.lower() in READERS)
+    files = [file for file in found if file.suffix.lower() != TEXT]  # beside data, a text is a note about it
+    if found and not files and split is None:
+        return [record for file in found for record in _read_plain(file)]
+    files = files or found
     if not files:
         raise UserError(f"{folder} has no data file; put a {', '.join(READERS)} file in it.")
     if split is None and len(files) == 1:

@@ -28,7 +28,7 @@ from expunge.pipeline.recommend import recommend
 from expunge.recipe.config import Method, Recipe, declarations
 from expunge.recipe.parsing import parse_recipe
 from expunge.training.arguments import FIELDS, UnlearnConfig
-from expunge.training.prepare import check_terms, encode_sets
+from expunge.training.prepare import check_terms, encode_sets, tell_unread
 from expunge.training.reference import check_kind
 from expunge.training.targets import row_texts
 
@@ -225,6 +225,8 @@ def check_method(
         "config": config,
     }
     check_terms(method.forget, retain, **data)
+    if recipe.data is not None:
+        tell_unread(method.forget, material.forget)
     args = training_arguments(recipe, method, Path("unused"))
     needs = method.forget.needs | (retain.needs if retain is not None else Needs())
     check_kind(args.reference, needs, has_adapter=recipe.model.lora is not None and not method.assisted)

@@ -19,6 +19,7 @@ from expunge.benchmarks.registry import BENCHMARKS, NAMES, entry_points
 from expunge.errors import UserError, did_you_mean, first_line, wrong_value
 from expunge.objectives import FORGET, RETAIN
 from expunge.recipe.config import SHORT, Recipe, unfold_objective
+from expunge.recipe.shipped import find
 
 
 def _is_text(annotation: Any) -> bool:
@@ -86,13 +87,15 @@ def load_recipe(path: Path | None, overrides: Iterable[tuple[str, str]] = ()) ->
 def recipe_of(source: str | Path | Mapping[str, Any] | Recipe, keys: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe in a YAML file, in a mapping or as it is, with other values of some dotted `keys`.
 
-    Without `out` a file's run is written to `runs/NAME`. Raises `UserError` as `load_recipe` does.
+    A file may be one that comes with expunge, by its name. Without `out` a file's run is written to `runs/NAME`.
+    Raises `UserError` as `load_recipe` does.
     """
     if isinstance(source, Recipe):
         return with_keys(source, keys, where="keys") if keys else source
     if isinstance(source, Mapping):
         tree, where = dict(source), "recipe"
     elif isinstance(source, str | Path):
+        source = find(source)
         tree, where = {"out": f"runs/{run_name(Path(source))}", **_read_yaml(Path(source))}, str(source)
     else:
         raise UserError(f"recipe must be a file, a mapping or a Recipe, got {type(source).__name__}.")

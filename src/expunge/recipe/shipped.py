@@ -2,12 +2,42 @@
 
 from pathlib import Path
 
+from expunge.errors import UserError, did_you_mean
+
 HERE = Path(__file__).parents[1]
 
 
 def recipes() -> Path:
     """The folder of recipes: an installed package carries them inside, a checkout has them at its top."""
     return next(path for path in (HERE / "recipes", HERE.parents[1] / "recipes") if path.is_dir())
+
+
+def named() -> dict[str, Path]:
+    """The recipes by their names: `tofu/scratch/forget10.yaml` is `tofu-scratch-forget10`."""
+    folder = recipes()
+    return {"-".join(path.relative_to(folder).with_suffix("").parts): path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def find(name: str | Path) -> Path:
+    """The file that a person names: one of their own, or a recipe that comes with expunge, by its name or its path.
+
+    Raises `UserError` for the beginning of several names, and for a word that is no file and no name.
+    """
+    path, known = Path(name), named()
+    if path.exists():
+        return path
+    word = "-".join(path.with_suffix("").parts if path.suffix == ".yaml" else path.parts)
+    begun = [word] if word in known else [other for other in known if other.startswith(f"{word}-")]
+    if len(begun) == 1:
+        return known[begun[0]]
+    if begun:
+        raise UserError(f"{str(name)!r} is the beginning of {len(begun)} recipes; name one: {', '.join(begun)}.")
+    if path.suffix or path.is_absolute():
+        return path
+    raise UserError(
+        f"recipe {str(name)!r} is no file, and none comes with expunge by that name.{did_you_mean(word, known)} "
+        "expunge recipes lists those."
+    )
 
 
 def reproductions() -> dict[str, Path]:

@@ -1,5 +1,6 @@
 """Checks before training, the arguments of a trainer in Python, and the encoded sets it begins with."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -11,8 +12,9 @@ from transformers.trainer_utils import IntervalStrategy
 
 from expunge.data.benchmark import Row
 from expunge.data.checks import check_disjoint, check_not_empty
+from expunge.data.dialects import PREFERRED
 from expunge.data.encode import encode_rows, refused
-from expunge.data.formats import keeping, normalise
+from expunge.data.formats import keeping, normalise, read_rows
 from expunge.data.pairs import Sets
 from expunge.errors import UserError, did_you_mean
 from expunge.objectives import FORGET, NLL, RETAIN, Objective, objective_class, split_method
@@ -20,6 +22,7 @@ from expunge.training.arguments import UnlearnConfig
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
+log = logging.getLogger(__name__)
 
 
 def check_terms(
@@ -39,7 +42,8 @@ def check_terms(
             f"retain objective {type(retain).__name__} has no rows to keep; give a retain set, or a method without a "
             f"retain objective."
         )
-    if objective is not None and objective.needs.refusal and not refusals:
+    lacks = any(PREFERRED not in row for row in forget_rows)
+    if objective is not None and objective.needs.refusal and lacks and not refusals:
         raise UserError(
             f"{objective.title} prefers a refusal to the answer, and there are no refusals; give some, or use npo."
         )
@@ -67,12 +71,13 @@ def encode_sets(
 ) -> Sets:
     """Encode the rows of every role that the objectives use; refusals are drawn for the forget rows by `args.seed`.
 
-    A row that says what is `preferred` to its answer has that in place of a refusal.
+    A row that says what is preferred to its answer (`chosen`, or a benchmark's `preferred`) has that in place of a
+    refusal.
     Sequences are held to `args.max_length`, or to the model's context length without it, as `encode_rows` says.
     Raises `UserError` for what is no row of a known format, too, since rows come from Python as well.
     """
-    forget = _checked(forget_rows, "forget") if objective is not None else []
-    kept = _checked(retain_rows, "retain") if retain is not None else []
+    forget = checked(forget_rows, "forget") if objective is not None else []
+    kept = checked(retain_rows, "retain") if retain is not None else []
     limit = args.max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and not 0 <= args.overlap < limit:
         raise UserError(f"train.overlap must be from 0 to {limit - 1}, got {args.overlap}; a part has {limit} tokens.")
@@ -85,8 +90,8 @@ def encode_sets(
     refusal_rows: list[Row] = []
     if objective is not None and objective.needs.refusal:
         generator = torch.Generator().manual_seed(args.seed)
-        drawn = torch.randint(len(refusals), (len(forget),), generator=generator).tolist()
-        said = [row.get("preferred", refusals[int(i)]) for row, i in zip(forget, drawn, strict=True)]
+        drawn = torch.randint(max(1, len(refusals)), (len(forget),), generator=generator).tolist()
+        said = [row[PREFERRED] if PREFERRED in row else refusals[int(i)] for row, i in zip(forget, drawn, strict=True)]
         refusal_rows = [
             refused(row, text, assistant_turns=args.assistant_turns) for row, text in zip(forget, said, strict=True)
         ]
@@ -99,12 +104,10 @@ def encode_sets(
     return sets
 
 
-def _checked(rows: Sequence[Row], name: str) -> list[Row]:
+def checked(rows: Sequence[Row], name: str) -> list[Row]:
     """The rows as `read_rows` would give them, with the columns that a benchmark adds."""
     return [
-        keeping(
-            row, {**normalise(row, f"{name}: row {i}"), **{c: row[c] for c in ("opening", "preferred") if c in row}}
-        )
+        keeping(row, {**normalise(row, f"{name}: row {i}"), **{c: row[c] for c in ("opening", PREFERRED) if c in row}})
         for i, row in enumerate(rows)
     ]
 
@@ -232,6 +235,12 @@ def check_used(objective: Objective | None, retain: Objective | None, forget: An
             raise UserError(f"{data} does nothing without {name}; give {name} too, or leave {data} out.")
 
 
+def tell_unread(objective: Objective | None, rows: Sequence[Row], column: str = PREFERRED) -> None:
+    """Warn where rows say in `column` what is preferred to their answers and the objective prefers nothing."""
+    if objective is not None and not objective.needs.refusal and any(column in row for row in rows):
+        log.warning("%s does not read the chosen answers of the forget rows; dpo prefers them", objective.title)
+
+
 def _without_options(kind: type[Objective]) -> Objective:
     """An objective of all defaults. Raises `UserError` for a class of a user's own that has options without one."""
     wanting = [name for name, field in kind.model_fields.items() if field.is_required()]
@@ -241,11 +250,11 @@ def _without_options(kind: type[Objective]) -> Objective:
 
 
 def rows_of(dataset: Any, name: str) -> Sequence[Row]:
-    """The rows of a data set, which must have a length and hold mappings."""
+    """The rows of a data set, which must have a length and hold mappings, or of a file, a folder or a hub name."""
     if dataset is None:
         return ()
     if isinstance(dataset, str | Path):
-        raise UserError(f"{name} is the name {str(dataset)!r}; give its rows: expunge.data.formats.read_rows(name).")
+        return read_rows(dataset)
     if isinstance(dataset, Mapping):
         splits = ", ".join(map(str, dataset))
         raise UserError(f"{name} is a mapping with the splits {splits}; give one of them: {name}=dataset['train'].")

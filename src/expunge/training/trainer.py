@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from expunge.data.benchmark import Row
+from expunge.data.checks import check_kept
 from expunge.data.encode import prepare_tokenizer
 from expunge.data.pairs import Collator, PairedDataset, PairSampler, Role, Sets
 from expunge.errors import UserError
@@ -34,9 +35,11 @@ from expunge.training.prepare import (
     check_kinds,
     check_terms,
     check_used,
+    checked,
     encode_sets,
     objectives_of,
     rows_of,
+    tell_unread,
 )
 from expunge.training.reference import build_reference
 from expunge.training.signals import gather_signals, needs_by_role
@@ -67,7 +70,8 @@ class UnlearnTrainer(KeptTrainer):
         args: `UnlearnConfig`; its defaults, and the folder `<name of the model>-unlearned`, without it.
         objective: a forget objective, such as `objectives.NPO(beta=0.1)`, or a name as in recipes: `"npo"`, `"npo+kl"`.
         retain: a retain objective, such as `objectives.NLL()`, or its name.
-        forget_dataset: rows to forget, in any format of `expunge.data.formats` (lists of dicts or `datasets.Dataset`).
+        forget_dataset: rows to forget, in any format of `expunge.data.formats`: a list of dicts, a `datasets.Dataset`,
+            or a file, a folder or a hub name.
         retain_dataset: rows to keep, likewise.
         refusals: answers to draw from for objectives that prefer a refusal (DPO).
         processing_class: the tokenizer; the one that belongs to the model's name without it.
@@ -107,12 +111,15 @@ class UnlearnTrainer(KeptTrainer):
         args = arguments_for(model, args, evaluates=evaluate is not None)
         self.objective, self.retain = objectives_of(objective, retain)
         self.needs = needs_by_role(self.objective, self.retain)
+        forget, kept = rows_of(forget_dataset, "forget_dataset"), rows_of(retain_dataset, "retain_dataset")
+        check_used(self.objective, self.retain, forget, kept)
+        check_kept(kept, "rejected")
         data: dict[str, Any] = {
-            "forget_rows": rows_of(forget_dataset, "forget_dataset"),
-            "retain_rows": rows_of(retain_dataset, "retain_dataset"),
+            "forget_rows": checked(forget, "forget"),
+            "retain_rows": checked(kept, "retain"),
             "refusals": refusals,
         }
-        check_used(self.objective, self.retain, data["forget_rows"], data["retain_rows"])
+        tell_unread(self.objective, forget, "chosen")
         start, tokenizer = _loaded(model, processing_class, adapter=peft_config is not None)
         tokenizer = fit_tokenizer(tokenizer, start.config)
         data["config"] = start.config
