@@ -9,6 +9,7 @@ import os
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -320,12 +321,24 @@ def _check_combination(args: UnlearnConfig) -> None:
     _check_schedule(args)
 
 
+TRACKERS = {
+    "mlflow": ["mlflow"],
+    "tensorboard": ["tensorboard", "tensorboardX"],
+    "trackio": ["trackio"],
+    "wandb": ["wandb"],
+}
+"""Loggers of which expunge has an extra by the same name, each with the packages of which one is enough."""
+
+
 def _check_reporters(args: UnlearnConfig) -> None:
-    try:
-        for reporter in get_reporting_integration_callbacks(args.report_to):
-            reporter()  # fails without its package
-    except (ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"report_to: {first_line(error)}.") from error
+    for name in args.report_to:
+        if name in TRACKERS and not any(find_spec(package) for package in TRACKERS[name]):
+            raise UserError(f"report_to: {name} is not installed; pip install 'expunge[{name}]'.")
+        try:
+            for reporter in get_reporting_integration_callbacks([name]):
+                reporter()  # fails without its package
+        except (ValueError, RuntimeError, ImportError) as error:
+            raise UserError(f"report_to: {first_line(error)}.") from error
 
 
 def _check_optimizer(args: UnlearnConfig) -> None:
