@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,17 @@ def tiny_rows() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     return rows[:6], rows[6:]
 
 
-def pytest_collection_finish() -> None:
-    """Take what the imports made out of the garbage collector's sight: a full collection then takes no time.
+_frozen = 0
+"""Modules that were imported when the garbage collector's view was last cleared."""
 
-    A run collects after each model, and hundreds of tests make runs.
+
+def pytest_runtest_setup() -> None:
+    """Take what imports have made out of the garbage collector's sight: a full collection then takes next to no time.
+
+    A run collects after each model, hundreds of tests make runs, and many libraries are first imported by a test.
     """
-    gc.collect()
-    gc.freeze()
+    global _frozen
+    if len(sys.modules) > _frozen + 20:
+        gc.collect()
+        gc.freeze()
+        _frozen = len(sys.modules)
