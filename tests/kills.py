@@ -50,7 +50,7 @@ SMALL = [w for i, w in enumerate(WORDS) if "--benchmark" not in (w, WORDS[i - 1]
 METHODS = ["--methods", "[npo+kl, undial+nll]"]
 SPACE = ["--space", "{train.learning_rate: {choices: [1e-3, 2e-3]}}", "--search", "grid"]
 OBJECTIVES = ["--objectives", "forget_probability,retain_probability"]
-VARYING = ("seconds", "peak_memory_mib", "versions")
+VARYING = ("seconds", "peak_memory_mib", "versions", "date")
 LOGGED = ("total_flos", "train_loss")
 """What a log's last row says of the part since the last start."""
 

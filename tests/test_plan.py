@@ -217,7 +217,7 @@ def test_two_at_a_time_give_the_same() -> None:
     chosen = recipe("[ga]", over="{seed: [0, 1]}")
     rows = run_all(chosen, workers=2)
     again = run_all(chosen.model_copy(update={"out": Path("again")}))
-    changing = ("seconds", "peak_memory_mib", "trajectory", "versions")
+    changing = ("seconds", "peak_memory_mib", "trajectory", "versions", "date")
     assert [{k: v for k, v in row.items() if k not in changing} for row in rows] == [
         {k: v for k, v in row.items() if k not in changing} for row in again
     ]

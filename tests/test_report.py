@@ -247,14 +247,14 @@ def test_table_shows_every_model_references_first(page: Page) -> None:
     assert [name for _, name in rows] == ["target", "retrained", *METHODS]
     assert [name for kind, name in rows if "reference" in kind] == ["target", "retrained"]
     assert [name for kind, name in rows if "collapsed" in kind] == ["ga", "ga+nll"]
-    assert [name for kind, name in rows if "best" in kind] == ["uld"]
+    assert [name for kind, name in rows if "best" in kind] == ["npo+kl"], "uld only suppresses"
 
 
 def test_answers_before_and_after_with_broken_ones_marked(page: Page) -> None:
     assert "Which novel of Aveline Marchetti-Osei <no. 22> is set by the sea?" in page.text
     assert page.source.count('<tr><th scope="row"><span class="q">') == 20
     assert page.source.count(">degenerate</span>") == 3 * 7  # of ten questions, seven are 0 or 2 modulo 3
-    assert re.search(r'value="8" checked><span>uld<', page.source)
+    assert re.search(r'value="3" checked><span>npo\+kl<', page.source)
     assert "720 characters" in page.text
 
 
@@ -329,7 +329,7 @@ def test_one_section_a_split(tmp_path: Path) -> None:
     first = make_run(tmp_path / "a", methods=some("uld"), split="forget01", seeds=(0, 1, 2))
     second = make_run(tmp_path / "b", methods=some("npo+kl"), split="forget05", retrained=False)
     page = Page(write_report([first, second], tmp_path / "report.html"))
-    assert page.source.count('<section class="part"') == 2
+    assert page.source.count('<section class="part" id=') == 2
     assert {"tofu-forget01", "tofu-forget05"} <= set(page.ids) and len(page.ids) == len(set(page.ids))
     assert "Numbers are medians over 3 seeds." in page.text and "No retrained model was given" in page.text
     assert "Recipe of a" in page.text and "Recipe of b" in page.text
@@ -369,10 +369,10 @@ def test_directories_are_compared_only_on_the_same_target(tmp_path: Path) -> Non
             ("ga", "undial+nll", "npo+kl"),
             {},
             [
-                "Of 3 methods, 2 keep at least 80 % of the target's retain probability (.996); among them npo+kl"
-                " forgets best (forget quality .310, retain probability .842).",
+                "Of 3 methods, 2 keep at least 80 % of the target's retain ROUGE-L (.977); among them npo+kl"
+                " forgets best (forget quality .310, retain ROUGE-L .857).",
                 "On the forget set, a KS test cannot tell npo+kl from the retrained model (p ≥ .05).",
-                "ga collapsed: less than half of the retain probability is left (.000), so the forget quality of .920"
+                "ga collapsed: less than half of the retain ROUGE-L is left (.200), so the forget quality of .920"
                 " of ga says nothing about forgetting.",
                 "Forgetting shows as broken text in the forget answers of ga (100 %); the target's are broken in 0 %.",
                 "All numbers are from one seed.",
@@ -382,7 +382,7 @@ def test_directories_are_compared_only_on_the_same_target(tmp_path: Path) -> Non
             ("unilogit+nll", "undial+nll"),
             {},
             [
-                "Both methods keep at least 80 % of the target's retain probability (.996); among those with unbroken"
+                "Both methods keep at least 80 % of the target's retain ROUGE-L (.977); among those with unbroken"
                 " text undial+nll forgets best (forget quality 7e-05",
                 "Forgetting shows as broken text in the forget answers of unilogit+nll (28 %); the target's are"
                 " broken in 0 %.",
@@ -393,24 +393,23 @@ def test_directories_are_compared_only_on_the_same_target(tmp_path: Path) -> Non
             {},
             [
                 "Both methods keep at least 80 % of",
-                "(.996); among them uld forgets best (forget quality .880",
-                "uld acts at inference only: the weights still hold what it suppresses.",
-                "Of the methods that change the weights, npo+kl forgets best",
+                "(.977); among those that change the weights npo+kl forgets best (forget quality .310",
+                "uld acts at inference only: the weights still hold what is suppressed (forget quality .880).",
             ],
         ),
         (
             ("undial+nll",),
             {},
             [
-                "undial+nll keeps at least 80 % of the target's retain probability (.900 of .996),"
+                "undial+nll keeps at least 80 % of the target's retain ROUGE-L (.902 of .977),"
                 " at a forget quality of 7e-05.",
                 "a KS test still tells undial+nll from the retrained model (p < .05): its forget probability (.099) has"
                 " fallen past that model's (.144).",
             ],
         ),
         (("dpo+nll",), {}, ["has not fallen to that model's (.144)"]),
-        (("ga+nll",), {}, ["ga+nll does not keep 80 % of the target's retain probability: .352 of .996 is left"]),
-        (("ga", "ga+nll"), {}, ["None of the 2 methods keeps 80 %", "ga+nll comes nearest: .352 of .996 is left"]),
+        (("ga+nll",), {}, ["ga+nll does not keep 80 % of the target's retain ROUGE-L: .475 of .977 is left"]),
+        (("ga", "ga+nll"), {}, ["None of the 2 methods keeps 80 %", "ga+nll comes nearest: .475 of .977 is left"]),
         (
             ("npo+kl", "uld"),
             {"retrained": False},
@@ -436,7 +435,8 @@ def test_a_target_that_hardly_knew_is_said_to(tmp_path: Path) -> None:
     run = make_run(tmp_path, methods=some("uld"), records=False)
     edit(run, lambda row: row["metrics"].update({"forget_probability": 0.126} if row["method"] == "target" else {}))
     says = verdict(sections([run])[0])
-    assert says.startswith("The target hardly knew the forget answers (probability .126), so what follows says little;")
+    assert says.startswith("The target hardly knew the forget answers (probability .126), so what follows says little.")
+    assert "finetune" not in says, "the model may be the reader's own"
 
 
 def test_what_would_make_forget_quality_known(tmp_path: Path) -> None:
@@ -483,7 +483,13 @@ def test_verdict_without_a_target_or_metrics(tmp_path: Path) -> None:
 def test_a_target_that_never_learned_is_said_first(tmp_path: Path) -> None:
     run = make_run(tmp_path, methods=some("uld"), records=False)
     edit(run, lambda row: row["metrics"].update(forget_quality=0.4 if row["method"] == "target" else 0.9))
-    assert verdict(sections([run])[0]).startswith("The target itself, before unlearning, cannot be told from")
+    says = verdict(sections([run])[0])
+    assert says.startswith(
+        "The target itself, before unlearning, cannot be told from the retrained model by the KS test"
+    )
+    assert "forget probability (.996) is far from that model's (.144): look at that." in says
+    edit(run, lambda row: row["metrics"].update(forget_probability=0.1))
+    assert "(forget quality .400): it had nothing to forget, and what" in verdict(sections([run])[0])
 
 
 def test_markdown_has_the_results_numbers_and_nothing_else(
@@ -644,8 +650,12 @@ def test_a_split_without_a_method_has_a_gap(tmp_path: Path) -> None:
 
 def test_a_report_on_models_that_know_nothing(tmp_path: Path) -> None:
     run = make_run(tmp_path, methods=some("uld"), records=False)
-    edit(run, lambda row: row["metrics"].update(retain_probability=0.0))
-    assert "How much it kept is not known" in verdict(sections([run])[0])
+    edit(run, lambda row: row["metrics"].update(retain_rouge_l_recall=0.0))
+    (section,) = sections([run])
+    assert "keeps at least 80 % of the target's retain probability" in verdict(section).replace("\u00a0", " ")
+    nought = dict.fromkeys(("retain_probability", "retain_rouge_l_recall", "model_utility"), 0.0)
+    edit(run, lambda row: row["metrics"].update(nought))
+    assert "How much it kept is not known: the retain ROUGE-L was 0 before." in verdict(sections([run])[0])
 
 
 @pytest.mark.parametrize(
@@ -765,7 +775,7 @@ def test_every_point_names_its_run(tmp_path: Path) -> None:
     section = only(tmp_path / "a-run", seeds=(0, 1))
     where = f"{tmp_path.name}/a-run"
     for name, told in {
-        "tradeoff": f"{where}: npo+kl, seed 1: retain probability ",
+        "tradeoff": f"{where}: npo+kl, seed 1: retain ROUGE-L ",
         "trajectory": f"{where}: npo+kl, seed 0, epoch 3: model utility ",
         "efficiency": f"{where}: npo+kl, seed 0, the end, ",
         "epochs": f"{where}: npo+kl, seed 0",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expunge.cli.terminal import console, print_plan, print_results, print_table
+from expunge.cli.terminal import console, print_plan, print_results, print_table, print_verdicts
 from expunge.errors import UserError, did_you_mean
 from expunge.secrets import masked_text
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 DEMO = Path(__file__).parents[1] / "recipe" / "demo.yaml"
 DEMO_OUT = "runs/demo"
+FEW = 3
+"""Comparisons whose answers a terminal has room for; of more, the page has them."""
 
 
 def demo(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
@@ -257,7 +259,9 @@ def chat(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
 def report(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     from expunge.data.files import file_to_write, local_path
     from expunge.pipeline.rundir import results_damage
+    from expunge.recipe.parsing import complete
     from expunge.report import write_markdown, write_report
+    from expunge.report.comparison import sections
 
     if args.markdown is not None:
         _refuse(args, "out", "redact", when="with --markdown")
@@ -272,7 +276,12 @@ def report(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     if args.markdown is not None:
         print(write_markdown(args.directory, args.markdown))
     else:
-        print(write_report(args.directory, args.out or args.directory[0] / "report.html", redact=args.redact))
+        out = args.out or args.directory[0] / "report.html"
+        page = write_report(args.directory, out, redact=args.redact, settings=complete)
+        compared = sections(args.directory)
+        if len(compared) <= FEW:
+            print_verdicts(compared)
+        print(page)
 
 
 def cache(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from expunge.recipe.config import Recipe
+    from expunge.report.comparison import ReportSection
     from expunge.report.table import Frame, Table
 
 TABLE = {
@@ -37,8 +38,6 @@ def print_results(rows: list[dict[str, Any]], out: str, *, as_json: bool) -> Non
         print(json.dumps(rows, indent=1, ensure_ascii=False))
         return
     from expunge.report.comparison import compare, means
-    from expunge.report.verdict import verdict
-    from expunge.system.escaping import visible
 
     groups = {(row["benchmark"], row["split"], row["seed"]) for row in rows}
     if len(groups) > 1:
@@ -46,11 +45,31 @@ def print_results(rows: list[dict[str, Any]], out: str, *, as_json: bool) -> Non
             _print_rows(mean.name, [entry.runs[0] for entry in mean.entries])
         console().print(f"{len(groups)} runs; tables of each, and their means: {out}/results.md and {out}/report.html")
         return
+    print_verdicts(compare([(Path(out), row) for row in rows]))
     _print_rows(f"{rows[0]['benchmark']} {rows[0]['split']}", rows)
-    (section,) = compare([(Path(out), row) for row in rows])
-    if section.methods:
-        console().print(visible(verdict(section)), end="\n\n")
     console().print(f"results, records and report: {out}/  (open {out}/report.html)")
+
+
+def print_verdicts(sections: "Sequence[ReportSection]") -> None:
+    """The answers about each comparison, before any table."""
+    from rich.text import Text
+
+    from expunge.report.box import boxed, sentence
+    from expunge.report.records import reader_of
+    from expunge.system.escaping import visible
+
+    reader, terminal = reader_of(sections), console()
+    for section in sections:
+        box = boxed(section, reader)
+        if box is None:
+            continue
+        name = f"{section.name}. " if len(sections) > 1 else ""
+        terminal.print(Text(visible(f"{name}{box.about} {box.ranking}".strip())))
+        for item in box.items:
+            terminal.print(Text.assemble((f"{item.question} ", "bold"), visible(sentence(item))))
+            if item.command:
+                terminal.print(Text(f"  {visible(item.command)}"), soft_wrap=True)
+        terminal.print()
 
 
 def _print_rows(title: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -44,7 +44,7 @@ from expunge.pipeline.rundir import (
 )
 from expunge.pipeline.session import Session
 from expunge.recipe.config import Method, Recipe
-from expunge.recipe.parsing import combinations
+from expunge.recipe.parsing import combinations, complete
 from expunge.report import write_markdown, write_report
 from expunge.system import machine, ranks
 from expunge.training.budget import ForgetGoal, UtilityBudget
@@ -325,4 +325,4 @@ def _teacher(
 
 def _report(directories: list[Path], path: Path, *, redact: bool) -> None:
     if ranks.first():
-        write_report(directories, path, redact=redact)
+        write_report(directories, path, redact=redact, settings=complete)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields, is_dataclass
@@ -19,6 +20,9 @@ from expunge.modeling.checkpoint import content_of
 from expunge.recipe.config import Method, Recipe, declarations
 from expunge.recipe.parsing import load_recipe
 from expunge.report import load_results
+from expunge.report.box import row_verdict
+from expunge.report.comparison import Entry, compare
+from expunge.report.records import Records, of_entry
 from expunge.report.redaction import redacted
 from expunge.system import machine, manifest, ranks
 from expunge.system.digest import digest
@@ -220,8 +224,12 @@ def open_run_directory(recipe: Recipe, out: Path) -> None:
         for path in (*first, *out.glob("checkpoint-*"), *(out / name for name in (*methods, *FOLDERS)), written):
             remove(path)
     make_folder(out)
-    tree = secrets.masked(recipe.model_dump(mode="json", exclude_unset=True, exclude={"out"}))
-    write_whole(written, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    write_whole(written, yaml.safe_dump(tree_of(recipe), sort_keys=False, allow_unicode=True))
+
+
+def tree_of(recipe: Recipe) -> dict[str, Any]:
+    """What `recipe.yaml` holds: every key that was set, without secrets and without where the run is written."""
+    return secrets.masked(recipe.model_dump(mode="json", exclude_unset=True, exclude={"out"}))
 
 
 def adopt(folder: Path, recipe: Recipe, out: Path) -> None:
@@ -310,6 +318,7 @@ class Results:
         metrics, axes = declarations(self.recipe)
         self.rows.append(
             {
+                "date": time.strftime("%Y-%m-%d"),
                 "method": row["method"],
                 "benchmark": self.benchmark.name,
                 "split": self.benchmark.split,
@@ -323,10 +332,22 @@ class Results:
                 "versions": machine.versions(),
             }
         )
+        if row["method"] not in FIRST or (row["method"] == "target" and not self.recipe.methods):
+            self.rows[-1]["verdict"] = self._verdict(row["method"], evaluation.records)
         self.rows.sort(key=lambda r: FIRST.get(r["method"], 2))
         if ranks.first():
             self._write(row["method"], evaluation.records)
         ranks.wait()
+
+    def _verdict(self, method: str, records: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
+        """The answers about a method beside the references, before its records are written."""
+        (section,) = compare([(self.out, row) for row in self.rows if row["method"] in (method, *FIRST)])
+        entry = next(e for e in section.entries if e.method == method)
+
+        def reader(of: Entry, name: str) -> Records:
+            return {r["index"]: r for r in records.get(name, [])} if of is entry else of_entry(of, name)
+
+        return row_verdict(section, entry, reader, tree_of(self.recipe))
 
     def _write(self, method: str, records: Mapping[str, Sequence[Record]]) -> None:
         """Write results and records at once, and note the method's log as it is now."""

@@ -40,7 +40,8 @@ class Session:
     usual              how the target answers, by which broken text is judged; unknown where nothing is unlearned
     start              what every method must start from
     before             the metrics of the target that a utility budget compares with
-    goal               the forget probability at which training stops
+    unknown            how probable answers are that the target can't know, where nothing else shows how low is low
+    goal               the same where training stops at it
     """
 
     recipe: Recipe
@@ -52,6 +53,7 @@ class Session:
     usual: Usual | None = None
     start: Start | None = None
     before: dict[str, float] = field(default_factory=dict)
+    unknown: float | None = None
     goal: float | None = None
 
     def measure_references(self) -> None:
@@ -109,18 +111,27 @@ class Session:
     def _measure_target(self) -> None:
         model, tokenizer = self.load(self.target)
         self.start = Start.of(model, tokenizer, self.benchmark.forget)
-        if self.recipe.evaluate.stop_when_forgotten and self.recipe.methods:
-            self._set_goal(model, tokenizer)
+        stops = self.recipe.evaluate.stop_when_forgotten and bool(self.recipe.methods)
+        if stops or (self.retrained is None and not self.results.has("target")):
+            self._look_at_unknown(model, tokenizer)
+        if stops:
+            self._set_goal()
         if self.results.has("target"):
             return
         log.info("evaluating the target model")
         known: dict[str, Any] = {"gold": self.gold, "usual": self.usual}
         evaluation = measure.measure_target(model, tokenizer, self.benchmark, self.recipe.evaluate, **known)
-        self.results.add({"method": "target", "removal": "weights", "metrics": evaluation.metrics}, evaluation)
+        row: Result = {"method": "target", "removal": "weights", "metrics": evaluation.metrics}
+        if self.unknown is not None:
+            row["goal"] = {"forget_probability": self.unknown}
+        self.results.add(row, evaluation)
 
-    def _set_goal(self, model: Any, tokenizer: "PreTrainedTokenizerBase") -> None:
+    def _look_at_unknown(self, model: Any, tokenizer: "PreTrainedTokenizerBase") -> None:
         rows = self.benchmark
-        self.goal = unknown_probability(model, tokenizer, rows.forget, rows.retain, seed=self.recipe.seed)
+        self.unknown = unknown_probability(model, tokenizer, rows.forget, rows.retain, seed=self.recipe.seed)
+
+    def _set_goal(self) -> None:
+        self.goal = self.unknown
         if self.goal is None:
             log.warning("evaluate.stop_when_forgotten: too few forget rows have names or numbers; it stops nothing")
         else:

@@ -20,6 +20,7 @@ from expunge.errors import UserError, did_you_mean, first_line, wrong_value
 from expunge.objectives import FORGET, RETAIN
 from expunge.recipe.config import SHORT, Recipe, unfold_objective
 from expunge.recipe.shipped import find
+from expunge.training.targets import FinetuneConfig
 
 
 def _is_text(annotation: Any) -> bool:
@@ -82,6 +83,23 @@ def load_recipe(path: Path | None, overrides: Iterable[tuple[str, str]] = ()) ->
         is_text = key in TEXT or (key == "model" and not text.startswith("{"))
         _set(tree, key, text if is_text else _scalar(text))
     return parse_recipe(tree, where=str(path) if path else COMMAND_LINE, overrides=[key for key, _ in pairs])
+
+
+def complete(path: Path) -> str | None:
+    """Every key of the recipe in a file with its value, defaults too, as YAML; None for one of another version."""
+    try:
+        recipe = load_recipe(path)
+    except UserError:
+        return None
+    tree = recipe.model_dump(mode="json", exclude={"out", "methods"})
+    methods = [  # of its training keys, those that differ from the recipe's
+        {**method.model_dump(mode="json", exclude={"train"}), "train": method.train.model_dump(exclude_unset=True)}
+        for method in recipe.methods
+    ]
+    if recipe.finetune is not None or recipe.model.scratch is not None:
+        taught = (recipe.finetune or FinetuneConfig()).complete(named=recipe.model.name is not None)
+        tree["finetune"] = taught.model_dump(mode="json")
+    return yaml.safe_dump(secrets.masked({**tree, "methods": methods}), sort_keys=False, allow_unicode=True)
 
 
 def recipe_of(source: str | Path | Mapping[str, Any] | Recipe, keys: Mapping[str, Any] | None = None) -> Recipe:

@@ -1,14 +1,12 @@
 """Records → questions and what every model answers to them: which are shown, how much of each, what is marked."""
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from expunge.errors import UserError
 from expunge.evals.glossary import show
 from expunge.report.comparison import ROLES, Entry, ResultRow
-from expunge.report.redaction import MARK, redacted
+from expunge.report.records import of_entry
+from expunge.report.redaction import MARK
 from expunge.report.table import Cell, Column, Part, Table, left
 
 SHOWN = 10
@@ -33,7 +31,7 @@ def answers(entries: Sequence[Entry], first: Sequence[Entry] = (), *, redact: bo
     silent = False
     heard: list[Entry] = []
     for name, title in SETS.items():
-        records = {e.label: _records(e.directory / "records" / f"{e.method}.{name}.jsonl", redact) for e in entries}
+        records = {e.label: of_entry(e, name, redact=redact) for e in entries}
         heard += [e for e in entries if records[e.label] and e not in heard]
         known: dict[int, ResultRow] = {i: row for label in reversed(records) for i, row in records[label].items()}
         # An evaluation may have scored all questions and generated answers to the first few only.
@@ -67,40 +65,29 @@ def _table(
     rows: list[list[Cell]] = []
     for index, row in asked.items():
         question = f"row {index}" if MARK in row else str(row.get("question"))
-        said = {label: _answer(by_index.get(index)) for label, by_index in records.items()}
-        after = (Part((Part(label, "who"), *said[label]), f"m m{k}") for k, label in enumerate(methods))
-        cells = [said[e.label] for e in references] + ([tuple(after)] if methods else [])
+        spoken = {label: _answer(by_index.get(index)) for label, by_index in records.items()}
+        after = (Part((Part(label, "who"), *spoken[label]), f"m m{k}") for k, label in enumerate(methods))
+        cells = [spoken[e.label] for e in references] + ([tuple(after)] if methods else [])
         rows.append([(Part(question, "q"), Part(str(row.get("answer", "")), "ref")), *cells])
     return Table(columns, rows)
 
 
-def _records(path: Path, redact: bool) -> dict[int, ResultRow]:
-    """The records by their question's index; none when the file is absent."""
-    if not path.is_file():
-        return {}
-    records: dict[int, ResultRow] = {}
-    with path.open("rb") as lines:
-        for k, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-                records[int(row["index"])] = redacted(row) if redact else row
-            except (ValueError, TypeError, KeyError, RecursionError):
-                raise UserError(
-                    f"{path}, line {k}: not a record with an 'index'; evaluate again, or remove it."
-                ) from None
-    return records
-
-
-def _answer(record: ResultRow | None) -> tuple[Part, ...]:
-    if record is None:
-        return (Part("no record", "none"),)
+def said(record: ResultRow) -> Part:
+    """What a model says to a question, cut where it is long."""
     generated = record.get("generated")
     text = "(not generated)" if generated is None else str(generated) or "(empty)"
     text = "(left out)" if "generated" in record.get(MARK, ()) else text
     broken = bool(record.get("degenerate"))
     longest = LONGEST // 3 if broken else LONGEST
     more = ("… ", Part(f"{len(text):,} characters", "more")) if len(text) > longest else ()
+    return Part((text[:longest], *more), "said broken" if broken else "said")
+
+
+def _answer(record: ResultRow | None) -> tuple[Part, ...]:
+    """The same with its numbers."""
+    if record is None:
+        return (Part("no record", "none"),)
     numbers = [("P", "probability"), ("ROUGE-L", "rouge_l_recall"), ("truth ratio", "truth_ratio")]
     numbers_ = " · ".join(f"{words} {show(key, record[key])}" for words, key in numbers if record.get(key) is not None)
-    bad = (Part("degenerate", "tag bad"), " ") if broken else ()
-    return Part((text[:longest], *more), "said broken" if broken else "said"), Part((*bad, numbers_), "nums")
+    bad = (Part("degenerate", "tag bad"), " ") if record.get("degenerate") else ()
+    return said(record), Part((*bad, numbers_), "nums")

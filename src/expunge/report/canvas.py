@@ -22,6 +22,13 @@ POWERS = (0, math.log10(0.5), -1, -2, -4, -6, -10, -15, -20, -30)
 """log10 of the p-values that a log axis may name."""
 
 
+ALIKE = "alike ↑"
+ALIKE_READING = (
+    "How like a model that never saw it is the p-value of a KS test (forget quality), drawn on a log scale that is "
+    "stretched towards 1. From the dashed line up, p = .05, the test cannot tell the two."
+)
+
+
 @dataclass(frozen=True)
 class Axis:
     """One direction of a picture; `log` is for p-values, and cuts them off at `FLOOR`.

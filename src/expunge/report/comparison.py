@@ -29,6 +29,8 @@ ROLES: tuple[EntryRole, ...] = ("target", "retrained", "method")
 
 KEEP, COLLAPSE = 0.8, 0.5
 """Shares of the target's retain metric: from .8 on the rest was kept, under .5 the model has collapsed."""
+GENERATED = "retain_rouge_l_recall"
+"""What was kept is read from generated answers, where there are some: a likely answer need not be what a model says."""
 LEVEL = 0.05
 """A forget quality from here on: the KS test cannot tell the model from the retrained one."""
 BROKEN = 0.2
@@ -110,6 +112,12 @@ class ReportSection:
             if run.get("stopped")
         ]
 
+    def goal(self, name: str) -> float | None:
+        """The value of a forget metric that answers have which the target can't know."""
+        target = self.reference("target")
+        values = [v for run in (target.runs if target else ()) if (v := number((run.get("goal") or {}).get(name)))]
+        return statistics.median(values) if values else None
+
     def reference(self, which: EntryRole) -> Entry | None:
         return next((e for e in self.entries if e.role == which), None)
 
@@ -124,12 +132,25 @@ class ReportSection:
             return main_metrics(names, *groups)
         return [n for n in METRICS if n in names] + sorted(names - METRICS.keys())
 
+    @property
+    def base(self) -> Entry | None:
+        """The model that keeping is measured against: the target, else the retrained one."""
+        return next((e for r in ROLES[:2] if (e := self.reference(r)) and any(map(e.values, RETAIN_AXES))), None)
+
+    @property
+    def keep(self) -> str | None:
+        """The metric that says what was kept: generated answers to retain questions where there are some.
+
+        One that is 0 for the target says nothing, and stands only where there is no other.
+        """
+        names = [n for n in (GENERATED, *RETAIN_AXES) if any(e.values(n) for e in self.methods)]
+        return next((n for n in names if self.base and self.base.value(n)), names[0] if names else None)
+
     def kept(self, entry: Entry) -> float | None:
-        """The share of the target's (else the retrained model's) retain metric that is left; None if unknown or 0."""
-        keep = self.axis(RETAIN_AXES)
-        base = next((v for r in ROLES[:2] if keep and (e := self.reference(r)) and (v := e.value(keep))), None)
-        value = entry.value(keep) if keep else None
-        return None if not base or value is None else value / base
+        """The share of the target's (else the retrained model's) `keep` that is left; None if unknown or 0."""
+        keep, base = self.keep, self.base
+        before, value = (e.value(keep) if e and keep else None for e in (base, entry))
+        return None if not before or value is None else value / before
 
     def collapsed(self, entry: Entry) -> bool:
         return (share := self.kept(entry)) is not None and share < COLLAPSE
@@ -148,10 +169,27 @@ class ReportSection:
         retrained = self.reference("retrained")
         return value if aim == "forget_quality" else -abs(value - ((retrained and retrained.value(aim)) or 0.0))
 
+    def keeps(self, entry: Entry) -> bool:
+        """Whether at least `KEEP` is left, by a measured forget metric too."""
+        return (self.kept(entry) or 0.0) >= KEEP and self.score(entry) > -math.inf
+
+    def ranked(self) -> list[Entry]:
+        """The methods, best first: who changes the weights, keeps the rest, writes whole text, and forgets most.
+
+        In this order; of those that keep too little the one that keeps most comes first. A method that acts at
+        inference only stands behind all others, since the weights still hold what it suppresses.
+        """
+
+        def rank(entry: Entry) -> tuple[bool, bool, bool, float]:
+            keeps, share = self.keeps(entry), self.kept(entry)
+            better = self.score(entry) if keeps or share is None else share
+            return not entry.inference, keeps, not self.broken(entry), better
+
+        return sorted(self.methods, key=rank, reverse=True)
+
     def keepers(self) -> list[Entry]:
-        """The methods that keep at least `KEEP`, best at forgetting first and those of broken text last."""
-        keepers = [e for e in self.methods if (self.kept(e) or 0.0) >= KEEP and self.score(e) > -math.inf]
-        return sorted(keepers, key=lambda e: (not self.broken(e), self.score(e)), reverse=True)
+        """The methods that keep at least `KEEP`, best first."""
+        return [e for e in self.ranked() if self.keeps(e)]
 
 
 def load_results(directory: Path) -> list[ResultRow]:
@@ -188,6 +226,8 @@ def _problem(row: Any) -> str | None:
         return "'trajectory' must be a list of objects that have 'metrics'"
     if not isinstance(row.get("versions") or {}, dict):
         return f"'versions' must be an object, got {row['versions']!r}"
+    if not isinstance(row.get("goal") or {}, dict):
+        return f"'goal' must be an object, got {row['goal']!r}"
     if "declares" in row:
         try:
             of_json(row["declares"])
@@ -195,7 +235,7 @@ def _problem(row: Any) -> str | None:
             return "'declares' must be an object of 'metrics' and 'axes'"
     costs = {key: row.get(key) for key in ("seconds", "peak_memory_mib")}
     places = {key: step.get(key) for step in steps for key in ("epoch", "step")}
-    for numbers in (costs, places, row["metrics"], *(s["metrics"] for s in steps)):
+    for numbers in (costs, places, row["metrics"], row.get("goal") or {}, *(s["metrics"] for s in steps)):
         for name, value in numbers.items():
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
                 return f"{name!r} must be a number or null, got {value!r}"
@@ -274,6 +314,7 @@ def means(of_splits: Sequence[ReportSection]) -> list[ReportSection]:
                 "seconds": None,
                 "peak_memory_mib": None,
                 "stopped": None,
+                "goal": None,
             }
             entries.append(Entry(entry.label, (row,), entry.directories[:1]))
         directories = tuple(d for part in parts for d in part.directories)

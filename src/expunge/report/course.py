@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from expunge.evals.glossary import FORGET_AXES, METRICS, RETAIN_AXES, number, show
 from expunge.report import drawing, panels
-from expunge.report.canvas import Axis
+from expunge.report.canvas import ALIKE_READING, Axis
 from expunge.report.comparison import LEVEL, Entry, ReportSection, ResultRow
 from expunge.report.picture import Figure, axis_of, capital, says
 
@@ -77,6 +77,7 @@ def trajectory(section: ReportSection) -> Figure | None:
         level=LEVEL if aim == "forget_quality" else None,
     )
     reading = [
+        ALIKE_READING if aim == "forget_quality" else "",
         f"Every dot is an evaluation on the way, by {unit(section)}; the named mark is the end.",
         "Lines begin at the target, the model before unlearning; an assistant's difference begins elsewhere."
         if references and references[0].role == "target"

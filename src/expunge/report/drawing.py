@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from expunge.report.canvas import FLOOR, INK, Axis, Titles, axes, corner, figure, to_svg
+from expunge.report.canvas import ALIKE, FLOOR, INK, Axis, Titles, axes, corner, figure, to_svg
 from expunge.report.comparison import EntryRole
 from expunge.report.labels import Box, around, leader, place_labels
 
@@ -112,7 +112,7 @@ def trajectory(
     titles = Titles()
     with figure(8.35, 5.1) as fig:
         ax = axes(fig, x, y, everything)
-        corner(ax, x, y, None, level, "p = .05" if y.log else "")
+        corner(ax, x, y, None, level, ALIKE if y.log else "")
         names, anchors, blocked = [], [], []
         for line in lines:
             style = mark_style(line.name, "method", line.hollow, methods)
@@ -150,7 +150,7 @@ def trials(
         ax = axes(fig, x, y, everything)
         rows = key(fig, {name: mark_style(name, "method", hollow[name], methods) for name in methods})
         fig.subplots_adjust(top=0.915 - 0.032 * rows)
-        corner(ax, x, y, None, level, "p = .05" if y.log else "")
+        corner(ax, x, y, None, level, ALIKE if y.log else "")
         names, anchors, blocked, bold = [], [], [], []
         for name, own_trials in points.items():
             style = mark_style(name, "method", hollow[name], methods)

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from expunge.evals.glossary import FORGET_AXES, METRICS, RETAIN_AXES, number, show
+from expunge.evals.glossary import FORGET_AXES, METRICS, number, show
 from expunge.report import course, drawing, strips
-from expunge.report.canvas import FLOOR
+from expunge.report.canvas import ALIKE, ALIKE_READING, FLOOR
 from expunge.report.comparison import KEEP, LEVEL, Entry, ReportSection
 from expunge.report.distance import distance
 from expunge.report.overview import Overview, find
@@ -73,8 +73,8 @@ def _utility(section: ReportSection) -> Figure | None:
     return figure and figure._replace(name="utility")
 
 
-def _tradeoff(section: ReportSection, kept: Sequence[str] = RETAIN_AXES) -> Figure | None:
-    keep, aim = section.axis(kept), section.axis(FORGET_AXES)
+def _tradeoff(section: ReportSection, kept: Sequence[str] = ()) -> Figure | None:
+    keep, aim = section.axis(kept) if kept else section.keep, section.axis(FORGET_AXES)
     if keep is None or aim is None:
         return None
     points = []
@@ -104,13 +104,14 @@ def _tradeoff(section: ReportSection, kept: Sequence[str] = RETAIN_AXES) -> Figu
         methods=[e.label for e in section.methods],
         level=goal,
         keep=KEEP * base if base else None,
-        level_label="p = .05" if by_quality else "retrained",
+        level_label=ALIKE if by_quality else "retrained",
     )
     low = [p.name for p in points if by_quality and p.y <= FLOOR]
     corner = f"The tinted corner holds the models that keep 80\u00a0% of the target's {METRICS[keep].label}"
     corner += " and that the KS test cannot tell from the retrained model." if by_quality else " and forget enough."
     reading = [
         "Right: more of the rest is kept. " + ("Up: more is forgotten." if by_quality else "Down: more is forgotten."),
+        ALIKE_READING if by_quality else "",
         corner if base and goal is not None else "",
         "Filled marks change the weights; hollow marks suppress at inference and leave the weights as they were.",
         "Small marks are single seeds, the large one their median." if any(p.seeds for p in points) else "",

@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from expunge.evals.glossary import SIDE_TABLES, main_metrics, metric_named, number, show
+from expunge.report.box import boxed
 from expunge.report.comparison import (
     ROLES,
     ReportSection,
@@ -20,6 +21,7 @@ from expunge.report.comparison import (
 from expunge.report.figures import overview
 from expunge.report.interval import mean_interval
 from expunge.report.overview import Overview, overviews
+from expunge.report.records import reader_of
 from expunge.report.table import Table, left, metrics, right
 from expunge.system.disk import make_folder, write_whole, writing
 from expunge.system.escaping import escaped, one_line
@@ -117,7 +119,10 @@ def write_markdown(directories: Sequence[Path], out: Path) -> Path:
         text += [picture_line(figure.title, picture.name), "", *map(escaped, figure.reading), ""]
     for section in [*parts, *means(parts)]:
         rows = [run | {"method": entry.label} for entry in section.entries for run in entry.runs]
-        text += [f"## {escaped(section.name)}", "", markdown_table(rows)]
+        text += [f"## {escaped(section.name)}", ""]
+        if section in parts and (box := boxed(section, reader_of(parts))):
+            text += box.markdown()
+        text += [markdown_table(rows)]
         if (table := interval_table(section)).rows:
             text += [f"{INTERVALS}:", "", table.markdown()]
         for table in side_tables(rows):

@@ -2,43 +2,54 @@
 
 import re
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from expunge.evals.glossary import SIDE_TABLES, metric_named, number, show
-from expunge.report import drawing
+from expunge.report import drawing, origin
 from expunge.report.answers import answers
+from expunge.report.box import boxed
 from expunge.report.comparison import Entry, ReportSection, ResultRow, cost, removal, sections, slug, versions_used
 from expunge.report.figures import figures, overview
 from expunge.report.overview import Overview, overviews
 from expunge.report.picture import Figure
+from expunge.report.records import reader_of
 from expunge.report.redaction import NOTE
 from expunge.report.table import Cell, Column, Line, Part, Table, Tag, left, metrics, right
 from expunge.report.verdict import verdict
+from expunge.report.wording import ranking_words, spaced
 from expunge.secrets import masked_yaml
 from expunge.system.disk import make_folder, write_whole, writing
 
 LEGEND = (
     "↑ more is better; ↓ less is better, down to the retrained model’s value; ≈ the nearer to the retrained model the "
     "better.",
-    "Best: forgets best among the methods that keep 80\u00a0% of the target and answer in unbroken text. Collapsed: "
-    "keeps less than half.",
+    "Collapsed: keeps less than half.",
 )
 MEDIANS = "Medians over seeds, smallest and largest value below."
 
 
-def write_report(directories: Sequence[Path], out: Path, *, first: Sequence[Figure] = (), redact: bool = False) -> Path:
+def write_report(
+    directories: Sequence[Path],
+    out: Path,
+    *,
+    first: Sequence[Figure] = (),
+    redact: bool = False,
+    settings: Callable[[Path], str | None] = lambda _recipe: None,
+) -> Path:
     """Write the page to `out` and its pictures to `pictures/` beside it; returns `out`.
 
-    `first` are pictures that stand above all others; `redact` leaves out what records say in words. The page needs
-    nothing but itself (no script library, no address on the network) and is the same, byte for byte, for the same
+    `first` are pictures that stand above all others; `redact` leaves out what records say in words; `settings` reads a
+    recipe with its defaults (`recipe.parsing.complete`), which this room knows nothing of. The page needs nothing but
+    itself (no script library, no address on the network) and is the same, byte for byte, for the same
     directories. `UserError` for a directory without proper results or with a broken record.
     """
     out, each = Path(out), sections(directories)
     splits = {d: [s.name for s in each if d in s.directories] for s in each for d in s.directories}
+    reader = reader_of(each, redact=redact)
     parts, above, drawn = [], [], {f"{figure.name}.svg": figure.svg for figure in first}
     for several in overviews(each):
         name, figure = slug(several.title), overview(several)
@@ -52,12 +63,14 @@ def write_report(directories: Sequence[Path], out: Path, *, first: Sequence[Figu
             {
                 "id": name,
                 "section": section,
+                "box": (box := boxed(section, reader)),
+                "worse": box and box.worse(),
                 "verdict": _bold(verdict(section), [e.label for e in section.methods]),
                 "table": _table(section),
                 "figures": [(f, _inline(f, name)) for f in pictures],
                 # Records carry no split, so those of a directory with several splits belong under none of them.
                 "answers": answers(
-                    [e for e in section.entries if len(splits[e.directory]) == 1], section.keepers(), redact=redact
+                    [e for e in section.entries if len(splits[e.directory]) == 1], section.ranked(), redact=redact
                 ),
                 "sides": _side_tables(section),
                 "runs": _runs(section),
@@ -73,8 +86,13 @@ def write_report(directories: Sequence[Path], out: Path, *, first: Sequence[Figu
         mixed=(together := answers(list(mixed.values()), redact=redact)),
         redacted=NOTE if any(a and a["redacted"] for a in (together, *(p["answers"] for p in parts))) else "",
         recipes=[
-            (d.name, masked_yaml(p.read_text(encoding="utf-8"))) for d in splits if (p := d / "recipe.yaml").is_file()
+            (d.name, masked_yaml(p.read_text(encoding="utf-8")), settings(p))
+            for d in splits
+            if (p := d / "recipe.yaml").is_file()
         ],
+        days=origin.days(each),
+        again=[origin.command(d) for d in splits if (d / "recipe.yaml").is_file()],
+        sums=origin.sums(each, list(splits)),
         glossary=_glossary(each),
     )
     with writing(out.parent):
@@ -109,7 +127,7 @@ def _table(section: ReportSection) -> Table:
     for words, names in groups.items():
         columns += [replace(c, head=_short(c.head)) for c in metrics(*names, group=words, kind="value")]
     columns += right("removal", "time", "peak MiB", group="Removal and cost")
-    best = next(iter(section.keepers()), None)
+    best = next((e for e in section.keepers() if not e.inference), None)
     methods = [e.label for e in section.methods]
     rows = []
     for entry in section.entries:
@@ -118,7 +136,8 @@ def _table(section: ReportSection) -> Table:
         typical = entry.runs[0] | {key: _median(entry.runs, key) for key in ("seconds", "peak_memory_mib")}
         values = [_over_seeds(name, entry) for names in groups.values() for name in names]
         rows.append(_row(entry, methods, [*values, removal(typical), *cost(typical)], tag))
-    notes = [LEGEND[0], MEDIANS, LEGEND[1]] if len(section.seeds) > 1 else LEGEND
+    ranking = [spaced(ranking_words(section))] if len(methods) > 1 else []
+    notes = [LEGEND[0], *([MEDIANS] if len(section.seeds) > 1 else []), *ranking, LEGEND[1]]
     return Table(columns, rows, "Results table", [" ".join(notes), *section.stopped])
 
 

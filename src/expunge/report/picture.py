@@ -16,11 +16,21 @@ class Figure(NamedTuple):
     reading: list[str]
 
 
+PLAIN = {
+    "forget_quality": "how like a model that never saw it",
+    "forget_probability": "how likely it still finds the forget answers",
+    "forget_rouge_l_recall": "how much it still says of the forget answers",
+    "retain_probability": "how likely it finds the answers that should stay",
+    "retain_rouge_l_recall": "how much it says of the answers that should stay",
+    "model_utility": "how well it answers all else",
+}
+"""What a metric is called on an axis; its name in tables stands in the picture's title."""
+
+
 def axis_of(name: str) -> Axis:
     metric = METRICS.get(name, UNKNOWN)
-    if name == "forget_quality":
-        return Axis(f"{metric.label} (p-value; log scale, stretched towards 1)", log=True)
-    return Axis(metric.label or name, best="low" if metric.hint == "↓" else "high")
+    label = PLAIN.get(name, metric.label or name)
+    return Axis(label, log=name == "forget_quality", best="low" if metric.hint == "↓" else "high")
 
 
 def says(who: str, **metrics: float | None) -> str:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
+STACKED = ("qa", "glossary")
+"""Classes of tables whose cells stand below each other on a narrow screen, each with its head beside it."""
+
 STYLES = {"good": "green"}
 """How a terminal shows the kinds of `Part` that it tells apart."""
 
@@ -162,7 +165,7 @@ class Table:
             tag = _html(Part(row.tag, f"tag {'good' if row.tag == 'best' else 'bad'}")) if row.tag else ""
             name, *cells = map(_html, row.cells)
             others = (
-                f"{_open('td', column.kind, start and 'first')}{cell}</td>"
+                f"{_open('td', column.kind, start and 'first', head=column.head if kind in STACKED else '')}{cell}</td>"
                 for column, start, cell in zip(self.columns[1:], starts[1:], cells, strict=True)
             )
             opened = _open("tr", row.reference and "reference", last and "last", row.tag)
@@ -203,7 +206,7 @@ def _html(cell: Cell) -> str:
     return escape(cell) if isinstance(cell, str) else "".join(map(_html, cell))
 
 
-def _open(name: str, *classes: str | Literal[False], scope: str = "") -> str:
+def _open(name: str, *classes: str | Literal[False], scope: str = "", head: str = "") -> str:
     """The start of an element with those of the classes that there are."""
-    kinds = " ".join(kind for kind in classes if kind)
-    return f"<{name}" + (f' scope="{scope}"' if scope else "") + (f' class="{kinds}"' if kinds else "") + ">"
+    attributes = {"scope": scope, "class": " ".join(kind for kind in classes if kind), "data-head": escape(head)}
+    return f"<{name}" + "".join(f' {key}="{value}"' for key, value in attributes.items() if value) + ">"

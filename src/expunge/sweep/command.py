@@ -29,6 +29,7 @@ from expunge.evals.glossary import METRICS, declare, number
 from expunge.pipeline.inputs import check_data, check_methods, check_recipe, load_benchmark, with_default_method
 from expunge.pipeline.rundir import alone_in, check_run_directory, results_damage
 from expunge.recipe.config import Recipe, declarations
+from expunge.recipe.parsing import complete
 from expunge.report import write_markdown, write_report
 from expunge.report.pareto import pareto
 from expunge.sweep.choice import TrialRow, trial_rows
@@ -311,7 +312,7 @@ def _conclude(rows: list[TrialRow], this: Sweep) -> list[TrialRow]:
         raise UserError(f"{wrong}; put it back as it was, or delete that trial's folder to leave it out of the report.")
     if folders:
         picture = pareto(this.out)
-        write_report(folders, this.out / "report.html", first=[picture] if picture else [])
+        write_report(folders, this.out / "report.html", first=[picture] if picture else [], settings=complete)
         write_markdown(folders, this.out / "results.md")
     link = this.out / "best"
     link.unlink(missing_ok=True)
