@@ -3,13 +3,17 @@
 import itertools
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from expunge.cli.terminal import print_results
 from expunge.errors import UserError
+from expunge.pipeline.rundir import tree_of
+from expunge.recipe.parsing import load_recipe
 from expunge.report import load_results, write_markdown, write_report
 from expunge.report.advice import advise, method_meant
 from expunge.report.box import as_json, boxed, sentence
@@ -304,6 +308,32 @@ def test_what_next(
         assert "finetune" not in line + advice.words
 
 
+@pytest.mark.parametrize("method", ["npo+nll", "uld", "uld_distilled", "ga", "offset-npo+kl"])
+@pytest.mark.parametrize("source", ["own", "taught", "here"])
+@pytest.mark.parametrize("metrics", [GONE, RUINED, {SAID: 0.88, LIKELY: 0.78}, {SAID: 0.5, LIKELY: 0.5}])
+def test_every_command_is_one_that_expunge_takes(
+    tmp_path: Path, method: str, source: str, metrics: dict[str, float]
+) -> None:
+    """What is advised is read as the command line reads it, but for the files that the reader must name."""
+    recipe = {
+        "own": {**OWN, **RATE, "method": method},
+        "taught": {**HERE, "model": {"name": "some/model"}, "finetune": {}, "method": method},
+        "here": {**HERE, "methods": [method, "simnpo+nll"]},
+    }[source]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    written = tree_of(load_recipe(tmp_path / "recipe.yaml"))
+    for options in ({}, ALONE, GOAL, UNKNOWN, {"retrained": {SAID: 0.88, LIKELY: 0.78}}):
+        section = section_of((method, metrics), folder=tmp_path, **options)
+        (entry,) = section.methods
+        command = advise(judge(section, entry), entry, written).command(tmp_path, method_meant(entry, written))
+        words = shlex.split(command)
+        if words[1] == "chat":
+            continue
+        assert words[:3] == ["expunge", "run", str(tmp_path / "recipe.yaml")]
+        pairs = [(key.removeprefix("--"), value) for key, value in zip(words[3::2], words[4::2], strict=True)]
+        load_recipe(tmp_path / "recipe.yaml", [pair for pair in pairs if pair[0] != "seeds"])
+
+
 def test_of_several_methods_the_command_names_one() -> None:
     section = section_of(("npo+nll", {SAID: 0.88, LIKELY: 0.78}), ("mine", {SAID: 0.89, LIKELY: 0.79}))
     labelled = {"forget": {"name": "ga"}, "retain": {"name": "kl"}, "label": "mine"}
@@ -349,6 +379,21 @@ def test_the_answers_stand_before_any_table_and_say_the_same_everywhere(
             plain = " ".join(place.replace("&#39;", "'").replace("\\", "").split())  # a space that does not break, too
             assert " ".join(item.words.split()) in plain, item.key
     assert max(map(len, out.splitlines())) <= max(80, *(len(i.command) + 2 for i in box.items))
+
+
+def test_the_answers_to_several_seeds_are_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    rows = []
+    for seed in range(3):
+        folder = write_run(tmp_path / f"seed={seed}")
+        rows += [each | {"seed": seed} for each in load_results(folder)]
+        (folder / "results.json").write_text(json.dumps(rows[-2:]))
+    print_results(rows, str(tmp_path), as_json=False)
+    out = capsys.readouterr().out
+    assert out.count("Is it forgotten?") == 1
+    assert "It rests on 20 questions about the forget rows and 3 runs with different seeds." in out
 
 
 def test_headings_descend_one_level_at_a_time(tmp_path: Path) -> None:

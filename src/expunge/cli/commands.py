@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 DEMO = Path(__file__).parents[1] / "recipe" / "demo.yaml"
 DEMO_OUT = "runs/demo"
-FEW = 3
-"""Comparisons whose answers a terminal has room for; of more, the page has them."""
 
 
 def demo(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
@@ -278,9 +276,7 @@ def report(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     else:
         out = args.out or args.directory[0] / "report.html"
         page = write_report(args.directory, out, redact=args.redact, settings=complete)
-        compared = sections(args.directory)
-        if len(compared) <= FEW:
-            print_verdicts(compared)
+        print_verdicts(sections(args.directory))
         print(page)
 
 

@@ -33,14 +33,19 @@ TABLE = {
 """The columns that fit a terminal of 80; the report has them all."""
 
 
+FEW = 3
+"""Comparisons whose answers a terminal has room for."""
+
+
 def print_results(rows: list[dict[str, Any]], out: str, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=1, ensure_ascii=False))
         return
-    from expunge.report.comparison import compare, means
+    from expunge.report.comparison import compare, means, sections
 
     groups = {(row["benchmark"], row["split"], row["seed"]) for row in rows}
     if len(groups) > 1:
+        print_verdicts(sections(sorted(path.parent for path in Path(out).glob("*=*/results.json"))))
         for mean in means(compare([(Path(out), row) for row in rows])):
             _print_rows(mean.name, [entry.runs[0] for entry in mean.entries])
         console().print(f"{len(groups)} runs; tables of each, and their means: {out}/results.md and {out}/report.html")
@@ -51,7 +56,9 @@ def print_results(rows: list[dict[str, Any]], out: str, *, as_json: bool) -> Non
 
 
 def print_verdicts(sections: "Sequence[ReportSection]") -> None:
-    """The answers about each comparison, before any table."""
+    """The answers about each comparison, before any table; of more than `FEW` none, which the page has."""
+    if len(sections) > FEW:
+        return
     from rich.text import Text
 
     from expunge.report.box import boxed, sentence
