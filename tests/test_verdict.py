@@ -353,6 +353,7 @@ def test_a_model_that_is_only_measured() -> None:
         assert command in advise(judgement, entry, OWN).command(entry.directory)
         box = boxed(section, nothing)
         assert box is not None and box.about == "This is about the model as it is."
+        assert box.items[0].words.endswith("What it knew before is not known here.")
 
 
 # -- the places where it stands ----------------------------------------------------------------------------------------

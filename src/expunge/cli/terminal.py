@@ -1,6 +1,7 @@
 """Output for a terminal of eighty columns: results, plans and lists as tables."""
 
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,12 +72,21 @@ def print_verdicts(sections: "Sequence[ReportSection]") -> None:
         if box is None:
             continue
         name = f"{section.name}. " if len(sections) > 1 else ""
-        terminal.print(Text(visible(f"{name}{box.about} {box.ranking}".strip())))
+        terminal.print(Text(_wrapped(f"{name}{box.about} {box.ranking}".strip(), terminal.width)))
         for item in box.items:
-            terminal.print(Text.assemble((f"{item.question} ", "bold"), visible(sentence(item))))
+            words = Text(_wrapped(f"{item.question} {sentence(item)}", terminal.width))
+            words.stylize("bold", 0, len(item.question))
+            terminal.print(words)
             if item.command:
                 terminal.print(Text(f"  {visible(item.command)}"), soft_wrap=True)
         terminal.print()
+
+
+def _wrapped(text: str, width: int) -> str:
+    """The text in lines, broken at plain spaces alone: rich breaks between a number and its per cent as well."""
+    from expunge.system.escaping import visible
+
+    return textwrap.fill(visible(text), width, break_on_hyphens=False)
 
 
 def _print_rows(title: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -133,6 +133,8 @@ def _measured(measure: Measure, found: Forgotten, *, first: bool) -> str:
 
 
 def _beside(found: Forgotten) -> Iterator[str]:
+    if all(m.before is None for m in found.measures):
+        yield "What it knew before is not known here."
     if found.against == "retrained" and any(m.past for m in found.measures):
         yield "That is so far below a model that never saw them that the removal itself shows."
 
