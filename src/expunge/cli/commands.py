@@ -200,13 +200,14 @@ def eval(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
 
 
 def augment(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
-    from expunge.pipeline.inputs import load_benchmark
+    from expunge.pipeline.inputs import check_answered, load_benchmark
     from expunge.pipeline.writer import compose
     from expunge.recipe.parsing import load_recipe
 
     recipe = load_recipe(None, overrides)
     if recipe.model.name is None:
         raise UserError("augment: give --model NAME, the model that is to write.")
+    check_answered(recipe, "augment")
     variants = compose(
         load_benchmark(recipe).forget,
         model=recipe.model.name,

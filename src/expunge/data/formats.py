@@ -9,6 +9,7 @@ A message keeps every key that holds something, and a row that is rendered with 
 `documents`: whether the template reads them is decided when the row is encoded.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from expunge.data.benchmark import Row
 from expunge.data.cells import kind_of, messages_in, objects_in, text_of
 from expunge.data.conversation import RENDERED
 from expunge.data.dialects import DIALECTS, PREFERRED, conversation
-from expunge.data.files import read_records
+from expunge.data.files import SourceRecord, read_records
 from expunge.errors import UserError, did_you_mean
 
 FORMATS: tuple[tuple[str, ...], ...] = (("question", "answer"), ("prompt", "completion"), ("messages",), ("text",))
@@ -47,7 +48,11 @@ def read_rows(source: str | Path, *, split: str | None = None) -> list[Row]:
     Raises `UserError` if the source is missing or unreadable, has no rows, or has a row in no known format or in
     another format than the first.
     """
-    records = read_records(source, split=split)
+    return rows_of_records(read_records(source, split=split))
+
+
+def rows_of_records(records: Sequence[SourceRecord]) -> list[Row]:
+    """`read_rows` of what has been read already."""
     rows: list[Row] = [PlacedRow(normalise(record, where), where) for where, record in records]
     for (where, _), row in zip(records, rows, strict=True):
         if columns_of(row) != columns_of(rows[0]):
@@ -55,6 +60,24 @@ def read_rows(source: str | Path, *, split: str | None = None) -> list[Row]:
                 f"{where} has the columns {' and '.join(columns_of(row))} but the first row has "
                 f"{' and '.join(columns_of(rows[0]))}; give every row of a file the same columns."
             )
+    return rows
+
+
+def questions_alone(records: Sequence[SourceRecord]) -> list[Row] | None:
+    """The rows where all of them have a question, or a prompt, and no answer; `None` where one has more or less."""
+    known = {name for columns in _ALL for name in columns}
+    rows: list[Row] = []
+    for where, record in records:
+        filled = {n for n in known if record.get(n) not in (None, "")} if isinstance(record, dict) else set()
+        if filled == {"question"}:
+            cells: Row = {"question": text_of(record["question"], "question", where)}
+        elif filled == {"prompt"} and isinstance(record["prompt"], list):
+            cells = {"prompt": messages_in(record["prompt"], "prompt", where)}
+        elif filled == {"prompt"}:
+            cells = {"prompt": text_of(record["prompt"], "prompt", where)}
+        else:
+            return None
+        rows.append(PlacedRow(cells, where))
     return rows
 
 

@@ -36,6 +36,8 @@ GENERATE_BUDGET = 16_384
 Past 4,096 a forward gains nothing any more and only pads more (measured on a CPU core: a quarter slower at 16,384);
 decoding gains until about 8,192, since every step is one token a sequence.
 """
+TOP_P = 0.9
+"""Probability of the tokens that a sampled answer draws from; the unlikeliest are where small models ramble."""
 DENSE_LOGITS = 2**26
 """Logits of one batch, where a model must be asked for all of them: 256 MiB in float32."""
 
@@ -237,6 +239,40 @@ def generate(
         new = new[:-1] if finished else new
         generations[prompt] = Generation(decoded(new, tokenizer).strip(), new, finished)
     return [generations[p] for p in prompts]
+
+
+def sample(
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    each: int,
+    max_new_tokens: int,
+    seed: int,
+) -> list[list[Generation]]:
+    """`each` answers to every prompt, drawn from the likeliest tokens (`TOP_P`); the same for a `seed`.
+
+    One prompt after the other, so that what else is asked changes nothing.
+    """
+    ends = end_tokens(model, tokenizer)
+    padding = ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    drawn: list[list[Generation]] = []
+    with _evaluating(model), own_generation_config_set_aside(model), torch.random.fork_rng():
+        for i, prompt in enumerate(tqdm(prompts, desc="sample", leave=False)):
+            torch.manual_seed(seed + i)
+            cap = max(1, min(max_new_tokens, context_length(model) - len(prompt)))
+            config = GenerationConfig(
+                do_sample=True, top_k=0, top_p=TOP_P, num_return_sequences=each, max_new_tokens=cap,
+                pad_token_id=padding, eos_token_id=ends,
+            )  # fmt: skip
+            ids_BT = torch.tensor([prompt], device=model.device)
+            out = model.generate(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), generation_config=config)
+            drawn.append([])
+            for new in out[:, len(prompt) :].tolist():
+                end = next((j for j, token in enumerate(new) if token in ends), None)
+                kept = tuple(new[:end])
+                drawn[-1].append(Generation(decoded(kept, tokenizer).strip(), kept, end is not None))
+    return drawn
 
 
 def context_length(model: Any) -> int:

@@ -16,6 +16,7 @@ from expunge.evals.retrained import Retrained
 from expunge.evals.tofu import Evaluation
 from expunge.modeling.checkpoint import whereabouts
 from expunge.pipeline.inputs import (
+    check_answered,
     check_answers,
     check_data,
     check_methods,
@@ -159,6 +160,7 @@ def _benchmark(recipe: Recipe, benchmark: Any, forget: Any, retain: Any) -> Benc
     if isinstance(benchmark, Benchmark):
         return with_additions(recipe.model_copy(update={"data": None}), benchmark, benchmark.variants)
     if all(rows is None or isinstance(rows, str | Path) for rows in (forget, retain)):
+        check_answered(recipe, "evaluate")
         return load_benchmark(recipe)
     given = custom.of_rows(_rows(forget, "forget"), _rows(retain, "retain"), split=GIVEN, seed=recipe.seed)
     return with_additions(recipe, given)

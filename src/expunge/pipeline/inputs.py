@@ -23,7 +23,9 @@ from expunge.evals.glossary import declare
 from expunge.modeling import loading
 from expunge.modeling.difference import checkpoint_of
 from expunge.objectives import Needs
+from expunge.pipeline import own_rows
 from expunge.pipeline.methods import Material, build, outlines, teaching
+from expunge.pipeline.own_rows import OwnRows
 from expunge.pipeline.recommend import recommend
 from expunge.recipe.config import Method, Recipe, declarations
 from expunge.recipe.parsing import parse_recipe
@@ -81,22 +83,46 @@ def _check_size(scratch: loading.ScratchConfig) -> None:
         )
 
 
-def load_benchmark(recipe: Recipe) -> Benchmark:
-    """The data that the recipe names."""
+def load_benchmark(recipe: Recipe, rows: OwnRows | None = None) -> Benchmark:
+    """The data that the recipe names; where the model itself is to answer, `rows`, or else placeholders."""
     if recipe.benchmark is not None:
         benchmark = recipe.benchmark.load()
         return with_additions(recipe, benchmark, benchmark.variants)
     assert recipe.data is not None
-    given = custom.load(forget=recipe.data.forget, retain=recipe.data.retain, seed=recipe.seed)
+    rows = rows or own_rows.planned(recipe)
+    if rows is None:
+        given = custom.load(forget=recipe.data.forget, retain=recipe.data.retain, seed=recipe.seed)
+    else:
+        given = custom.of_rows(rows.forget, rows.retain, split=rows.split, seed=recipe.seed)
     return with_additions(recipe, given)
+
+
+def load_with_method(recipe: Recipe) -> tuple[Recipe, Benchmark]:
+    """The recipe with a method, and its data, with the variants that the method trains on."""
+    benchmark = load_benchmark(recipe)
+    chosen = with_default_method(recipe, benchmark)
+    return chosen, benchmark if chosen is recipe or recipe.data is None else load_benchmark(chosen)
+
+
+def check_answered(recipe: Recipe, what: str) -> None:
+    """Raise `UserError` where forget rows are questions alone and `what` does not ask the model for their answers."""
+    rows = own_rows.planned(recipe) if recipe.data is not None else None
+    if rows is not None and rows.asked:
+        raise UserError(f"{what}: the forget rows are questions alone; give answers, such as expunge run writes them.")
 
 
 def with_additions(recipe: Recipe, benchmark: Benchmark, variants: Sequence[Variant] = ()) -> Benchmark:
     """The benchmark with its own variants, or those of the recipe's `augment`, and the probes of its `evaluate`."""
     if recipe.augment is not None:
         variants = read_variants(recipe.augment, benchmark.forget)
+    # A paraphrase by rules has the answer of its row, so evaluation has no use for it.
+    by_rules = recipe.augment is None and recipe.data is not None
+    made = own_rows.variants(recipe, benchmark.forget)[0] if by_rules else []
+    reworded = [variant for variant in made if variant.kind == "paraphrase"]
+    variants = [*variants, *(variant for variant in made if variant.kind != "paraphrase")]
     if recipe.data is not None and variants:
         benchmark, variants = custom.ask_with(variants, benchmark, seed=recipe.seed)
+    variants = [*reworded, *variants]
     if recipe.evaluate.mmlu is not None:
         benchmark = replace(benchmark, probes=[*benchmark.probes, mmlu.load(recipe.evaluate.mmlu)])
     return replace(benchmark, variants=list(variants))

@@ -13,10 +13,9 @@ from expunge.pipeline.inputs import (
     check_data,
     check_methods,
     check_recipe,
-    load_benchmark,
+    load_with_method,
     tokenizer_and_config,
     training_arguments,
-    with_default_method,
 )
 from expunge.pipeline.methods import Material, build, outlines, teaching
 from expunge.recipe.config import Method, Recipe
@@ -53,8 +52,7 @@ class Plan:
 def plan(recipe: Recipe) -> list[dict[str, Any]]:
     """A row for each method; raises the `UserError` that the run itself would raise before it begins."""
     check_recipe(recipe)
-    benchmark = load_benchmark(recipe)
-    recipe = with_default_method(recipe, benchmark)
+    recipe, benchmark = load_with_method(recipe)
     check_data(benchmark)
     check_methods(recipe, benchmark)
     tokenizer, config = tokenizer_and_config(recipe, benchmark)

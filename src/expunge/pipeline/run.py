@@ -21,13 +21,15 @@ from expunge.evals.retrained import Distance
 from expunge.evals.tofu import Evaluation
 from expunge.modeling import loading
 from expunge.objectives import ULDDistilled
+from expunge.pipeline import own_rows
 from expunge.pipeline.inputs import (
+    check_answered,
     check_data,
     check_methods,
     check_recipe,
     load_benchmark,
+    load_with_method,
     training_arguments,
-    with_default_method,
     with_general_questions,
 )
 from expunge.pipeline.methods import Material, Models, build, teaching, weights
@@ -103,17 +105,24 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> lis
         torch.set_num_threads(recipe.threads)
     out = directory_of(recipe)
     with alone_in(out):
-        benchmark = with_general_questions(recipe, load_benchmark(recipe))
-        recipe = with_default_method(recipe, benchmark)
+        recipe, benchmark = load_with_method(recipe)
         check_data(benchmark)
         check_run_directory(recipe, resume=resume, overwrite=overwrite)
         check_methods(recipe, benchmark)
         if resume:
             check_whole(recipe, out)
+        rows = own_rows.made(recipe, out, resume=resume) if recipe.data is not None else None
+        if rows is not None:
+            benchmark = load_benchmark(recipe, rows)
+            check_data(benchmark)
+        if recipe.data is not None and recipe.augment is None:
+            own_rows.keep_variants(recipe, benchmark.forget, out, resume=resume)
+        benchmark = with_general_questions(recipe, benchmark)
         results = Results(out, recipe, benchmark, resume=resume)
         session = Session(recipe, benchmark, results, *starting_models(recipe, benchmark))
         if not all(results.has(name) for name in ("target", *(method.name for method in recipe.methods))):
-            session.look()
+            if rows is None or not rows.asked:  # its own answers it knows
+                session.look()
             session.measure_before_unlearning()
             for method in recipe.methods:
                 if not results.has(method.name):
@@ -132,6 +141,7 @@ def evaluate_only(recipe: Recipe, *, overwrite: bool = False) -> list[Result]:
     if recipe.methods:
         raise UserError("eval measures a model as it is; leave the method out, or use expunge run.")
     check_recipe(recipe)
+    check_answered(recipe, "eval")
     out = directory_of(recipe)
     with alone_in(out, then="give the command again with --overwrite"):
         benchmark = with_general_questions(recipe, load_benchmark(recipe))

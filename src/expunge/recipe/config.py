@@ -39,8 +39,13 @@ class Section(Options):
 class DataConfig(Section):
     """Your own rows, in any format of `expunge.data.formats`."""
 
-    forget: str = Field(description="file, folder or hub id of what must go")
-    retain: str | None = Field(default=None, description="file, folder or hub id of what must stay")
+    forget: str = Field(
+        description="file, folder or hub id of what must go, or a question, of which the model's own answers must go"
+    )
+    retain: str | None = Field(
+        default=None,
+        description="file, folder or hub id of what must stay; default a chat model's own answers to other questions",
+    )
     refusals: str | None = Field(default=None, description="file of refusals for dpo, rows with a `text` column")
 
 
@@ -314,7 +319,7 @@ MOST_THREADS = max(64, 8 * (os.cpu_count() or 1))
 """More only wait for each other, and far more end the process."""
 
 RESERVED = {
-    *("target", "retrained", "records", "pictures", "model", "teacher"),
+    *("target", "retrained", "records", "pictures", "model", "teacher", "rows"),
     *("recipe.yaml", "results.json", "metrics.jsonl", "manifest.json", "report.html"),
 }
 """Names in results and in the run directory that are no method's."""
