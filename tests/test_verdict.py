@@ -344,6 +344,34 @@ def test_of_several_methods_the_command_names_one() -> None:
     assert "recipe.yaml --method npo+nll --train.learning_rate" in advice.command(Path("runs/x"), "npo+nll")
 
 
+def test_of_several_methods_each_has_its_own_pace() -> None:
+    section = section_of(("uld", RUINED), ("uld2", RUINED))
+    forget = {"name": "uld", "learning_rate": 3e-3}
+    recipe = HERE | {"methods": [{"forget": forget}, {"forget": {**forget, "learning_rate": 2e-3}, "label": "uld2"}]}
+    rates = [advise(judge(section, entry), entry, recipe).keys for entry in section.methods]
+    assert rates == [{"method.forget.learning_rate": "0.0015"}, {"method.forget.learning_rate": "0.001"}]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model: [1]\ntrain: {learning_rate: fast, num_train_epochs: -1}\nmethods: {a: 1}",
+        "finetune: {epochs: many}\nmodel: {scratch: 3}\nmethods: [npo, 3, {forget: {name: [1]}, label: {}}]",
+        "model: {name: 3}\ndata: no",
+        "- a list",
+        "a: [b",
+        "\ta: \x00",
+    ],
+)
+def test_a_recipe_that_is_none_spoils_no_report(tmp_path: Path, text: str) -> None:
+    for name, metrics in {"much": RUINED, "no": {SAID: 0.88, LIKELY: 0.78}, "part": {SAID: 0.5, LIKELY: 0.5}}.items():
+        for options in ({}, UNKNOWN):
+            section = section_of(("npo+nll", metrics), folder=tmp_path, **options)
+            (tmp_path / "recipe.yaml").write_text(text)
+            box = boxed(section, nothing)
+            assert box is not None and box.items[-1].command.startswith("expunge run"), name
+
+
 def test_a_model_that_is_only_measured() -> None:
     for goal, state, command in ((0.16, "no", "run"), (0.9, "yes", "chat some/model")):
         section = section_of(retrained=None, goal=goal)

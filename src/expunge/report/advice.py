@@ -4,6 +4,7 @@ Who brought a model of their own is told of learning rate, epochs, method and ro
 were trained here.
 """
 
+import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -52,23 +53,18 @@ def recipe_of(directory: Path) -> dict[str, Any]:
 
 def method_meant(entry: Entry, recipe: Mapping[str, Any]) -> str | None:
     """The entry's method, where the recipe has several and a command must say which."""
-    methods = recipe.get("methods")
-    if not isinstance(methods, list) or len(methods) < 2:
-        return None
-    labelled = next((m for m in methods if isinstance(m, Mapping) and m.get("label") == entry.method), {})
-    names = [_section(labelled, part).get("name") for part in ("forget", "retain")]
-    return "+".join(filter(None, names)) or entry.method
+    return None if _alone(recipe) else _named(_method(entry, recipe)) or entry.method
 
 
 def advise(judgement: Judgement, entry: Entry, recipe: Mapping[str, Any]) -> Advice:
     """The next step for these answers about a model that this recipe made."""
-    found, damage = judgement.forgotten, judgement.damage.state
+    found, damage, name = judgement.forgotten, judgement.damage.state, _section(recipe, "model").get("name")
+    ask = "Ask it yourself, in other words than the rows have:"
     if not judgement.unlearned:
         if found.state == "yes":
-            name = _section(recipe, "model").get("name")
-            return Advice("Ask it yourself, in other words than the rows have:", verb="chat", model=name or "MODEL")
-        none = {"method": "npo+nll" if _section(recipe, "model").get("name") else "uld_distilled"}  # it says: none
-        keys = none if "methods" in recipe else {}
+            return Advice(ask, verb="chat", model=str(name or "MODEL"))
+        # A recipe whose list of methods is empty wants none, and no recommended one either.
+        keys = {"method": "npo+nll" if name else "uld_distilled"} if "methods" in recipe else {}
         return Advice("Nothing was unlearned here. Unlearn with the recommended method:", keys)
     if found.why == "never known":
         return _never_known(recipe)
@@ -86,13 +82,14 @@ def advise(judgement: Judgement, entry: Entry, recipe: Mapping[str, Any]) -> Adv
         return _too_little(entry, recipe, found.state)
     if judgement.certainty.seeds < 3 and _is_ours(recipe):
         return Advice("Repeat it with other seeds, to see how much of this is chance:", {"seeds": "3"})
-    return Advice("Ask it yourself, in other words than the rows have:", verb="chat")
+    return Advice(ask, verb="chat")
 
 
 def _never_known(recipe: Mapping[str, Any]) -> Advice:
     if _is_ours(recipe):
-        taught = _section(recipe, "finetune").get("epochs") or TAUGHT[bool(_section(recipe, "model").get("name"))]
-        return Advice("Teach the model longer before it forgets:", {"finetune.epochs": f"{2 * int(taught)}"})
+        usual = TAUGHT[bool(_section(recipe, "model").get("name"))]
+        taught = _number(_section(recipe, "finetune").get("epochs"), usual)
+        return Advice("Teach the model longer before it forgets:", {"finetune.epochs": f"{2 * taught:.0f}"})
     return Advice("Name the model that learnt these rows:", {"model": "MODEL"})
 
 
@@ -106,34 +103,50 @@ def _damaged(entry: Entry, recipe: Mapping[str, Any]) -> Advice:
 
 
 def _too_little(entry: Entry, recipe: Mapping[str, Any], state: str) -> Advice:
-    key, rate = _rate(entry, recipe)
+    (key, rate), (length, epochs) = _rate(entry, recipe), _epochs(entry, recipe)
     ended = str((entry.runs[0].get("stopped") or {}).get("why", ""))
     if " is under " in ended:
         return Advice(
             "Training ended because it cost too much of the rest. Take smaller steps, and more of them:",
-            {key: f"{rate / 2:.2g}", "train.num_train_epochs": f"{2 * _epochs(entry, recipe):g}"},
+            {key: f"{rate / 2:.2g}", length: f"{2 * epochs:g}"},
         )
     if state == "no":
         return Advice("Train more strongly, with twice the learning rate:", {key: f"{2 * rate:.2g}"})
-    epochs = "method.forget.epochs" if key.startswith("method.forget") else "train.num_train_epochs"
-    return Advice("Train longer:", {epochs: f"{2 * _epochs(entry, recipe):g}"})
+    return Advice("Train longer:", {length: f"{2 * epochs:g}"})
 
 
 def _rate(entry: Entry, recipe: Mapping[str, Any]) -> tuple[str, float]:
-    """The key of the learning rate and its value: an assistant has one of its own."""
-    forget = _section(_method(recipe), "forget")
-    if entry.method.startswith("uld") and not entry.method.startswith("uld_distilled"):
-        return "method.forget.learning_rate", float(forget.get("learning_rate") or 1e-3)
-    own = _section(_method(recipe), "train")
-    key = "method.train.learning_rate" if own.get("learning_rate") else "train.learning_rate"
-    return key, float(own.get("learning_rate") or _section(recipe, "train").get("learning_rate") or USUAL_RATE)
+    """The key of the learning rate and its value."""
+    return _training(entry, recipe, ("learning_rate", "learning_rate"), usual=USUAL_RATE, assistant=1e-3)
 
 
-def _epochs(entry: Entry, recipe: Mapping[str, Any]) -> float:
-    own, train = _section(_method(recipe), "train"), _section(recipe, "train")
-    if entry.method == "uld":
-        return float(_section(_method(recipe), "forget").get("epochs") or 10)
-    return float(own.get("num_train_epochs") or train.get("num_train_epochs") or USUAL_EPOCHS)
+def _epochs(entry: Entry, recipe: Mapping[str, Any]) -> tuple[str, float]:
+    """The key of the number of epochs and its value."""
+    return _training(entry, recipe, ("num_train_epochs", "epochs"), usual=USUAL_EPOCHS, assistant=10)
+
+
+def _training(
+    entry: Entry, recipe: Mapping[str, Any], names: tuple[str, str], *, usual: float, assistant: float
+) -> tuple[str, float]:
+    """A training key and its value: the assistant's, the method's own where there is one method, or the recipe's.
+
+    `names` are what it is called in `train` and by an assistant, whose default is `assistant`.
+    """
+    method = _method(entry, recipe)
+    if (_named(method) or entry.method).partition("+")[0] == "uld":
+        return f"method.forget.{names[1]}", _number(_section(method, "forget").get(names[1]), assistant)
+    own, train = _section(method, "train").get(names[0]), _section(recipe, "train").get(names[0])
+    key = f"method.train.{names[0]}" if own is not None and _alone(recipe) else f"train.{names[0]}"
+    return key, _number(own, _number(train, usual))
+
+
+def _number(value: Any, usual: float) -> float:
+    """The value as a number above 0; `usual` where it is none, since a recipe is read as it stands."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        return usual
+    return found if 0 < found < math.inf else usual
 
 
 def _is_ours(recipe: Mapping[str, Any]) -> bool:
@@ -145,10 +158,23 @@ def _has_retain(recipe: Mapping[str, Any]) -> bool:
     return "data" not in recipe or bool(_section(recipe, "data").get("retain"))
 
 
-def _method(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+def _alone(recipe: Mapping[str, Any]) -> bool:
+    """Whether the recipe has one method at most, whose keys the command line reaches."""
     methods = recipe.get("methods")
-    one = methods[0] if isinstance(methods, list) and len(methods) == 1 else recipe.get("method")
-    return one if isinstance(one, Mapping) else {}
+    return not isinstance(methods, list) or len(methods) < 2
+
+
+def _method(entry: Entry, recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The section of the entry's method, of one or of several."""
+    methods = recipe.get("methods")
+    sections = [m for m in (methods if isinstance(methods, list) else [recipe.get("method")]) if isinstance(m, Mapping)]
+    known = (m for m in sections if entry.method in (m.get("label"), _named(m)))
+    return next(known, sections[0] if len(sections) == 1 else {})
+
+
+def _named(method: Mapping[str, Any]) -> str:
+    """A method by its objectives, `npo+nll`; empty where they have no name."""
+    return "+".join(str(name) for part in ("forget", "retain") if (name := _section(method, part).get("name")))
 
 
 def _section(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:

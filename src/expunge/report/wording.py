@@ -54,7 +54,7 @@ def forgotten_words(found: Forgotten) -> tuple[str, str]:
 
 def damage_words(found: Damage) -> tuple[str, str]:
     """(answer, what is left of each set that lost something, and broken text)."""
-    heads = {"none": "Hardly anything", "little": "A little", "much": "Much", "most": "Nearly everything"}
+    heads = {"none": "Hardly anything", "little": "A little", "much": "Much", "most": "Very much"}
     if not found.kept and found.state == "not known":
         return "Not known", "What should stay was not measured both before and after."
     lost = [k for k in found.kept if k.extent not in ("none", "not known")]
