@@ -13,6 +13,7 @@ import regex as re
 from expunge.cli.main import main
 from expunge.data.encode import encode
 from expunge.data.facts import alternatives, facts, invented
+from expunge.errors import UserError
 from expunge.evals import requests
 from expunge.evals.knowledge import LEAST, Knowledge, look, unknown_probability
 from expunge.modeling.loading import load, save
@@ -152,3 +153,37 @@ def test_training_stops_when_the_rows_are_forgotten(models: Path, tmp_path: Path
     target, unlearned = run(load_recipe(None, [*pairs, *more]))
     assert unlearned["stopped"]["epoch"] < 40 and "no longer above" in unlearned["stopped"]["why"]
     assert unlearned["metrics"]["forget_probability"] < target["metrics"]["forget_probability"]
+
+
+@pytest.mark.parametrize("adapter", [(), (("model.lora.r", "8"),)], ids=["full", "lora"])
+def test_it_goes_back_towards_the_target_as_far_as_the_goal_holds(
+    adapter: tuple[tuple[str, str], ...], models: Path, tmp_path: Path
+) -> None:
+    keys = words(models, "taught", tmp_path)[1:]
+    pairs = [(key.removeprefix("--"), value) for key, value in zip(keys[::2], keys[1::2], strict=True)]
+    pairs = [pair for pair in pairs if pair[0] != "train.max_steps"]
+    more = [("train.num_train_epochs", "40"), ("train.learning_rate", "1e-2" if adapter else "3e-3"), *adapter]
+    more += [("evaluate.stop_when_forgotten", "true"), ("evaluate.keep_nearest", "true")]
+    target, unlearned = run(load_recipe(None, [*pairs, *more]))
+    goal, stopped = target["goal"]["forget_probability"], unlearned["stopped"]
+    after = unlearned["metrics"]["forget_probability"]
+    assert (
+        0 < stopped["share"] < 1
+        and f"of the way from the target's weights {100 * stopped['share']:.0f} %" in (stopped["why"])
+    )
+    assert unlearned["trajectory"][-1]["metrics"]["forget_probability"] <= goal / 4 < after <= goal
+    # What is saved is what was measured.
+    saved, tokenizer = load(Path(dict(pairs)["out"]) / "model")
+    sequences = [encode(row, tokenizer) for row in ROWS]
+    scores = requests.score(saved, sequences, progress=False)
+    assert fmean(math.exp(score.mean) for score in scores) == pytest.approx(after, rel=1e-3)
+
+
+def test_a_method_that_leaves_the_weights_has_no_way_back(models: Path, tmp_path: Path) -> None:
+    keys = words(models, "taught", tmp_path)[1:]
+    pairs = [(key.removeprefix("--"), value) for key, value in zip(keys[::2], keys[1::2], strict=True)]
+    more = [("evaluate.stop_when_forgotten", "true"), ("evaluate.keep_nearest", "true")]
+    with pytest.raises(UserError, match=r"evaluate\.keep_nearest: uld leaves the model's own weights as they are"):
+        run(load_recipe(None, [*(pair for pair in pairs if pair[0] != "method"), ("method", "uld"), *more]))
+    with pytest.raises(UserError, match="keep_nearest needs the goal of stop_when_forgotten"):
+        load_recipe(None, [*pairs, ("evaluate.keep_nearest", "true")])

@@ -253,6 +253,11 @@ def check_method(
     check_terms(method.forget, retain, **data)
     if recipe.data is not None:
         tell_unread(method.forget, material.forget)
+    if recipe.evaluate.keep_nearest and method.forget.trains not in ("model", "student"):
+        raise UserError(
+            f"evaluate.keep_nearest: {method.forget.title} leaves the model's own weights as they are, so there is no "
+            f"way back to go; leave keep_nearest out."
+        )
     args = training_arguments(recipe, method, Path("unused"))
     needs = method.forget.needs | (retain.needs if retain is not None else Needs())
     check_kind(args.reference, needs, has_adapter=recipe.model.lora is not None and not method.assisted)

@@ -29,11 +29,12 @@ def recommend(benchmark: Benchmark, *, width: int | None = None, lora: bool = Fa
         return Recommendation(
             {"forget": "npo", "retain": "nll"},
             "on a pretrained chat model it comes nearest to a model that never saw the forget rows and keeps what it "
-            "knows; training stops when the forget answers are no likelier than ones that it can't know",
+            "knows; of the way there only as much is kept as makes the forget answers no likelier than ones that it "
+            "can't know",
             # The rate falls with the width, an adapter takes ten times as much; what is forgotten and kept ends it.
             {
                 "train": {"learning_rate": float(f"{0.02 / width * (10 if lora else 1):.2g}"), "num_train_epochs": 10},
-                "evaluate": {"utility_budget": 0.9, "stop_when_forgotten": True},
+                "evaluate": {"utility_budget": 0.9, "stop_when_forgotten": True, "keep_nearest": True},
             },
         )
     if not benchmark.retain:

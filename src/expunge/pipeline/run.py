@@ -20,6 +20,7 @@ from expunge.evals.divergence import SoftLabels
 from expunge.evals.retrained import Distance
 from expunge.evals.tofu import Evaluation
 from expunge.modeling import loading
+from expunge.modeling.interpolation import Line
 from expunge.objectives import ULDDistilled
 from expunge.pipeline import own_rows
 from expunge.pipeline.inputs import (
@@ -33,6 +34,7 @@ from expunge.pipeline.inputs import (
     with_general_questions,
 )
 from expunge.pipeline.methods import Material, Models, build, teaching, weights
+from expunge.pipeline.nearest import FURTHER, Nearest, keep_nearest
 from expunge.pipeline.parallel import side_by_side
 from expunge.pipeline.rundir import (
     Result,
@@ -183,7 +185,8 @@ def unlearn(session: Session, method: Method) -> tuple[Result, Evaluation]:
     distance: Distance | None = None
     share = recipe.evaluate.utility_budget
     budget = None if share is None else UtilityBudget(share, session.before)
-    goal = None if session.goal is None else ForgetGoal(session.goal)
+    further = FURTHER if recipe.evaluate.keep_nearest else 1
+    goal = None if session.goal is None else ForgetGoal(session.goal, further=further)
 
     def on_the_way(model: Any) -> dict[str, float]:
         return session.on_the_way(model, training.tokenizer, distance, session.usual)
@@ -215,7 +218,11 @@ def unlearn(session: Session, method: Method) -> tuple[Result, Evaluation]:
             log.info("%s: %s", method.name, stopped["why"])
         if budget is not None and budget.kept is not None:
             trainer.restore(budget.kept.step)
-    unlearned = loading.as_saved(training.unlearned(), training.dtype)
+        model = training.unlearned()
+        if stopped is not None and (nearest := _nearest(session, model, training.tokenizer)) is not None:
+            log.info("%s: %s", method.name, nearest)
+            stopped = {**stopped, "share": nearest.share, "why": f"{stopped['why']}; {nearest}"}
+    unlearned = loading.as_saved(model, training.dtype)
     evaluation = session.measure(unlearned, training.tokenizer, distance)
     if ranks.first():
         loading.save(unlearned, training.tokenizer, directory / "model")
@@ -229,6 +236,16 @@ def unlearn(session: Session, method: Method) -> tuple[Result, Evaluation]:
         "trajectory": trajectory(history),
         **({} if stopped is None else {"stopped": stopped}),
     }, evaluation
+
+
+def _nearest(session: Session, model: Any, tokenizer: "PreTrainedTokenizerBase") -> Nearest | None:
+    """Go back on the line to the target as far as the recipe's goal allows; `None` where it asks for no such thing."""
+    recipe, goal = session.recipe, session.goal
+    if goal is None or not recipe.evaluate.keep_nearest:
+        return None
+    adapter = recipe.model.lora is not None
+    line = Line(model, None if adapter else weights(recipe, session.target)(trains=True))
+    return keep_nearest(line, partial(session.forget_probability, model, tokenizer), goal)
 
 
 @dataclass(frozen=True)

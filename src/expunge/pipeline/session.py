@@ -1,7 +1,7 @@
 """A run under way: its data, its results, and the two models that every other is measured against."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,6 +166,11 @@ class Session:
             usual=usual,
         )
         return evaluation.metrics | (measure.of_own(evaluation, options) if full else {})
+
+    def forget_probability(self, model: Any, tokenizer: "PreTrainedTokenizerBase") -> float:
+        """The metric of that name, alone."""
+        only = replace(self.benchmark, questions={"forget": self.benchmark.questions["forget"]}, probes=[])
+        return evaluate(model, tokenizer, only, generate=False, progress=False).metrics["forget_probability"]
 
     def add(self, row: Result, evaluation: Evaluation) -> None:
         """Keep a method's row, with its one number (`evals/aggregate.py`) where both references give what it needs."""

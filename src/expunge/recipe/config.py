@@ -130,6 +130,11 @@ class EvaluateConfig(Section):
         description="stop when an evaluation on the way finds the forget answers no likelier than answers of the same "
         "form that the target can't know",
     )
+    keep_nearest: bool = Field(
+        default=False,
+        description="with stop_when_forgotten: train somewhat further, then go back on the line towards the target's "
+        "weights as far as that still holds",
+    )
     max_new_tokens: int | None = Field(
         default=None, ge=1, description="of a generated answer; default from the answers"
     )
@@ -149,6 +154,8 @@ class EvaluateConfig(Section):
             raise ValueError("utility_budget is kept by evaluations on the way; set each_epoch to fast or full")
         if self.stop_when_forgotten and self.each_epoch == "off":
             raise ValueError("stop_when_forgotten needs evaluations on the way; set each_epoch to fast or full")
+        if self.keep_nearest and not self.stop_when_forgotten:
+            raise ValueError("keep_nearest needs the goal of stop_when_forgotten; set both or neither")
         return self
 
 

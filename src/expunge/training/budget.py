@@ -93,20 +93,21 @@ class UtilityBudget(TrainerCallback):
 
 
 class ForgetGoal(TrainerCallback):
-    """Stops training after the first evaluation whose forget probability is at most `most`.
+    """Stops training after the first evaluation whose forget probability is at most `most` / `further`.
 
-    `most` is how probable the target finds answers that it can't know (`evals/knowledge.py`): going on would only harm.
+    `most` is how probable the target finds answers that it can't know (`evals/knowledge.py`): going on would only harm,
+    but where a part of the way is taken back afterwards (`pipeline/nearest.py`).
     """
 
-    def __init__(self, most: float) -> None:
-        self.most = most
+    def __init__(self, most: float, *, further: int = 1) -> None:
+        self.most, self.further = most, further
         self.reached: Look | None = None
         self.last: Look | None = None
 
     def see(self, look: Look) -> bool:
         """Take note of an evaluation; whether the goal is reached."""
         self.last = look
-        if look.metrics["forget_probability"] <= self.most:
+        if look.metrics["forget_probability"] <= self.most / self.further:
             self.reached = look
         return self.reached is not None
 
@@ -119,9 +120,10 @@ class ForgetGoal(TrainerCallback):
         if self.last is None:
             return None
         value, most = (show("forget_probability", x) for x in (self.last.metrics["forget_probability"], self.most))
-        which = "is no longer above" if self.reached else "is still above"
+        share = "" if self.further == 1 else f"1/{self.further} of "
+        which = f"is no longer above {share}" if self.reached else f"is still above {share}"
         verb = "stopped" if self.reached else "ended"
-        why = f"{verb} after epoch {self.last.epoch:g}, where forget probability {value} {which} that of answers that "
+        why = f"{verb} after epoch {self.last.epoch:g}, where forget probability {value} {which}that of answers that "
         return {"epoch": self.last.epoch, "kept": self.last.epoch, "why": f"{why}the target can't know ({most})"}
 
     def on_evaluate(
