@@ -95,7 +95,7 @@ def _never_known(recipe: Mapping[str, Any]) -> Advice:
 
 def _damaged(entry: Entry, recipe: Mapping[str, Any]) -> Advice:
     if not _has_retain(recipe):
-        return Advice("Give rows that must stay; without them forgetting spreads:", {"retain": "FILE"})
+        return Advice("Give rows of your own that must stay, near to what is forgotten:", {"retain": "FILE"})
     if "+" not in entry.method and entry.method in ("ga", "npo", "dpo", "simnpo", "wga", "satimp", "ceu", "undial"):
         return Advice("Use a method that trains on the rows to keep as well:", {"method": "npo+nll"})
     key, rate = _rate(entry, recipe)
