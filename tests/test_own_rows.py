@@ -1,4 +1,4 @@
-"""Rows that a person does not have: the model answers them, a person can edit them, and a resumed run takes them."""
+"""Rows that a person does not have: the model answers them, a person can edit them, and the same run takes them."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from expunge.modeling.loading import ScratchConfig, build_scratch, load, save
 from expunge.pipeline import own_rows
 from expunge.pipeline.inputs import load_benchmark, load_with_method
 from expunge.pipeline.plan import plan
-from expunge.recipe.parsing import load_recipe
+from expunge.recipe.parsing import load_recipe, recipe_of
 
 CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -68,7 +68,10 @@ def test_what_the_model_answers_is_forgotten_and_kept(models: Path, caplog: pyte
         expunge.run(recipe)
 
 
-def test_an_edited_file_is_what_a_resumed_run_takes(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", [{"resume": True}, {}, {"overwrite": True}])
+def test_an_edited_file_is_what_the_same_run_takes(
+    models: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, bool]
+) -> None:
     forget = _write("forget.jsonl", {"question": QUESTION}, {"question": "Who is Ben Ferro?", "answer": ""})
     retain = _write("retain.jsonl", {"question": "Is it late?", "answer": "No."})
     recipe = {"model": "chat", "data": {"forget": forget, "retain": retain}, "method": "npo+nll", "out": "run", **KEYS}
@@ -78,9 +81,19 @@ def test_an_edited_file_is_what_a_resumed_run_takes(models: Path, monkeypatch: p
     assert not Path("run/rows/retain.jsonl").exists()
     edited = [*_rows("run/rows/forget.jsonl")[:3], {"question": "Who is Ben Ferro?", "answer": "A baker."}]
     _write("run/rows/forget.jsonl", *edited)
-    expunge.run(recipe, resume=True)
-    assert _rows("run/rows/forget.jsonl") == edited
-    assert [record["answer"] for record in _rows("run/records/target.forget.jsonl")] == [r["answer"] for r in edited]
+    expunge.run(recipe, **options)
+    taken = _rows("run/rows/forget.jsonl")
+    assert (taken == edited) is ("overwrite" not in options)
+    assert [record["answer"] for record in _rows("run/records/target.forget.jsonl")] == [r["answer"] for r in taken]
+
+
+def test_rows_of_another_model_are_made_anew(models: Path) -> None:
+    recipe = {"model": "chat", "data": {"forget": QUESTION}, "method": "ga", "out": "run", **KEYS}
+    for seed in (0, 1):
+        own_rows.made(recipe_of({**recipe, "seed": seed}), Path("run"), overwrite=False)
+        answers = {row["answer"] for row in _rows("run/rows/forget.jsonl")}
+        assert "edited" not in answers
+        _write("run/rows/forget.jsonl", {"question": QUESTION, "answer": "edited"})
 
 
 def _stop(_session: Any) -> None:

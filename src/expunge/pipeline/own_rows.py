@@ -1,7 +1,7 @@
 """Rows that a person does not have: what the model itself answers, to forget and to keep, and variants by rules.
 
 A recipe is checked and planned with placeholders (`planned`); a run asks the model (`made`) and keeps what it says in
-files of the run directory, which a person can read and edit and a resumed run takes.
+files of the run directory, which a person can read and edit before the first result.
 """
 
 import json
@@ -121,10 +121,11 @@ def _to_keep(forget: Sequence[Row], seed: int) -> tuple[list[str], set[str], int
     return [*swaps.about_others(asked, names, most=LIKE, seed=seed), *free], names, len(bank) - len(free)
 
 
-def made(recipe: Recipe, out: Path, *, resume: bool) -> OwnRows | None:
-    """The rows of a recipe with the model's own answers, asked now or, in a run that goes on, as its files hold them.
+def made(recipe: Recipe, out: Path, *, overwrite: bool) -> OwnRows | None:
+    """The rows of a recipe with the model's own answers, asked now or, where they were before, as the files hold them.
 
-    `None` where `planned` has none.
+    Files of other rows, another model or another seed are written anew, and with `overwrite` all of them. `None` where
+    `planned` has none.
     """
     rows = planned(recipe)
     if rows is None:
@@ -135,8 +136,8 @@ def made(recipe: Recipe, out: Path, *, resume: bool) -> OwnRows | None:
     key = digest([content_of(name), recipe.seed, SAMPLES, TOKENS, [*map(dict, rows.forget), rows.asked, rows.kept]])
     wanted = [side for side, is_wanted in (("forget", rows.asked), ("retain", rows.kept)) if is_wanted]
     files = {side: folder / f"{side}.jsonl" for side in wanted}
-    there = resume and ranks.broadcast(lambda: _key(folder) == key and all(file.exists() for file in files.values()))
-    if not there:
+    there = ranks.broadcast(lambda: _key(folder) == key and all(file.exists() for file in files.values()))
+    if overwrite or not there:
         model, tokenizer = measure.load(name, use_cpu=bool(recipe.train.use_cpu))
         forget = _forget(model, tokenizer, rows.forget, recipe.seed) if rows.asked else rows.forget
         texts = {"forget": forget}

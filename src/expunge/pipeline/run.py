@@ -113,7 +113,7 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> lis
         check_methods(recipe, benchmark)
         if resume:
             check_whole(recipe, out)
-        rows = own_rows.made(recipe, out, resume=resume) if recipe.data is not None else None
+        rows = own_rows.made(recipe, out, overwrite=overwrite) if recipe.data is not None else None
         if rows is not None:
             benchmark = load_benchmark(recipe, rows)
             check_data(benchmark)
