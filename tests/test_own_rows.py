@@ -109,10 +109,14 @@ def test_prompts_alone_are_continued_in_their_own_form(models: Path) -> None:
     assert not Path("run/rows/retain.jsonl").exists(), "ga keeps nothing"
 
 
-def test_a_plan_asks_nobody_and_writes_nothing(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_asks_nobody_and_writes_nothing(
+    models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     monkeypatch.setattr("expunge.pipeline.measure.load", lambda *_, **__: pytest.fail("no weights are loaded"))
     (planned,) = plan(load_recipe(None, [("model", "chat"), ("forget", QUESTION), ("out", "run")]))
     assert planned["method"] == "npo+nll" and planned["forget_rows"] == 1 and planned["retain_rows"] > 10
+    assert "the model is not asked yet" in caplog.text
     assert not Path("run").exists()
 
 

@@ -44,7 +44,10 @@ TOKENS = 64
 LIKE = 40
 """Most questions like the forget questions about others."""
 
-_PLACEHOLDER = " ".join(["word"] * 48)
+WORDS = 48
+"""Words of an answer that is not there yet."""
+
+_PLACEHOLDER = " ".join(["word"] * WORDS)
 _ENDS = "?？؟"
 
 

@@ -1,5 +1,6 @@
 """The plan of a recipe, which is not carried out: rows, steps, parameters, memory."""
 
+import logging
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from expunge.data.benchmark import Benchmark
 from expunge.modeling import loading
+from expunge.pipeline import own_rows
 from expunge.pipeline.inputs import (
     check_data,
     check_methods,
@@ -27,6 +29,9 @@ from expunge.training.signals import needs_by_role
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,8 @@ def plan(recipe: Recipe) -> list[dict[str, Any]]:
     """A row for each method; raises the `UserError` that the run itself would raise before it begins."""
     check_recipe(recipe)
     recipe, benchmark = load_with_method(recipe)
+    if recipe.data is not None and own_rows.planned(recipe) is not None:
+        log.info("the model is not asked yet: its own answers are planned with %d words each", own_rows.WORDS)
     check_data(benchmark)
     check_methods(recipe, benchmark)
     tokenizer, config = tokenizer_and_config(recipe, benchmark)
