@@ -2,6 +2,7 @@
 #   make demo    the whole story on a small model     make test   the test suite (ARGS="-m 'not slow' -x")
 #   make docs    the documentation site, in build/site
 #   make real-model   fetch a small pretrained chat model (98 MB) for the tests that want one
+#   make lowest  the core tests with the oldest releases that we hold
 #   make lint    style and types                      make fuzz   hostile input for ten minutes (MINUTES=1)
 #   make clean   back to a bare checkout, runs/ kept
 
@@ -9,7 +10,7 @@ PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test real-model fuzz lint docs clean
+.PHONY: install demo test real-model lowest fuzz lint docs clean
 
 install: $(STAMP)
 
@@ -29,6 +30,15 @@ test: $(STAMP)
 # Pinned by hash and never installed; without it the tests marked `real` are skipped.
 real-model: $(STAMP)
 	$(BIN)/python scripts/real_model.py
+
+# The oldest releases that we hold; an installation of their own, several gigabytes where torch comes with CUDA.
+CORE := $(addprefix tests/,objectives modeling evals test_logprobs.py test_signals.py test_golden.py test_difference.py \
+  test_trainer.py test_reference.py test_refcache.py test_budget.py test_methods.py test_run.py test_config.py test_api.py)
+lowest:
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --disable-pip-version-check --quiet -c constraints-lowest.txt -e . \
+	  hypothesis jsonschema mpmath pytest pytest-timeout pytest-xdist
+	.venv-lowest/bin/pytest --numprocesses auto --dist worksteal -m "not slow" $(CORE) $(ARGS)
 
 # Again and again, with other inputs each time, until the time is over; a failure ends it, and hypothesis prints the input.
 MINUTES := 10

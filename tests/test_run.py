@@ -317,7 +317,8 @@ def test_the_default_method_and_the_sets_it_is_measured_on(
         rows = run(own(retain="retain.jsonl"))
     assert [(row["method"], row["removal"]) for row in rows[1:]] == [("uld_distilled", "weights")]
     assert "no method named; taking uld_distilled: of the methods that change the weights" in caplog.text
-    assert "uld_distilled trains on the forget rows alone" in caplog.text and "forget: 4 rows" in caplog.text
+    assert "variants.jsonl: 16 paraphrases of 4 forget rows by rules" in caplog.text
+    assert "forget: 20 rows" in caplog.text
     assert {"forget_probability", "retain_probability", "held_out_probability"} <= rows[1]["metrics"].keys()
     assert {p.name for p in Path("out/records").glob("uld_distilled.*")} == {
         f"uld_distilled.{name}.jsonl" for name in ("forget", "retain", "held_out", "membership")

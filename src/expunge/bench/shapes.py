@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from expunge.training.checkpointing import checkpoint_activations
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -40,7 +42,7 @@ class Shape:
         with torch.device(device):
             model: Any = LlamaForCausalLM._from_config(config, dtype=dtype).eval()
         if self.checkpointing:
-            model.activation_checkpointing_enable()
+            checkpoint_activations(model)
         return model
 
 

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers import Trainer, get_scheduler
 from transformers.debug_utils import DebugOption
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_pt_utils import AcceleratorConfig
@@ -23,6 +23,7 @@ from transformers.training_args import OptimizerNames, trainer_log_levels
 from expunge.data.encode import AssistantTurns, Overflow
 from expunge.errors import UserError, did_you_mean, first_line
 from expunge.secrets import is_secret
+from expunge.training.checkpointing import Arguments
 from expunge.training.reference import ReferenceKind
 
 Bound = tuple[float, float]
@@ -172,7 +173,7 @@ _CHECKPOINTING = {
 
 
 @dataclass
-class UnlearnConfig(TrainingArguments):
+class UnlearnConfig(Arguments):
     """`transformers.TrainingArguments` with the defaults of this field and the few keys that unlearning adds.
 
     Attributes:

@@ -24,6 +24,7 @@ from expunge.modeling.forward import forward_supervised
 from expunge.modeling.logprobs import BLOCK, CHUNK, Head
 from expunge.objectives.base import Needs
 from expunge.training.arguments import UnlearnConfig
+from expunge.training.checkpointing import checkpoint_activations
 from expunge.training.reference import choose_kind
 
 MIB = 2**20
@@ -106,7 +107,7 @@ def peak(
         kept = _kept(model, batch, args, layer=layer, head=bool(passes))
         one = kept / layers
         if args.activation_checkpointing:
-            model.activation_checkpointing_enable(args.activation_checkpointing_kwargs or {"use_reentrant": False})
+            checkpoint_activations(model, args.activation_checkpointing_kwargs or {"use_reentrant": False})
             kept = one + _kept(model, batch, args, layer=layer, head=bool(passes))
         optimizer = _optimizer(model, args)
     common = {"weights": weights, "optimizer": optimizer, "reference": reference}
