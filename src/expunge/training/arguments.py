@@ -332,7 +332,7 @@ TRACKERS = {
 
 
 def _check_reporters(args: UnlearnConfig) -> None:
-    for name in args.report_to:
+    for name in args.report_to or ():
         if name in TRACKERS and not any(find_spec(package) for package in TRACKERS[name]):
             raise UserError(f"report_to: {name} is not installed; pip install 'expunge[{name}]'.")
         try:
