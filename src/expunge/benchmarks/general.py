@@ -1,6 +1,7 @@
 """Sixty questions of general knowledge with short answers: whether a chat model still knows what nobody asked to touch.
 
-Capitals, numbers, colours, animals, a little science and history; a right answer holds one of the listed words.
+Capitals, numbers, colours, animals, a little science and history. A right answer holds one of the listed words in its
+first sentence: what a small model goes on to say may hold any.
 """
 
 import json
@@ -22,5 +23,6 @@ def load() -> Continuations:
         comparison="states",
         tokens=TOKENS,
         answers=[each["answers"] for each in asked],
+        stops=(". ", "\n"),
         whole=True,
     )
