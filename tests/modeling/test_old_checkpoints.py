@@ -29,6 +29,8 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("name", "logps"), [("uld", LAST), ("base", BASE)])
 def test_expunge_loads_it(folder: Path, name: str, logps: list[float]) -> None:
+    if name == "uld":
+        pytest.importorskip("peft", "0.21")  # older ones do not know every key of the adapter
     model, _ = load(folder / name, dtype="float32")
     with torch.no_grad():
         last = model(torch.arange(2, 14)[None]).logits[0, -1].log_softmax(-1)
