@@ -399,3 +399,17 @@ def test_completion_says_what_it_needs(capsys: pytest.CaptureFixture[str], monke
     monkeypatch.setitem(sys.modules, "argcomplete", None)
     assert main(["--completion", "bash"]) == 2
     assert "pip install 'expunge[completion]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["methods", "run --help-keys", "recipes --json"])
+def test_a_reader_who_has_seen_enough_is_no_fault(words: str) -> None:
+    """`head` closes the pipe before the end."""
+    command = f"set -o pipefail; {sys.executable} -m expunge {words} | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_options_that_a_dry_run_does_not_use(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--resume"], ["--overwrite"], ["--workers", "2", "--seeds", "2"]):
+        assert main(["run", "--benchmark", "fable", "--model.scratch.layers", "2", "--dry-run", *words]) == 2
+        assert f"run: {words[0]} is not used with --dry-run; leave it out." in capsys.readouterr().err

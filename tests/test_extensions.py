@@ -13,12 +13,14 @@ import torch
 from expunge import UnlearnConfig, UnlearnTrainer, UserError, evaluate, objectives, run
 from expunge.cli.main import main
 from expunge.evals.own import Records, metric
+from expunge.objectives.trial import check_loss
 from expunge.recipe.parsing import parse_recipe, recipe_of
 from expunge.training.prepare import objectives_of
 from tests import forked
 from tests.small import FABLE
 
 LOSSES = """
+    import torch
     from torch import Tensor
     from pydantic import Field
 
@@ -49,6 +51,30 @@ LOSSES = """
 
     class Choosy(Mine):
         rate: float
+
+
+    class Averaged(Mine):
+        def loss(self, s: Signals) -> Tensor:
+            return s.logp_N.mean()
+
+
+    class Summed(Mine):
+        def loss(self, s: Signals) -> Tensor:
+            return s.sequence_sum(s.logp_N)
+
+
+    class BySequence(Mine):
+        per = "sequence"
+
+
+    class Unasked(Mine):
+        def loss(self, s: Signals) -> Tensor:
+            return s.logp_N - s.reference_logp_N
+
+
+    class Failing(Mine):
+        def loss(self, s: Signals) -> Tensor:
+            return s.logp_N @ torch.zeros(2)
 
 
     class Half(Objective):
@@ -194,6 +220,36 @@ def test_in_recipes_in_python_and_in_the_trainer(workplace: Path, tiny_model: An
 def test_the_plan_knows_it(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", recipe_file(["own.losses:Mine+nll"]), "--dry-run", "--json"]) == 0
     assert [row["method"] for row in json.loads(capsys.readouterr().out)] == ["mine+nll"]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("Averaged", r"own\.losses:Averaged\.loss must return one number for each token, \[5\] .*, got shape \[\];"),
+        ("Summed", r"must return one number for each token, \[5\] .*, got shape \[2\]; the trainer takes the mean"),
+        ("BySequence", r"must return one number for each sequence, \[2\] .*, got shape \[5\]"),
+        ("Unasked", r"own\.losses:Unasked\.loss: reference_logp_N was not asked for; give reference_logp in needs\."),
+        ("Failing", r"own\.losses:Failing\.loss fails: RuntimeError: "),
+    ],
+)
+def test_a_loss_is_tried_before_anything_is_written(
+    name: str, says: str, workplace: Path, tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    for method in (f"own.losses:{name}", f"npo+own.losses:{name}"):
+        with pytest.raises(UserError, match=says):
+            run(recipe_file([method]), keys={"out": "out"})
+    assert not Path("out").exists()
+    rows = [{"question": f"Who is {i}?", "answer": f"Person {i}."} for i in range(4)]
+    with pytest.raises(UserError, match=says):
+        UnlearnTrainer(
+            tiny_model(), objective=f"own.losses:{name}", forget_dataset=rows, processing_class=tiny_tokenizer
+        )
+
+
+@pytest.mark.parametrize("name", sorted(objectives.FORGET) + sorted(objectives.RETAIN))
+def test_ours_pass_the_trial(name: str) -> None:
+    made = {**objectives.FORGET, **objectives.RETAIN}[name]()
+    check_loss(made, vocab_size=50, hidden_size=8)
 
 
 def test_options_without_a_default_are_asked_for(workplace: Path) -> None:

@@ -41,6 +41,7 @@ def run(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     anyway = [("anyway", "true")] if args.anyway else []
     recipe = _repeated(load_recipe(path, [*overrides, ("out", out), *anyway, *_redacted(args)]), args.seeds)
     if args.dry_run:
+        _refuse(args, "resume", "overwrite", *(["workers"] if args.workers != 1 else []), when="with --dry-run")
         print_plan(recipe, as_json=args.json)
     else:
         _carry_out(recipe, resume=args.resume, overwrite=args.overwrite, workers=args.workers, as_json=args.json)

@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 the input can be mended (one sentence says how), 1 a fault
 import argparse
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -50,6 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_once([key for key, _ in overrides])
         with _together(), writing(Path()):
             args.run(args, overrides)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more
+        return 128 + signal.SIGPIPE
     except UserError as error:
         print(f"expunge: {visible(one_sentence(str(error)))}", file=sys.stderr)
         return 2

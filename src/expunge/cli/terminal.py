@@ -145,4 +145,8 @@ def print_table(table: "Table", *, as_json: bool = False, frame: "Frame" = "none
 def console() -> Any:
     from rich.console import Console
 
-    return Console(markup=False)  # names come from users
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # as `print` does, where rich would end the process as for a fault
+
+    return Terminal(markup=False)  # names come from users

@@ -46,7 +46,7 @@ class Unilogit(Objective):
             kl = logp.exp() * to_target + log_rest.exp() * to_rest
         else:
             kl = -to_target / V - (1 - 1 / V) * to_rest
-        return kl if s.surprisal_N is None else kl * (s.surprisal_N >= self.min_surprisal)
+        return kl * (s.surprisal_N >= self.min_surprisal) if self.min_surprisal > 0 else kl
 
 
 class UnDIAL(Objective):

@@ -18,6 +18,8 @@ from expunge.data.formats import keeping, normalise, read_rows
 from expunge.data.pairs import Sets
 from expunge.errors import UserError, did_you_mean
 from expunge.objectives import FORGET, NLL, RETAIN, Objective, objective_class, split_method
+from expunge.objectives.trial import check_loss
+from expunge.system.imports import is_ours
 from expunge.training.arguments import UnlearnConfig
 
 if TYPE_CHECKING:
@@ -47,8 +49,11 @@ def check_terms(
         raise UserError(
             f"{objective.title} prefers a refusal to the answer, and there are no refusals; give some, or use npo."
         )
-    layers = config.get_text_config().num_hidden_layers
+    text = config.get_text_config()
+    layers = text.num_hidden_layers
     for term in (objective, retain):
+        if term is not None and not is_ours(type(term)):
+            check_loss(term, vocab_size=text.vocab_size, hidden_size=text.hidden_size)
         if term is not None and term.needs.layer is not None and term.needs.layer >= layers:
             raise UserError(
                 f"method: layer {term.needs.layer} of {type(term).__name__} is out of range; the model has layers "
