@@ -213,7 +213,7 @@ BAD_FILES = {
     "strings": ("a.json", '["a"]', r"a\.json: row 0 is text instead of an object"),
     "no columns": ("a.jsonl", "{}", "no known column .found: none.; rows need question and answer, prompt"),
     "unknown columns": ("a.csv", "q,a\nx,y\n", r"a\.csv:2: no known column \(found: 'q', 'a'\)"),
-    "missing column": ("a.csv", "question,anwser\nx,y\n", "'answer' is missing .*Did you mean 'anwser'"),
+    "missing column": ("a.csv", "question,anwser\nx,y\n", "'answer' is missing .*Rename 'anwser' to 'answer'"),
     "mixed": ("a.jsonl", '{"text": "a"}\n{"prompt": "a", "completion": "b"}', r":2 has the columns .* the first row"),
     "number": ("a.jsonl", '{"question": "q", "answer": 1472}', r":1: answer is a number instead of text"),
     "null": ("a.jsonl", '{"question": "q", "answer": null}', r":1: answer is missing \(null\)"),

@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 the input can be mended (one sentence says how), 1 a fault
 import argparse
 import logging
 import os
+import re
 import signal
 import sys
 import traceback
@@ -124,7 +125,10 @@ class _Parser(argparse.ArgumentParser):
         self.register("action", None, _Once)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {self.prog} --help.")
+        """Say it in one sentence, of a word that is no command with the nearest one that is."""
+        word, known = (re.findall(r"'([^']*)'", message) or [""])[0], getattr(self, "commands", {})
+        hint = did_you_mean(word, known) if "invalid choice" in message else ""
+        raise UserError(f"{message}; see {self.prog} --help.{hint}")
 
     @property
     def options(self) -> dict[str, bool]:

@@ -140,5 +140,6 @@ def _no_format(record: dict[Any, Any], where: str) -> UserError:
     missing = next((name for name in half if name not in record), None) if half else None
     problem = f"the column {missing!r} is missing" if missing else "no known column"
     listed = ", ".join(repr(name[:30]) for name in columns[:8]) or "none"
-    hint = did_you_mean(missing, columns) if missing else ""
+    close = did_you_mean(missing, columns) if missing else ""
+    hint = f" Rename {close.split()[-1].rstrip('?')} to {missing!r}." if close else ""
     return UserError(f"{where}: {problem} (found: {listed}); rows need {FORMATS_IN_WORDS}.{hint}")

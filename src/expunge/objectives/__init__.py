@@ -121,6 +121,8 @@ def known_name(name: str, registry: dict[str, type[Objective]], what: str) -> st
     known = ALIASES.get(name, name)
     if known not in registry:
         path = " One of your own goes by its import path, package.module:Class." if "." in name else ""
+        if registry is FORGET and name in RETAIN:
+            raise UserError(f"{name!r} is a retain objective; name a forget objective before it: npo+{name}.")
         raise UserError(f"{name!r} is not a {what}.{did_you_mean(name, registry)} Known: {', '.join(registry)}.{path}")
     return known
 

@@ -33,7 +33,10 @@ def recommend(benchmark: Benchmark, *, width: int | None = None, lora: bool = Fa
             "can't know",
             # The rate falls with the width, an adapter takes ten times as much; what is forgotten and kept ends it.
             {
-                "train": {"learning_rate": float(f"{0.02 / width * (10 if lora else 1):.2g}"), "num_train_epochs": 10},
+                "train": {
+                    "learning_rate": float(f"{0.0115 / width * (10 if lora else 1):.2g}"),
+                    "num_train_epochs": 15,
+                },
                 "evaluate": {"utility_budget": 0.9, "stop_when_forgotten": True, "keep_nearest": True},
             },
         )
