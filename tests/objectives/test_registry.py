@@ -56,7 +56,7 @@ def test_every_pair_has_a_name(forget: str, retain: str) -> None:
         ("npo+nl", r"'nl' is not a retain objective\. Did you mean 'nll'\? Known: nll, kl, anchor"),
         ("npo+idk", r"'idk' is not a retain objective\. Known"),
         ("gd", r"'gd' is not a forget objective\."),
-        ("kl+npo", r"'kl' is not a forget objective\."),
+        ("kl+npo", r"'kl' is a retain objective; name a forget objective before it: npo\+kl"),
         ("npo+", r"'' is not a retain objective\. Known"),
         ("", r"'' is not a forget objective\. Known"),
         ("uld+kl", "'uld\\+kl': uld brings its own retain term; name it without \\+kl"),

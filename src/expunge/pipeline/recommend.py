@@ -26,6 +26,7 @@ def recommend(benchmark: Benchmark, *, width: int | None = None, lora: bool = Fa
     lora: whether an adapter trains.
     """
     if width is not None and benchmark.retain and benchmark.questions.get("forget"):
+        rate = 0.0115 / width * (10 if lora else 1)
         return Recommendation(
             {"forget": "npo", "retain": "nll"},
             "on a pretrained chat model it comes nearest to a model that never saw the forget rows and keeps what it "
@@ -34,7 +35,7 @@ def recommend(benchmark: Benchmark, *, width: int | None = None, lora: bool = Fa
             # The rate falls with the width, an adapter takes ten times as much; what is forgotten and kept ends it.
             {
                 "train": {
-                    "learning_rate": float(f"{0.0115 / width * (10 if lora else 1):.2g}"),
+                    "learning_rate": float(f"{rate:.2g}"),
                     "num_train_epochs": 15,
                 },
                 "evaluate": {"utility_budget": 0.9, "stop_when_forgotten": True, "keep_nearest": True},
