@@ -26,7 +26,7 @@ _ROLES = {
     "system": "system",
     **dict.fromkeys(("tool", "observation"), "tool"),
 }
-"""What ShareGPT's data sets call who speaks."""
+"""Names of the speakers in ShareGPT's data sets."""
 
 
 def _alpaca(record: dict[str, Any], where: str) -> Row:

@@ -228,7 +228,7 @@ def open_run_directory(recipe: Recipe, out: Path) -> None:
 
 
 def tree_of(recipe: Recipe) -> dict[str, Any]:
-    """What `recipe.yaml` holds: every key that was set, without secrets and without where the run is written."""
+    """The content of `recipe.yaml`: every key that was set, without secrets and without where the run is written."""
     return secrets.masked(recipe.model_dump(mode="json", exclude_unset=True, exclude={"out"}))
 
 

@@ -1,4 +1,4 @@
-"""What to do next: one command, by the answers and by who asks.
+"""The next step: one command, by the answers and by who asks.
 
 Who brought a model of their own is told of learning rate, epochs, method and rows; `finetune` is only for models that
 were trained here.

@@ -73,7 +73,7 @@ def _table(
 
 
 def said(record: ResultRow) -> Part:
-    """What a model says to a question, cut where it is long."""
+    """A model's answer to a question, cut where it is long."""
     generated = record.get("generated")
     text = "(not generated)" if generated is None else str(generated) or "(empty)"
     text = "(left out)" if "generated" in record.get(MARK, ()) else text

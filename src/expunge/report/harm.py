@@ -1,4 +1,4 @@
-"""What unlearning damaged beside what was to be forgotten: sets of questions, and the rows that got worse."""
+"""Damage beside what was to be forgotten: sets of questions, and the rows that got worse."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

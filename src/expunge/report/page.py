@@ -43,7 +43,7 @@ def write_report(
     """Write the page to `out` and its pictures to `pictures/` beside it; returns `out`.
 
     `first` are pictures that stand above all others; `redact` leaves out what records say in words; `settings` reads a
-    recipe with its defaults (`recipe.parsing.complete`), which this room knows nothing of. The page needs nothing but
+    recipe with its defaults (`recipe.parsing.complete`), since imports go downwards. The page needs nothing but
     itself (no script library, no address on the network) and is the same, byte for byte, for the same
     directories. `UserError` for a directory without proper results or with a broken record.
     """

@@ -24,7 +24,7 @@ PLAIN = {
     "retain_rouge_l_recall": "how much it says of the answers that should stay",
     "model_utility": "how well it answers all else",
 }
-"""What a metric is called on an axis; its name in tables stands in the picture's title."""
+"""The names of metrics on an axis; a metric's name in tables stands in the picture's title."""
 
 
 def axis_of(name: str) -> Axis:

@@ -107,7 +107,7 @@ def _best(section: ReportSection, keep: str, aim: str) -> Iterator[str]:
 
 
 def _of(keep: str, entry: Entry, base: Entry) -> str:
-    """What is left of a metric, in words where a rounded number would say nothing."""
+    """The rest of a metric, in words where a rounded number would say nothing."""
     value, before = show(keep, entry.value(keep)), show(keep, base.value(keep))
     return f"{'next to nothing' if value == show(keep, 0.0) else value} of {before}"
 

@@ -26,7 +26,7 @@ SETS = {
     "model_utility": "what it can do beside (model utility)",
     GENERAL: "general questions",
 }
-"""What a set of questions that should stay is called in a sentence."""
+"""The name of a set of questions that should stay, in a sentence."""
 WHOSE = {"retrained": "a model that never saw them", "goal": "answers that it cannot know"}
 
 
@@ -112,7 +112,7 @@ def spaced(text: str) -> str:
 
 
 def _numbers(found: Forgotten) -> str:
-    """What the model says and finds likely now and before."""
+    """A sentence on the words that the model says and finds likely, now and before."""
     return " ".join(_measured(m, found, first=k == 0) for k, m in enumerate(found.measures))
 
 
