@@ -30,7 +30,7 @@ ROLES: tuple[EntryRole, ...] = ("target", "retrained", "method")
 KEEP, COLLAPSE = 0.8, 0.5
 """Shares of the target's retain metric: from .8 on the rest was kept, under .5 the model has collapsed."""
 GENERATED = "retain_rouge_l_recall"
-"""The retain metric of generated answers, which ranks methods where it is there: a model need not say a likely answer."""
+"""The retain metric of generated answers, which ranks methods where it is there: a likely answer may never be said."""
 LEVEL = 0.05
 """A forget quality from here on: the KS test cannot tell the model from the retrained one."""
 BROKEN = 0.2
