@@ -26,7 +26,7 @@ def recommend(benchmark: Benchmark, *, width: int | None = None, lora: bool = Fa
     lora: whether an adapter trains.
     """
     if width is not None and benchmark.retain and benchmark.questions.get("forget"):
-        rate = 0.0115 / width * (10 if lora else 1)
+        rate = 0.02 / width * (10 if lora else 1)
         return Recommendation(
             {"forget": "npo", "retain": "nll"},
             "on a pretrained chat model it comes nearest to a model that never saw the forget rows and keeps what it "
