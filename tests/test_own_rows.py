@@ -181,5 +181,8 @@ def test_variants_are_made_by_rules_where_a_method_wants_them(models: Path, capl
     own_rows.keep_variants(chosen, benchmark.forget, Path("run"), resume=False)
     assert "6 perturbations of 4 forget rows by rules; 2 could not be made or did not pass the check" in caplog.text
     assert len(_rows("run/rows/variants.jsonl")) == 22
+    redacted = chosen.model_copy(update={"redact": True})
+    own_rows.keep_variants(redacted, benchmark.forget, Path("redacted"), resume=False)
+    assert not Path("redacted").exists()
     again = load_recipe(None, [("model", "plain"), ("forget", forget), ("augment", "run/rows/variants.jsonl")])
     assert load_benchmark(again).variants

@@ -222,7 +222,7 @@ def run(
     for name, content in [*places.items(), *((f"said {k}", text.encode()) for k, text in enumerate(said))]:
         for way, secret in PLANTED.items():
             assert secret.encode() not in content, f"the secret of {way} is in {name}"
-        if not re.search(r"(^|/)records/|report\.html$|^forget\.jsonl$", name):
+        if not re.search(r"(^|/)(records|rows)/|report\.html$|^forget\.jsonl$", name):
             for text in TEXTS:
                 assert text.encode() not in content, f"a text to forget is in {name}"
 

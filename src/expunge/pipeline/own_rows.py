@@ -239,12 +239,15 @@ def variants(recipe: Recipe, forget: Sequence[Row]) -> tuple[list[Variant], Coun
 
 
 def keep_variants(recipe: Recipe, forget: Sequence[Row], out: Path, *, resume: bool) -> None:
-    """Write the variants that were made by rules where a person finds them, and say how many could not be made."""
+    """Write the variants that were made by rules where a person finds them, and say how many could not be made.
+
+    A redacted run writes none: they repeat the texts.
+    """
     found, missing = variants(recipe, forget)
     if not found and not missing:
         return
     path = out / FOLDER / "variants.jsonl"
-    if ranks.first() and not (resume and path.exists()):
+    if ranks.first() and not (resume and path.exists()) and not recipe.redact:
         write(path, found)
     for kind, count in missing.items():
         number = sum(variant.kind == kind for variant in found)

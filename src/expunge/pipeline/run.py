@@ -117,8 +117,6 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> lis
         if rows is not None:
             benchmark = load_benchmark(recipe, rows)
             check_data(benchmark)
-        if recipe.data is not None and recipe.augment is None:
-            own_rows.keep_variants(recipe, benchmark.forget, out, resume=resume)
         benchmark = with_general_questions(recipe, benchmark)
         results = Results(out, recipe, benchmark, resume=resume)
         session = Session(recipe, benchmark, results, *starting_models(recipe, benchmark))
@@ -126,6 +124,8 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> lis
             if rows is None or not rows.asked:  # its own answers it knows
                 session.look()
             session.measure_before_unlearning()
+            if recipe.data is not None and recipe.augment is None:
+                own_rows.keep_variants(recipe, benchmark.forget, out, resume=resume)
             for method in recipe.methods:
                 if not results.has(method.name):
                     session.add(*unlearn(session, method))
