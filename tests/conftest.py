@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from expunge.system.cache import cache_directory
+
 settings.register_profile(
     "fuzz", max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
 )
@@ -18,9 +20,8 @@ settings.register_profile(
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-REAL_MODEL = os.environ.get("EXPUNGE_SMOLLM2") or str(
-    Path(os.environ.get("EXPUNGE_CACHE") or Path.home() / ".cache" / "expunge") / "real/SmolLM2-135M-Instruct.Q4_1.gguf"
-)
+# Before the fixture below names another cache.
+REAL_MODEL = os.environ.get("EXPUNGE_SMOLLM2") or str(cache_directory() / "real/SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
 @pytest.fixture(scope="session")

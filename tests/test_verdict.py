@@ -314,7 +314,7 @@ def test_what_next(
 def test_every_command_is_one_that_expunge_takes(
     tmp_path: Path, method: str, source: str, metrics: dict[str, float]
 ) -> None:
-    """What is advised is read as the command line reads it, but for the files that the reader must name."""
+    """The command line takes every advised command; only the files that the reader must name are left out."""
     recipe = {
         "own": {**OWN, **RATE, "method": method},
         "taught": {**HERE, "model": {"name": "some/model"}, "finetune": {}, "method": method},

@@ -1,4 +1,4 @@
-"""What other libraries write is read as what it means, or refused with one sentence that says why."""
+"""Rows in the formats of other libraries are read, or refused in one sentence that says why."""
 
 import json
 from pathlib import Path

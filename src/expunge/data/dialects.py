@@ -14,8 +14,8 @@ from expunge.data.benchmark import Row
 from expunge.data.cells import kind_of, messages_in, of_json, text_of
 from expunge.errors import UserError
 
-IGNORED = -100
-"""The label of a token that no loss reads, as in PyTorch's cross-entropy."""
+IGNORE = -100
+"""The label of a token that is not supervised, as in PyTorch and transformers."""
 
 PREFERRED = "preferred"
 """Column with the answer that a row prefers to its own; objectives with a refusal read it (DPO)."""
@@ -110,12 +110,12 @@ def _tokens(record: dict[str, Any], where: str) -> Row:
         raise UserError(f"{where}: attention_mask hides tokens between others; it may hide padding at the ends alone.")
     ids, labels = ([cell[i] for i in kept] for cell in (ids, labels))
     for i, (token, label) in enumerate(zip(ids, labels, strict=True)):
-        if label not in (IGNORED, token):
+        if label not in (IGNORE, token):
             raise UserError(
                 f"{where}: labels[{i}] is {label} where input_ids has {token}; labels repeat the tokens that are "
-                f"supervised, in their own places, and are {IGNORED} elsewhere."
+                f"supervised, in their own places, and are {IGNORE} elsewhere."
             )
-    end = max((i + 1 for i, label in enumerate(labels) if i and label != IGNORED), default=0)
+    end = max((i + 1 for i, label in enumerate(labels) if i and label != IGNORE), default=0)
     if not end:
         raise UserError(
             f"{where}: no token after the first is supervised; give labels with an answer, or drop the row."

@@ -16,7 +16,7 @@ from expunge.data.conversation import (
     render,
     turns,
 )
-from expunge.data.dialects import IGNORED
+from expunge.data.dialects import IGNORE
 from expunge.errors import UserError
 
 if TYPE_CHECKING:
@@ -283,7 +283,7 @@ def end_token(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 def _encode_tokens(ids: Sequence[int], labels: Sequence[int]) -> Encoded:
     """Tokens as they were given, of which those with a label are supervised, but for the first."""
-    shown = [i for i, label in enumerate(labels) if i and label != IGNORED]
+    shown = [i for i, label in enumerate(labels) if i and label != IGNORE]
     gaps = tuple((a + 1, b) for a, b in pairwise(shown) if b > a + 1)
     return Encoded(tuple(ids), shown[0], gaps)
 

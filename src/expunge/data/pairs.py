@@ -15,10 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from expunge.data.dialects import IGNORE
 from expunge.data.encode import Encoded
-
-IGNORE = -100
-"""The label of a token that is not supervised, as in PyTorch and transformers."""
 
 
 class Role(IntEnum):

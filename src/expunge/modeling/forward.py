@@ -15,7 +15,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from transformers import PreTrainedModel
 from transformers.utils.generic import is_flash_attention_requested
 
-from expunge.data.pairs import IGNORE
+from expunge.data.dialects import IGNORE
 from expunge.errors import UserError
 from expunge.modeling.logprobs import Head, token_logps
 from expunge.system import ranks

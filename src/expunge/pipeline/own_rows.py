@@ -74,7 +74,8 @@ def planned(recipe: Recipe) -> OwnRows | None:
     data = recipe.data
     assert data is not None
     is_question = _is_question(data.forget)
-    alone = [{"question": data.forget.strip()}] if is_question else questions_alone(read_records(data.forget))
+    records = [] if is_question else read_records(data.forget)
+    alone = [{"question": data.forget.strip()}] if is_question else questions_alone(records)
     kept = data.retain is None and _keeps(recipe)
     if alone is None and not kept:
         return None
@@ -83,7 +84,7 @@ def planned(recipe: Recipe) -> OwnRows | None:
             f"{data.forget!r}: forget rows without answers are those that a pretrained model answers; give answers to "
             "teach a model."
         )
-    forget = read_rows(data.forget) if alone is None else [_answered(row, _PLACEHOLDER) for row in alone]
+    forget = rows_of_records(records) if alone is None else [_answered(row, _PLACEHOLDER) for row in alone]
     retain = read_rows(data.retain) if data.retain is not None else []
     if kept:
         retain = [question_row(question, _PLACEHOLDER) for question in _to_keep(forget, recipe.seed)[0]]

@@ -41,7 +41,6 @@ class Session:
     start              what every method must start from
     before             the metrics of the target that a utility budget compares with
     unknown            how probable answers are that the target can't know, where nothing else shows how low is low
-    goal               the same where training stops at it
     """
 
     recipe: Recipe
@@ -54,7 +53,15 @@ class Session:
     start: Start | None = None
     before: dict[str, float] = field(default_factory=dict)
     unknown: float | None = None
-    goal: float | None = None
+
+    @property
+    def goal(self) -> float | None:
+        """`unknown` where training stops at it."""
+        return self.unknown if self._stops else None
+
+    @property
+    def _stops(self) -> bool:
+        return self.recipe.evaluate.stop_when_forgotten and bool(self.recipe.methods)
 
     def measure_references(self) -> None:
         """Measure the retrained model and the target, as far as their rows are not there yet."""
@@ -111,11 +118,8 @@ class Session:
     def _measure_target(self) -> None:
         model, tokenizer = self.load(self.target)
         self.start = Start.of(model, tokenizer, self.benchmark.forget)
-        stops = self.recipe.evaluate.stop_when_forgotten and bool(self.recipe.methods)
-        if stops or (self.retrained is None and not self.results.has("target")):
+        if self._stops or (self.retrained is None and not self.results.has("target")):
             self._look_at_unknown(model, tokenizer)
-        if stops:
-            self._set_goal()
         if self.results.has("target"):
             return
         log.info("evaluating the target model")
@@ -129,13 +133,12 @@ class Session:
     def _look_at_unknown(self, model: Any, tokenizer: "PreTrainedTokenizerBase") -> None:
         rows = self.benchmark
         self.unknown = unknown_probability(model, tokenizer, rows.forget, rows.retain, seed=self.recipe.seed)
-
-    def _set_goal(self) -> None:
-        self.goal = self.unknown
-        if self.goal is None:
+        if not self._stops:
+            return
+        if self.unknown is None:
             log.warning("evaluate.stop_when_forgotten: too few forget rows have names or numbers; it stops nothing")
         else:
-            log.info("answers that the target can't know have a probability of %.3f at most", self.goal)
+            log.info("answers that the target can't know have a probability of %.3f at most", self.unknown)
 
     def load(self, path: Path | str) -> tuple[Any, Any]:
         return measure.load(path, use_cpu=bool(self.recipe.train.use_cpu))

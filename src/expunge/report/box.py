@@ -47,7 +47,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Box:
-    """The answers about one model of a section, the ranking by which it stands there, and the others in short."""
+    """The answers about the best model of a section, how it was ranked, and one line for each other model."""
 
     about: str
     ranking: str
@@ -165,7 +165,7 @@ def _worse(row: Worse) -> list[Cell]:
 
 
 def _right(record: ResultRow) -> str:
-    """How much of a generated answer is right, in words."""
+    """The share of right words in a generated answer, or whether it is right."""
     value = score(record) or 0.0
     if "states" in record or "hit" in record:
         return "right" if value else "wrong"

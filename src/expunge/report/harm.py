@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from math import sqrt
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Literal
 
 from expunge.evals.glossary import RETAIN_AXES
 from expunge.report.comparison import COLLAPSE, KEEP, Entry, ReportSection, ResultRow
+from expunge.report.interval import half_width
 from expunge.report.records import Reader, score
 
 INTACT = 0.95
@@ -61,7 +61,7 @@ class Kept:
 
     @property
     def extent(self) -> Extent:
-        """How much is lost; not known where nothing was there before."""
+        """The loss in a word; `not known` where the metric was 0 before."""
         if self.before <= 0:
             return "not known"
         share = self.after / self.before
@@ -72,7 +72,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Damage:
-    """How much was damaged in all, set by set, and the share of broken answers beside the target's own."""
+    """The whole damage in a word, each set of questions, and the share of broken answers after and before."""
 
     state: Extent
     kept: tuple[Kept, ...]
@@ -139,4 +139,4 @@ def _by_chance(drops: list[float]) -> bool:
     """Whether a mean of as many such differences may as well be none: its 95 % interval holds 0."""
     if len(drops) < 2:
         return False
-    return fmean(drops) - 1.96 * stdev(drops) / sqrt(len(drops)) <= 0
+    return fmean(drops) <= half_width(drops)

@@ -1,6 +1,8 @@
-"""Values over seeds → their mean and how sure it is."""
+"""Values over seeds or questions → their mean and how sure it is."""
 
+import math
 from collections.abc import Sequence
+from statistics import stdev
 
 RESAMPLES = 9999
 
@@ -23,3 +25,8 @@ def mean_interval(values: Sequence[float], *, log: bool = False) -> tuple[float,
         low, high = result.confidence_interval
     mean, low, high = np.exp((mean, low, high)) if log else (mean, low, high)
     return float(mean), float(low), float(high)
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half of the normal 95 % confidence interval of the mean of at least two values."""
+    return 1.96 * stdev(values) / math.sqrt(len(values))

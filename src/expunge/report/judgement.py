@@ -4,15 +4,15 @@ Their words stand in `wording`, what to do next in `advice`. Nothing here is a s
 `results.json` and of the records behind it.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Literal
 
 from expunge.evals.glossary import FORGET_AXES
 from expunge.report.comparison import Entry, ReportSection
 from expunge.report.harm import Damage, damage
+from expunge.report.interval import half_width
 from expunge.report.records import Reader, nothing, score
 
 DONE, UNDONE = 0.1, 0.9
@@ -143,7 +143,7 @@ def certainty(section: ReportSection, entry: Entry, records: Reader = nothing) -
         return Certainty("not known", None, seeds)
     if len(values) < FEWEST:
         return Certainty("poorly" if values else "not known", len(values) or None, seeds, name)
-    half = 1.96 * stdev(values) / math.sqrt(len(values))
+    half = half_width(values)
     over = entry.values(name) or [fmean(values)]
     low, high = max(0.0, min(fmean(values) - half, *over)), min(1.0, max(fmean(values) + half, *over))
     wide = (high - low) / 2

@@ -10,7 +10,7 @@ from expunge.report.redaction import redacted
 
 Records = Mapping[int, ResultRow]
 Reader = Callable[[Entry, str], Records]
-"""(model, question set) → its records, none where there are none."""
+"""A function of a model and a question set that gives the records of that set; empty where there are no records."""
 
 SCORES = ("rouge_l_recall", "rouge_l_f1", "rwku_rouge_l_recall", "states", "token_f1", "exact_match", "hit")
 """Keys that say how much of the right answer a generated one holds, from 0 to 1; a record has one or none."""
@@ -38,7 +38,11 @@ def read(path: Path, *, redact: bool = False) -> dict[int, ResultRow]:
 
 def of_entry(entry: Entry, name: str, *, redact: bool = False) -> dict[int, ResultRow]:
     """The records of one question set, of the entry's first run."""
-    return read(entry.directory / "records" / f"{entry.method}.{name}.jsonl", redact=redact)
+    return read(_file(entry, name), redact=redact)
+
+
+def _file(entry: Entry, name: str) -> Path:
+    return entry.directory / "records" / f"{entry.method}.{name}.jsonl"
 
 
 def reader_of(sections: Sequence[ReportSection], *, redact: bool = False) -> Reader:
@@ -47,7 +51,7 @@ def reader_of(sections: Sequence[ReportSection], *, redact: bool = False) -> Rea
     known: dict[Path, Records] = {}
 
     def reader(entry: Entry, name: str) -> Records:
-        path = entry.directory / "records" / f"{entry.method}.{name}.jsonl"
+        path = _file(entry, name)
         if path not in known:
             known[path] = {} if entry.directory in several else read(path, redact=redact)
         return known[path]
@@ -61,5 +65,5 @@ def nothing(_entry: Entry, _name: str) -> Records:
 
 
 def score(record: ResultRow) -> float | None:
-    """How much of the right answer the generated one holds, in [0, 1]; None where nothing was generated."""
+    """The share of the right answer that the generated answer holds, in [0, 1]; None without a generated answer."""
     return next((float(v) for key in SCORES if isinstance(v := record.get(key), int | float)), None)

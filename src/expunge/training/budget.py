@@ -113,7 +113,9 @@ class ForgetGoal(TrainerCallback):
 
     def is_over(self, log_history: Sequence[Mapping[str, Any]]) -> bool:
         """Whether a training with this history, of a run that goes on, had reached the goal already."""
-        return any([self.see(look) for look in _looks(log_history)])
+        for look in _looks(log_history):
+            self.see(look)
+        return self.reached is not None
 
     def outcome(self) -> dict[str, Any] | None:
         """The entry of `results.json`, as `UtilityBudget.outcome`; `None` where nothing was evaluated."""
