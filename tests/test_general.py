@@ -15,10 +15,11 @@ from expunge.evals.metrics import states
 from expunge.modeling.loading import load, save
 from expunge.pipeline.inputs import (
     load_benchmark,
+    load_with_method,
     training_arguments,
-    with_default_method,
     with_general_questions,
 )
+from expunge.pipeline.pace import epochs
 from expunge.recipe.parsing import load_recipe
 
 CHAT = (
@@ -87,25 +88,37 @@ def test_a_model_is_measured_by_them(models: Path, in_memory: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "method", "rate"),
+    ("keys", "method", "rate", "epochs"),
     [
-        ({"model": "plain"}, "uld_distilled", 1e-5),
-        ({"model": "chat"}, "npo+nll", 0.02 / 32),
-        ({"model": "chat", "model.lora.r": "2"}, "npo+nll", 0.2 / 32),
-        ({"model": "chat", "train.learning_rate": "3e-3"}, "npo+nll", 3e-3),
-        ({"model": "chat", "method": "ga"}, "ga", 1e-5),
+        ({"model": "plain"}, "uld_distilled", 0.08 / 32, 30),
+        ({"model": "chat"}, "npo+nll", 0.02 / 32, 30),
+        ({"model": "chat", "model.lora.r": "2"}, "npo+nll", 0.2 / 32, 30),
+        ({"model": "chat", "train.learning_rate": "3e-3"}, "npo+nll", 3e-3, 30),
+        ({"model": "chat", "train.num_train_epochs": "2"}, "npo+nll", 0.02 / 32, 2),
+        ({"model": "chat", "train.max_steps": "2"}, "npo+nll", 0.02 / 32, 5),
+        ({"model": "chat", "method": "ga"}, "ga", 0.02 / 32, 30),
+        ({"model": "chat", "method": "undial"}, "undial", 0.08 / 32, 30),
+        ({"model": "chat", "method": "uld"}, "uld", 1e-3, 10),
+        ({"model": "chat", "method": "offset-ga"}, "offset-ga", 0.2 / 32, 30),
+        ({"model": "chat", "method": "{forget: ga, train: {learning_rate: 1e-4}}"}, "ga", 1e-4, 30),
     ],
 )
-def test_a_chat_model_s_method_and_pace_follow_from_it(
-    models: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, str], method: str, rate: float
+def test_the_method_and_its_pace_follow_from_model_and_rows(
+    models: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, str], method: str, rate: float, epochs: int
 ) -> None:
     monkeypatch.chdir(models)
     recipe = load_recipe(None, [*keys.items(), ("forget", "forget.jsonl"), ("retain", "retain.jsonl")])
-    recipe = with_default_method(recipe, load_benchmark(recipe))
+    recipe, _ = load_with_method(recipe)
     assert [each.name for each in recipe.methods] == [method]
     args = training_arguments(recipe, recipe.methods[0], Path("out"))
-    assert args.learning_rate == pytest.approx(rate, rel=0.05)
-    assert recipe.evaluate.stop_when_forgotten is (method == "npo+nll")
+    assert args.learning_rate == pytest.approx(rate, rel=0.05) and args.num_train_epochs == epochs
+    recommended = keys["model"] == "chat" and "method" not in keys
+    assert recipe.evaluate.stop_when_forgotten is recommended
+    assert recipe.evaluate.raise_rate is (recommended and "train.learning_rate" not in keys)
+
+
+def test_few_rows_take_more_epochs() -> None:
+    assert [epochs(rows, 8) for rows in (1, 8, 9, 20, 64, 72, 4000)] == [30, 30, 23, 15, 6, 5, 5]
 
 
 def test_an_evaluation_that_generates_nothing_leaves_them_out(models: Path) -> None:

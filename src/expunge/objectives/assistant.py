@@ -104,6 +104,7 @@ class ULDDistilled(Subtraction):
     """
 
     trains: ClassVar[Trained] = "student"
+    fixed_target: ClassVar[bool] = True
     wrong_answers: ClassVar[Literal["forget", "retain"]] = "forget"  # what the difference says of them is learnt, too
 
     name: Literal["uld_distilled"] = "uld_distilled"

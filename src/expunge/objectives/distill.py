@@ -1,7 +1,7 @@
 """Objectives that pull the next-token distribution towards another one: a shifted copy of itself or of the start."""
 
 from math import log, log1p
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -55,6 +55,8 @@ class UnDIAL(Objective):
     Use when a fixed, stable target is worth one look at the reference.
     Source: Dong et al. 2024, arXiv 2402.10052, eq. 4.
     """
+
+    fixed_target: ClassVar[bool] = True
 
     name: Literal["undial"] = "undial"
     beta: float = Field(default=10.0, ge=0, description="by how much the target token's logit is lowered")

@@ -26,6 +26,7 @@ from expunge.objectives import Needs
 from expunge.pipeline import own_rows
 from expunge.pipeline.methods import Material, build, outlines, teaching
 from expunge.pipeline.own_rows import OwnRows
+from expunge.pipeline.pace import with_pace
 from expunge.pipeline.recommend import recommend
 from expunge.recipe.config import Method, Recipe, declarations
 from expunge.recipe.parsing import parse_recipe
@@ -98,10 +99,12 @@ def load_benchmark(recipe: Recipe, rows: OwnRows | None = None) -> Benchmark:
 
 
 def load_with_method(recipe: Recipe) -> tuple[Recipe, Benchmark]:
-    """The recipe with a method, and its data, with the variants that the method trains on."""
+    """The recipe with a method and its pace, and its data, with the variants that the method trains on."""
     benchmark = load_benchmark(recipe)
     chosen = with_default_method(recipe, benchmark)
-    return chosen, benchmark if chosen is recipe or recipe.data is None else load_benchmark(chosen)
+    if chosen is not recipe and recipe.data is not None:
+        benchmark = load_benchmark(chosen)
+    return with_pace(chosen, benchmark), benchmark
 
 
 def check_answered(recipe: Recipe, what: str) -> None:
@@ -143,15 +146,16 @@ def with_default_method(recipe: Recipe, benchmark: Benchmark) -> Recipe:
     """
     if "methods" in recipe.model_fields_set:
         return recipe
-    width = None
-    if recipe.model.name is not None:
-        tokenizer, config = loading.load_tokenizer_and_config(recipe.model.name)
-        width = config.get_text_config().hidden_size if tokenizer.chat_template is not None else None
-    advice = recommend(benchmark, width=width, lora=recipe.model.lora is not None)
+    name = recipe.model.name
+    chats = name is not None and loading.load_tokenizer_and_config(name)[0].chat_template is not None
+    advice = recommend(benchmark, chats=chats)
     log.info("no method named; taking %s: %s", advice.name, advice.why)
     tree = recipe.model_dump(exclude_unset=True)
-    sections = {section: {**keys, **tree.get(section, {})} for section, keys in advice.keys.items()}
-    return parse_recipe({**tree, **sections, "method": advice.method}, where="recipe")
+    evaluate = dict(advice.evaluate)
+    if "learning_rate" in recipe.train.model_fields_set:
+        evaluate.pop("raise_rate", None)
+    tree = {**tree, "evaluate": {**evaluate, **tree.get("evaluate", {})}, "method": advice.method}
+    return parse_recipe(tree, where="recipe")
 
 
 def check_data(benchmark: Benchmark) -> None:

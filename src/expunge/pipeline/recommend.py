@@ -8,38 +8,29 @@ from expunge.data.benchmark import Benchmark
 
 @dataclass(frozen=True)
 class Recommendation:
-    """A recipe's `method`, why for the person who named none, and by section the keys that go with it."""
+    """A recipe's `method`, why for the person who named none, and the keys of `evaluate` that go with it."""
 
     method: dict[str, Any]
     why: str
-    keys: dict[str, dict[str, Any]] = field(default_factory=dict)
+    evaluate: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         return "+".join(self.method[key] for key in ("forget", "retain") if key in self.method)
 
 
-def recommend(benchmark: Benchmark, *, width: int | None = None, lora: bool = False) -> Recommendation:
+def recommend(benchmark: Benchmark, *, chats: bool = False) -> Recommendation:
     """The method that changes weights and does best on such data: questions or texts, with or without retain rows.
 
-    width: hidden size of a pretrained model that chats; `None` for any other.
-    lora: whether an adapter trains.
+    chats: whether the model is a pretrained one with a chat template.
     """
-    if width is not None and benchmark.retain and benchmark.questions.get("forget"):
-        rate = 0.02 / width * (10 if lora else 1)
+    if chats and benchmark.retain and benchmark.questions.get("forget"):
         return Recommendation(
             {"forget": "npo", "retain": "nll"},
             "on a pretrained chat model it comes nearest to a model that never saw the forget rows and keeps what it "
             "knows; of the way there only as much is kept as makes the forget answers no likelier than ones that it "
             "can't know",
-            # The rate falls with the width, an adapter takes ten times as much; what is forgotten and kept ends it.
-            {
-                "train": {
-                    "learning_rate": float(f"{rate:.2g}"),
-                    "num_train_epochs": 15,
-                },
-                "evaluate": {"utility_budget": 0.9, "stop_when_forgotten": True, "keep_nearest": True},
-            },
+            {"utility_budget": 0.9, "stop_when_forgotten": True, "keep_nearest": True, "raise_rate": True},
         )
     if not benchmark.retain:
         return Recommendation(

@@ -52,6 +52,7 @@ from expunge.recipe.parsing import combinations, complete
 from expunge.report import write_markdown, write_report
 from expunge.system import machine, ranks
 from expunge.training.budget import ForgetGoal, UtilityBudget
+from expunge.training.faster import FasterWhenStuck
 from expunge.training.history import last_checkpoint, trajectory
 from expunge.training.targets import FinetuneConfig, Nothing, Pretrained, taught
 from expunge.training.trainer import UnlearnTrainer
@@ -187,6 +188,7 @@ def unlearn(session: Session, method: Method) -> tuple[Result, Evaluation]:
     budget = None if share is None else UtilityBudget(share, session.before)
     further = FURTHER if recipe.evaluate.keep_nearest else 1
     goal = None if session.goal is None else ForgetGoal(session.goal, further=further)
+    faster = _faster(session)
 
     def on_the_way(model: Any) -> dict[str, float]:
         return session.on_the_way(model, training.tokenizer, distance, session.usual)
@@ -211,9 +213,13 @@ def unlearn(session: Session, method: Method) -> tuple[Result, Evaluation]:
             trainer.add_callback(budget)
         if goal is not None:
             trainer.add_callback(goal)
+        if faster is not None:
+            trainer.add_callback(faster)
         training.train()
         ended_by = budget if budget is not None and budget.over else goal or budget
         stopped = None if ended_by is None else ended_by.outcome()
+        if stopped is not None and faster is not None and faster.raised:
+            stopped = {**stopped, "why": f"{stopped['why']}; {faster.words}"}
         if stopped is not None:
             log.info("%s: %s", method.name, stopped["why"])
         if budget is not None and budget.kept is not None:
@@ -236,6 +242,14 @@ def unlearn(session: Session, method: Method) -> tuple[Result, Evaluation]:
         "trajectory": trajectory(history),
         **({} if stopped is None else {"stopped": stopped}),
     }, evaluation
+
+
+def _faster(session: Session) -> FasterWhenStuck | None:
+    """The callback that raises the learning rate where next to nothing is forgotten, if the recipe asks for it."""
+    if session.goal is None or not session.recipe.evaluate.raise_rate:
+        return None
+    (before,) = (row["metrics"]["forget_probability"] for row in session.results.rows if row["method"] == "target")
+    return FasterWhenStuck(before, session.goal)
 
 
 def _nearest(session: Session, model: Any, tokenizer: "PreTrainedTokenizerBase") -> Nearest | None:

@@ -135,6 +135,11 @@ class EvaluateConfig(Section):
         description="with stop_when_forgotten: train somewhat further, then go back on the line towards the target's "
         "weights as far as that still holds",
     )
+    raise_rate: bool = Field(
+        default=False,
+        description="with stop_when_forgotten: treble the learning rate after a third of the training, and again "
+        "after two, where less than a third of the way to that goal is done",
+    )
     max_new_tokens: int | None = Field(
         default=None, ge=1, description="of a generated answer; default from the answers"
     )
@@ -154,8 +159,9 @@ class EvaluateConfig(Section):
             raise ValueError("utility_budget is kept by evaluations on the way; set each_epoch to fast or full")
         if self.stop_when_forgotten and self.each_epoch == "off":
             raise ValueError("stop_when_forgotten needs evaluations on the way; set each_epoch to fast or full")
-        if self.keep_nearest and not self.stop_when_forgotten:
-            raise ValueError("keep_nearest needs the goal of stop_when_forgotten; set both or neither")
+        for key in ("keep_nearest", "raise_rate"):
+            if getattr(self, key) and not self.stop_when_forgotten:
+                raise ValueError(f"{key} needs the goal of stop_when_forgotten; set both or neither")
         return self
 
 
