@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate.utils import compile_regions, extract_model_from_parallel
 from peft import LoraConfig, get_peft_model
-from torch import Tensor, nn
+from torch import nn
 from transformers import BertConfig, BertLMHeadModel, LlamaForCausalLM
 
 from expunge import UnlearnConfig, UnlearnTrainer, objectives
@@ -26,7 +26,7 @@ class Capped(LlamaForCausalLM):
     """Soft-caps its logits, under a name that nobody knows."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        output = super().forward(*args, **kwargs)
+        output: Any = super().forward(*args, **kwargs)
         output.logits = torch.tanh(output.logits / 30) * 30
         return output
 
@@ -34,15 +34,16 @@ class Capped(LlamaForCausalLM):
 class CountsPadding(LlamaForCausalLM):
     """Says something else in a row that is padded."""
 
-    def forward(self, input_ids: Tensor, **kwargs: Any) -> Any:
-        return super().forward((input_ids + (kwargs["attention_mask"] == 0).any(-1, keepdim=True)) % 292, **kwargs)
+    def forward(self, input_ids: Any = None, *args: Any, **kwargs: Any) -> Any:
+        padded = (kwargs["attention_mask"] == 0).any(-1, keepdim=True)
+        return super().forward((input_ids + padded) % 292, *args, **kwargs)
 
 
 class LooksAhead(LlamaForCausalLM):
     """Adds to every position what stands at the last one."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        output = super().forward(*args, **kwargs)
+        output: Any = super().forward(*args, **kwargs)
         output.logits = output.logits + output.logits[:, -1:]
         return output
 

@@ -6,6 +6,7 @@ Shapes: N tokens, V vocabulary.
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import mpmath
 import pytest
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from expunge.modeling.logprobs import Chunk, Head, score_of, token_numbers, token_scores
 from expunge.objectives import CEU, WGA, Objective, SatImp, Signals, Unilogit
 
+Real = Any  # mpmath makes the class of its numbers when it is imported
 V = 23  # vocabulary
 ENDS = [10.0**-k for k in (1, 2, 4, 6, 7, 8, 10, 15, 20, 25, 30)]
 NORMAL = torch.finfo(torch.float32).tiny
@@ -40,7 +42,7 @@ def logits(dtype: torch.dtype) -> Tensor:
     return torch.cat([target_N1, others_V.expand(len(target_N1), -1)], 1).to(dtype)
 
 
-def definition(objective: Objective, z: list[mpf]) -> tuple[mpf, list[mpf]]:
+def definition(objective: Objective, z: list[Real]) -> tuple[Real, list[Real]]:
     """The literal loss of one token, target first, and its gradient by the logits."""
     total = mpmath.log(sum(map(mpmath.exp, z)))
     rest = mpmath.log(sum(map(mpmath.exp, z[1:])))

@@ -262,7 +262,8 @@ TREES = st.recursive(
     max_leaves=12,
 )
 SECTIONS = st.fixed_dictionaries({}, optional={name: TREES for name in ("method", *Recipe.model_fields)})
-QUICKLY = settings(deadline=None, max_examples=100, suppress_health_check=list(HealthCheck))
+EVERY_CHECK: Any = list(HealthCheck)
+QUICKLY = settings(deadline=None, max_examples=100, suppress_health_check=EVERY_CHECK)
 
 
 @QUICKLY

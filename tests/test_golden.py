@@ -24,7 +24,7 @@ Rows = tuple[list[dict[str, str]], list[dict[str, str]]]
 
 GOLDEN = Path(__file__).parent / "golden" / "methods.json"
 
-TOLERANCE = {"rel": 2e-5, "abs": 5e-6}
+TOLERANCE: dict[str, Any] = {"rel": 2e-5, "abs": 5e-6}
 """Twice the difference that other kernels of one machine make (without AVX2; two threads in place of one)."""
 
 ASSISTED = [name for name, cls in FORGET.items() if cls.alone or issubclass(cls, Offset)]

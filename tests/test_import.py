@@ -61,9 +61,9 @@ def test_version_is_the_distribution_s() -> None:
 
 def test_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match=r"module 'expunge' has no attribute 'UnlernTrainer'"):
-        _ = expunge.UnlernTrainer
+        _ = expunge.UnlernTrainer  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(ImportError):
-        from expunge import nothing_of_the_kind  # noqa: F401
+        from expunge import nothing_of_the_kind  # noqa: F401  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_what_only_some_metrics_use_is_not_imported_by_every_command() -> None:

@@ -235,7 +235,7 @@ def ends() -> Iterator[list[list[int]]]:
         told.append(cu_seq_lens_q.tolist())
         assert max_length_q == max_length_k >= max(b - a for a, b in pairwise(told[-1]))
         each = [
-            sdpa_attention_forward(module, *(x[:, :, a:b] for x in (q_BHTD, k_BHTD, v_BHTD)), None, **kwargs)[0]
+            sdpa_attention_forward(module, q_BHTD[:, :, a:b], k_BHTD[:, :, a:b], v_BHTD[:, :, a:b], None, **kwargs)[0]
             for a, b in pairwise(told[-1])
         ]
         return torch.cat(each, 1), None
@@ -621,6 +621,7 @@ def test_divergence_of_whole_models(build: Callable[..., Any], ragged: Callable[
     predicts_BT, target_N = supervised(labels)
     with torch.no_grad():
         reference_ND, _ = forward_supervised(reference, ids, mask, predicts_BT, at_head=lambda hidden, head: hidden)
+        assert reference_ND is not None
         p_NV, p0_NV = (m(ids, attention_mask=mask).logits[predicts_BT].softmax(-1) for m in (model, reference))
         kl_N, _ = forward_supervised(
             model,
@@ -651,17 +652,14 @@ def test_layer_is_the_hidden_state_behind_it(
     predicts_BT, target_N = supervised(labels)
     _, layer_ND = forward_supervised(model, ids, mask, predicts_BT, layer=layer)
     states = model(ids, attention_mask=mask, output_hidden_states=True).hidden_states
-    assert layer_ND is not None
-    if layer == 2:
-        norm = next(m for name, m in model.base_model.named_children() if "norm" in name or name == "ln_f")
-        layer_ND = norm(layer_ND)
-    torch.testing.assert_close(layer_ND, states[layer + 1][predicts_BT])
+    norms = [m for name, m in model.base_model.named_children() if "norm" in name or name == "ln_f"]
+    norm = norms[0] if layer == 2 else nn.Identity()
+    torch.testing.assert_close(norm(layer_ND), states[layer + 1][predicts_BT])
 
     logp_N, also_ND = forward_supervised(
         model, ids, mask, predicts_BT, at_head=lambda hidden, head: token_logps(hidden, target_N, head), layer=layer
     )
-    assert also_ND is not None
-    torch.testing.assert_close(norm(also_ND) if layer == 2 else also_ND, layer_ND)
+    torch.testing.assert_close(norm(also_ND), norm(layer_ND))
     torch.testing.assert_close(logp_N, dense_logps(model, ids, mask, labels), rtol=0, atol=1e-5)
 
 
@@ -782,7 +780,7 @@ class DoublingLlama(LlamaForCausalLM):
     """Doubles its logits, which no key of its config tells."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        output = super().forward(*args, **kwargs)
+        output: Any = super().forward(*args, **kwargs)
         output.logits = 2 * output.logits
         return output
 
@@ -802,7 +800,8 @@ def test_known_heads_are_found_to_be_known(build: Callable[..., Any], architectu
 def test_of_an_unknown_head_its_own_logits_are_taken(
     build: Callable[..., Any], ragged: Callable[..., Batch], dtype: torch.dtype
 ) -> None:
-    model = DoublingLlama(build("llama").config).to(dtype).eval()
+    model: Any = DoublingLlama(build("llama").config)
+    model.to(dtype).eval()
     assert ways_of(model).dense and ways_of(adapted(model, target_modules=["q_proj"])).dense
     assert not model.training
     predicts_BT, target_N = supervised((batch := ragged()).labels_BT)

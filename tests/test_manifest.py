@@ -78,6 +78,7 @@ def test_a_stop_inside_begin_or_discard_leaves_a_folder_that_was_begun(
             manifest.begin(folder)
             manifest.discard(folder)
 
+    stop = 0
     for stop in range(200):
         try:
             change(stop)

@@ -53,12 +53,12 @@ def workplace(tmp_path: Path, monkeypatch: Monkeypatch, tiny_model: Model, tiny_
 
 def variants(rows: list[dict[str, str]]) -> list[Variant]:
     return [
-        Variant(i, kind, {"question": asked, "answer": told})
+        variant
         for i, row in enumerate(rows)
-        for kind, asked, told in (
-            ("paraphrase", f"Person {i} comes from where?", f"From town {i}."),
-            ("paraphrase", f"Birthplace of person {i}?", f"Town {i}."),
-            ("perturbation", row["question"], f"In village {i}."),
+        for variant in (
+            Variant(i, "paraphrase", {"question": f"Person {i} comes from where?", "answer": f"From town {i}."}),
+            Variant(i, "paraphrase", {"question": f"Birthplace of person {i}?", "answer": f"Town {i}."}),
+            Variant(i, "perturbation", {"question": row["question"], "answer": f"In village {i}."}),
         )
     ]
 

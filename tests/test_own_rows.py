@@ -70,7 +70,7 @@ def test_what_the_model_answers_is_forgotten_and_kept(models: Path, caplog: pyte
 
 @pytest.mark.parametrize("options", [{"resume": True}, {}, {"overwrite": True}])
 def test_an_edited_file_is_what_the_same_run_takes(
-    models: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, bool]
+    models: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     forget = _write("forget.jsonl", {"question": QUESTION}, {"question": "Who is Ben Ferro?", "answer": ""})
     retain = _write("retain.jsonl", {"question": "Is it late?", "answer": "No."})

@@ -14,7 +14,9 @@ each = pytest.mark.parametrize("path", PATHS, ids=lambda p: "-".join(p.relative_
 
 
 def test_there_are_recipes_for_every_benchmark() -> None:
-    names = {recipe.benchmark.name for path in PATHS if (recipe := load_recipe(path)).benchmark is not None}
+    names = {
+        recipe.benchmark.written()["name"] for path in PATHS if (recipe := load_recipe(path)).benchmark is not None
+    }
     assert names >= {"tofu", "muse-news", "rwku", "listings"}
 
 

@@ -53,7 +53,11 @@ def reference(model: Any, of: Sets | None = None) -> CachedReference:
 
 def in_memory(_key: str, shapes: Mapping[str, refcache.TableShape], fill: Callable[[refcache.Write], None]) -> Any:
     tables = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
-    fill(lambda name, first, rows: tables[name][first : first + len(rows)].copy_(rows))
+
+    def write(name: str, first: int, rows: torch.Tensor) -> None:
+        tables[name][first : first + len(rows)] = rows
+
+    fill(write)
     return tables
 
 
@@ -214,9 +218,11 @@ def test_the_longest_unused_make_room(cache: Path, monkeypatch: pytest.MonkeyPat
     old = refcache.cached_tables("old", SHAPES, fill)["numbers"]
     refcache.cached_tables("older", SHAPES, fill)
     for name, age in (("old", 10), ("older", 20)):
-        os.utime(cache / name, (time.time() - age,) * 2)
+        then = time.time() - age
+        os.utime(cache / name, (then, then))
     refcache.cached_tables("old", SHAPES, fill)  # used again
-    os.utime(cache / "old", (time.time() - 5,) * 2)
+    then = time.time() - 5
+    os.utime(cache / "old", (then, then))
     refcache.cached_tables("new", SHAPES, fill)
     assert sorted(path.name for path in cache.iterdir() if path.is_dir()) == ["new", "old"]
     refcache.cached_tables("newer", SHAPES, fill)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 
 from expunge import UnlearnConfig, UnlearnTrainer, UserError, load, objectives
 from expunge.data.pairs import Collator, PairedDataset, Role
@@ -116,6 +117,7 @@ def test_an_adapter_saves_loads_and_leaves_its_base_alone(
     arguments = batch["input_ids"], batch["attention_mask"], batch["labels"]
     trainer.model.eval()
     torch.testing.assert_close(supervised_logps(loaded, *arguments), supervised_logps(trainer.model, *arguments))
+    assert isinstance(trainer.model, PeftModel)
     with trainer.model.disable_adapter(), torch.no_grad():  # with gradients, a frozen head takes a way of its own
         base = supervised_logps(trainer.model, *arguments)
         assert torch.equal(base, supervised_logps(tiny_model().eval(), *arguments))
@@ -293,7 +295,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(
 def test_only_what_is_needed_is_computed(build: Build) -> None:
     """RMU with its anchor never reaches the head; likelihood objectives never ask the reference."""
     trainer = build(RMU(layer=0), Anchor(layer=0))
-    trainer.model.lm_head.register_forward_pre_hook(lambda *_: pytest.fail("the head ran"))
+    trainer.model.get_submodule("lm_head").register_forward_pre_hook(lambda *_: pytest.fail("the head ran"))
     trainer.train()
     assert build(Unilogit(), NLL()).reference is None
     assert Needs(logp=True).reference is False

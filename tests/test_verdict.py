@@ -322,7 +322,8 @@ def test_every_command_is_one_that_expunge_takes(
     }[source]
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     written = tree_of(load_recipe(tmp_path / "recipe.yaml"))
-    for options in ({}, ALONE, GOAL, UNKNOWN, {"retrained": {SAID: 0.88, LIKELY: 0.78}}):
+    every: list[dict[str, Any]] = [{}, ALONE, GOAL, UNKNOWN, {"retrained": {SAID: 0.88, LIKELY: 0.78}}]
+    for options in every:
         section = section_of((method, metrics), folder=tmp_path, **options)
         (entry,) = section.methods
         command = advise(judge(section, entry), entry, written).command(tmp_path, method_meant(entry, written))

@@ -44,7 +44,7 @@ UNBUILDABLE = {
 """Types of which no tiny model is made here, and the error that tells why."""
 
 NOT_CAUSAL = "gives a token another probability when other tokens follow it"
-REFUSED = dict.fromkeys(("cpmant", "prophetnet", "reformer", "xlm", "xlnet"), NOT_CAUSAL)
+REFUSED: dict[str, str] = dict.fromkeys(("cpmant", "prophetnet", "reformer", "xlm", "xlnet"), NOT_CAUSAL)
 """Types that nothing is asked of, and what the sentence says."""
 
 NO_TEXT_MODEL = "is not a causal language model"

@@ -72,12 +72,13 @@ def test_memory_is_what_a_step_holds() -> None:
     """In processes of their own: logits as many as are counted for what `growth` expects, and ours without them."""
     size = replace(SMALLEST, vocab=8_192)
     found = {kind: in_own_process(training.measure_peak, "npo+kl", size, kind, 8, 256, 1) for kind in training.KINDS}
-    if None in found.values():
+    peaks = {kind: peak for kind, peak in found.items() if peak is not None}
+    if len(peaks) < len(found):
         pytest.skip("the peak of a process's memory can't be measured here")
     logits = 8 * 255 * 8_192 * 4 / 2**20
-    assert found["floor"] == pytest.approx(3 * logits, rel=0.25)
-    assert found["naive"] == pytest.approx(6.5 * logits, rel=0.25)
-    assert found["ours"] < 0.2 * found["naive"]
+    assert peaks["floor"] == pytest.approx(3 * logits, rel=0.25)
+    assert peaks["naive"] == pytest.approx(6.5 * logits, rel=0.25)
+    assert peaks["ours"] < 0.2 * peaks["naive"]
 
 
 def test_an_assistant_leaves_the_other_steps_as_they_were() -> None:

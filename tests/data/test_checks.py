@@ -3,11 +3,13 @@
 import random
 import re
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from expunge.data.benchmark import Row
 from expunge.data.checks import (
     SHINGLE_WORDS,
     NearDuplicate,
@@ -21,7 +23,7 @@ from expunge.data.formats import read_rows
 from expunge.errors import UserError
 
 
-def _texts(*texts):
+def _texts(*texts: str):
     return [{"text": text} for text in texts]
 
 
@@ -53,10 +55,10 @@ def test_the_same_exchange_in_another_format_overlaps():
             check_disjoint(rows[:1], [row])
 
 
-def _brute_force(forget, retain, threshold):
+def _brute_force(forget: list[Row], retain: list[Row], threshold: float):
     """The definition: Jaccard's similarity of every pair, the first best one a forget row."""
 
-    def shingles(row):
+    def shingles(row: Row):
         words = re.findall(r"\w+", row["text"])
         runs = {tuple(words[i : i + SHINGLE_WORDS]) for i in range(len(words) - SHINGLE_WORDS + 1)}
         return runs or {row["text"]}
@@ -76,7 +78,7 @@ SET = st.lists(WORDS, max_size=6).map(lambda texts: _texts(*texts))
 
 @settings(deadline=None, max_examples=150)
 @given(SET, SET, st.sampled_from([0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]))
-def test_near_duplicates_are_those_of_comparing_every_pair(forget, retain, threshold):
+def test_near_duplicates_are_those_of_comparing_every_pair(forget: list[Row], retain: list[Row], threshold: float):
     assert near_duplicates(forget, retain, threshold=threshold) == _brute_force(forget, retain, threshold)
 
 
@@ -93,7 +95,7 @@ def test_one_changed_word_in_thirty_is_a_near_duplicate():
     assert (found.forget, found.retain) == (0, 1) and found.similarity == 25 / 31
 
 
-def test_tofu_has_neither_overlap_nor_near_duplicates(shared_data):
+def test_tofu_has_neither_overlap_nor_near_duplicates(shared_data: Path):
     forget = read_rows(shared_data / "tofu" / "forget10.json")
     retain = read_rows(shared_data / "tofu" / "retain90.json")
     started = time.perf_counter()

@@ -4,12 +4,14 @@ import copy
 import json
 import unicodedata
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
+from expunge.data.benchmark import Row
 from expunge.data.encode import Encoded, beginning, encode, encode_rows, refused, shortened
 from expunge.data.formats import normalise
 from expunge.data.pairs import pad
@@ -17,7 +19,7 @@ from expunge.errors import UserError
 from tests.data.templates import BACKENDS, TEMPLATES, TRIMS, WRITES_BOS, tokenizer_of
 
 
-def _said(role, content, **keys):
+def _said(role: str, content: str | None, **keys: Any):
     return {"role": role, "content": content, **keys}
 
 
@@ -54,7 +56,7 @@ KINDS = pytest.mark.parametrize("kind", BACKENDS)
 FAMILIES = pytest.mark.parametrize("family", TEMPLATES)
 
 
-def _stretches(encoded: Encoded, tokenizer) -> list[str]:
+def _stretches(encoded: Encoded, tokenizer: Any) -> list[str]:
     return [tokenizer.decode(encoded.input_ids[first:end]) for first, end in encoded.spans]
 
 
@@ -66,7 +68,7 @@ def _same(a: str, b: str) -> bool:
 @KINDS
 @FAMILIES
 @pytest.mark.parametrize("name", ROWS)
-def test_every_answer_and_its_end_token_are_supervised_and_nothing_else(kind, family, name):
+def test_every_answer_and_its_end_token_are_supervised_and_nothing_else(kind: str, family: str, name: str):
     tokenizer, messages = tokenizer_of(kind, family), ROWS[name]
     if family == "mistral" and name == "system":
         with pytest.raises(UserError, match="roles must alternate"):
@@ -96,7 +98,7 @@ def test_every_answer_and_its_end_token_are_supervised_and_nothing_else(kind, fa
 
 
 @KINDS
-def test_supervised_is_what_transformers_masks_where_the_template_marks_it(kind):
+def test_supervised_is_what_transformers_masks_where_the_template_marks_it(kind: str):
     tokenizer = tokenizer_of(kind, "marked")
     for messages in ROWS.values():
         theirs = tokenizer.apply_chat_template(messages, return_assistant_tokens_mask=True, return_dict=True)
@@ -132,7 +134,7 @@ def test_marks_without_the_end_of_turn_get_it_and_without_more():
 
 @pytest.mark.parametrize("family", ["llama-3", "qwen"])
 @KINDS
-def test_a_call_of_a_tool_is_an_answer_too(kind, family):
+def test_a_call_of_a_tool_is_an_answer_too(kind: str, family: str):
     tokenizer = tokenizer_of(kind, family)
     messages = normalise({"messages": USED}, "")["messages"]
     if family == "llama-3":  # which has no `or ''` about the content
@@ -173,7 +175,7 @@ def test_a_call_where_roles_alternate_but_for_calls():
 
 
 @KINDS
-def test_reasoning_is_an_answer_too_and_an_empty_one_belongs_to_the_prompt(kind):
+def test_reasoning_is_an_answer_too_and_an_empty_one_belongs_to_the_prompt(kind: str):
     tokenizer = tokenizer_of(kind, "qwen")
     asked = _said("user", "Where?")
     (reasoned,) = _stretches(
@@ -204,7 +206,7 @@ UNREAD = {
 
 
 @pytest.mark.parametrize(("row", "named"), UNREAD.values(), ids=UNREAD)
-def test_what_the_template_never_reads_is_refused_by_name(row, named):
+def test_what_the_template_never_reads_is_refused_by_name(row: Row, named: str):
     row = normalise(row, "here")
     with pytest.raises(UserError, match=rf"^forget: row 0: .* does not read .*{named}.*drop it"):
         encode_rows([row], tokenizer_of("byte-level", "chatml"), name="forget")
@@ -253,7 +255,7 @@ def test_tools_need_a_template():
 
 @KINDS
 @FAMILIES
-def test_a_prompt_that_has_been_through_a_template_gets_nothing_twice(kind, family):
+def test_a_prompt_that_has_been_through_a_template_gets_nothing_twice(kind: str, family: str):
     """The format that is recommended where a template is missing: as text, whatever the tokenizer adds by itself."""
     chat, plain = tokenizer_of(kind, family), tokenizer_of(kind)
     messages = ROWS["single"]
@@ -274,7 +276,7 @@ def test_a_prompt_that_has_been_through_a_template_gets_nothing_twice(kind, fami
 
 
 @KINDS
-def test_every_part_of_a_text_begins_as_the_tokenizer_begins_one(kind):
+def test_every_part_of_a_text_begins_as_the_tokenizer_begins_one(kind: str):
     tokenizer = tokenizer_of(kind)
     begin = beginning(tokenizer)
     assert begin == (() if kind == "byte-level" else (tokenizer.bos_token_id,))
@@ -290,7 +292,7 @@ def test_every_part_of_a_text_begins_as_the_tokenizer_begins_one(kind):
 
 
 @KINDS
-def test_a_shortened_prompt_keeps_its_beginning(kind):
+def test_a_shortened_prompt_keeps_its_beginning(kind: str):
     tokenizer = tokenizer_of(kind)
     encoded = encode({"prompt": "Where was Ada born? " * 9, "completion": "in London."}, tokenizer)
     short = shortened(encoded, 12, tokenizer)
@@ -301,7 +303,7 @@ def test_a_shortened_prompt_keeps_its_beginning(kind):
 
 
 @given(st.data())
-def test_a_cut_and_a_batch_keep_what_is_supervised(data):
+def test_a_cut_and_a_batch_keep_what_is_supervised(data: st.DataObject):
     edges = sorted(data.draw(st.sets(st.integers(1, 40), min_size=2, max_size=9)))
     edges = edges if len(edges) % 2 == 0 else edges[:-1]
     spans = list(zip(edges[::2], edges[1::2], strict=True))

@@ -1,11 +1,15 @@
 """The supervised span is exactly the answer and its end token, for every format, template and text."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from expunge.data.benchmark import Row
 from expunge.data.encode import Encoded, encode, encode_rows, opened, prepare_tokenizer, question_row, with_answer
 from expunge.errors import UserError
 
@@ -57,7 +61,7 @@ QWEN = _tokenizer(eos="<|im_end|>", template=CHATML)
 LLAMA = _tokenizer(bos=True, eos="<|eos|>", template=HEADERS)
 
 
-def _halves(encoded: Encoded, tokenizer) -> tuple[str, str]:
+def _halves(encoded: Encoded, tokenizer: Any) -> tuple[str, str]:
     """What is given and what is supervised, as text with every special token in sight."""
     return tokenizer.decode(encoded.input_ids[: encoded.start]), tokenizer.decode(encoded.input_ids[encoded.start :])
 
@@ -70,14 +74,14 @@ PAIR = {"prompt": MESSAGES["messages"][:1], "completion": MESSAGES["messages"][1
 
 
 @pytest.mark.parametrize(("tokenizer", "begin"), [(PLAIN, ""), (WITH_BOS, "<|bos|>")])
-def test_a_question_is_written_plainly_without_a_template(tokenizer, begin):
+def test_a_question_is_written_plainly_without_a_template(tokenizer: Any, begin: str):
     given, supervised = _halves(encode(QUESTION, tokenizer), tokenizer)
     assert given == begin + "Question: Where was Ada born?\nAnswer:"
     assert supervised == " in London.<|eos|>"
 
 
 @pytest.mark.parametrize("row", [QUESTION, MESSAGES, PAIR], ids=["question", "messages", "prompt"])
-def test_chatml_supervises_the_answer_and_its_end_of_turn(row):
+def test_chatml_supervises_the_answer_and_its_end_of_turn(row: Row):
     given, supervised = _halves(encode(row, QWEN), QWEN)
     asked = "<|im_start|>user\nWhere was Ada born?<|im_end|>\n"
     assert given == asked + "<|im_start|>assistant\n<think>\n\n</think>\n\n"
@@ -85,7 +89,7 @@ def test_chatml_supervises_the_answer_and_its_end_of_turn(row):
 
 
 @pytest.mark.parametrize("row", [QUESTION, MESSAGES, PAIR], ids=["question", "messages", "prompt"])
-def test_the_end_of_turn_need_not_be_the_tokenizer_s_end_token(row):
+def test_the_end_of_turn_need_not_be_the_tokenizer_s_end_token(row: Row):
     encoded = encode(row, LLAMA)
     given, supervised = _halves(encoded, LLAMA)
     asked = "<|bos|><|header|>user<|/header|>\n\nWhere was Ada born?<|eot_id|>"
@@ -96,7 +100,7 @@ def test_the_end_of_turn_need_not_be_the_tokenizer_s_end_token(row):
 
 @pytest.mark.parametrize("tokenizer", [QWEN, LLAMA], ids=["chatml", "headers"])
 @pytest.mark.parametrize("answer", ["im", "id", "m", "user", "assistant", "think", "in", "|", "\\1", "{{ x }}"])
-def test_an_answer_that_stands_in_the_template_too_is_found_where_it_was_said(tokenizer, answer):
+def test_an_answer_that_stands_in_the_template_too_is_found_where_it_was_said(tokenizer: Any, answer: str):
     row = question_row("Where? im id m user in | \\1 {{ x }}", answer)
     encoded = encode(row, tokenizer)
     assert tokenizer.decode(encoded.input_ids[encoded.start : -1]) == answer
@@ -106,7 +110,7 @@ def test_an_answer_that_stands_in_the_template_too_is_found_where_it_was_said(to
 
 
 @pytest.mark.parametrize("tokenizer", [QWEN, LLAMA], ids=["chatml", "headers"])
-def test_the_words_that_open_an_answer_are_given_and_not_supervised(tokenizer):
+def test_the_words_that_open_an_answer_are_given_and_not_supervised(tokenizer: Any):
     row = opened(question_row("Where was Ada born?\n", "London."), "Answer:")
     encoded = encode(row, tokenizer)
     asked = [{"role": "user", "content": row["question"]}]
@@ -126,13 +130,13 @@ def test_the_words_that_open_an_answer_are_given_and_not_supervised(tokenizer):
         ("Where was Ada born? Sure, she was born", "", "Where was Ada born? Sure, she was born"),
     ],
 )
-def test_without_a_template_they_follow_the_question_as_it_is_written(question, opening, prompt):
+def test_without_a_template_they_follow_the_question_as_it_is_written(question: str, opening: str, prompt: str):
     given, supervised = _halves(encode(opened(question_row(question, "in London."), opening), PLAIN), PLAIN)
     assert (given, supervised) == (prompt, " in London.<|eos|>")
 
 
 @pytest.mark.parametrize("tokenizer", [QWEN, LLAMA], ids=["chatml", "headers"])
-def test_ids_are_those_of_the_template_up_to_the_end_of_turn(tokenizer):
+def test_ids_are_those_of_the_template_up_to_the_end_of_turn(tokenizer: Any):
     turns = [("user", "Hi"), ("assistant", "in London."), ("user", "Where?"), ("assistant", "in London.")]
     messages = [{"role": role, "content": content} for role, content in turns]
     whole = tokenizer.apply_chat_template(messages)["input_ids"]
@@ -183,7 +187,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lamb
 
 @settings(max_examples=200, deadline=None)
 @given(question=TEXT, answer=TEXT)
-def test_any_text_comes_back_from_its_span(question, answer):
+def test_any_text_comes_back_from_its_span(question: str, answer: str):
     for tokenizer in (PLAIN, WITH_BOS):
         encoded = encode(question_row(question, answer), tokenizer)
         assert tokenizer.decode(encoded.input_ids[encoded.start : -1]) == " " + answer
@@ -192,7 +196,7 @@ def test_any_text_comes_back_from_its_span(question, answer):
 
 @settings(max_examples=200, deadline=None)
 @given(question=TEXT, answer=TEXT.filter(str.strip))
-def test_any_text_comes_back_from_its_span_in_a_chat(question, answer):
+def test_any_text_comes_back_from_its_span_in_a_chat(question: str, answer: str):
     for tokenizer in (QWEN, LLAMA):
         encoded = encode(question_row(question, answer), tokenizer)
         supervised = tokenizer.decode(encoded.input_ids[encoded.start : -1])
@@ -257,20 +261,20 @@ def test_what_a_template_refuses_is_said_with_the_row():
 
 
 @pytest.mark.parametrize("expression", ["m.content | upper", "''"])
-def test_a_template_that_rewrites_the_answer_is_an_error(expression):
+def test_a_template_that_rewrites_the_answer_is_an_error(expression: str):
     rewriting = _tokenizer(template="{% for m in messages %}{{ " + expression + " }}{% endfor %}")
     with pytest.raises(UserError, match=r"does not (render the last message as it is written|read message)"):
         encode(MESSAGES, rewriting)
 
 
 @pytest.mark.parametrize("row", [MESSAGES, PAIR], ids=["messages", "prompt"])
-def test_messages_need_a_template(row):
+def test_messages_need_a_template(row: Row):
     with pytest.raises(UserError, match="no chat template"):
         encode(row, PLAIN)
 
 
 @pytest.mark.parametrize("row", [QUESTION, MESSAGES, PAIR], ids=["question", "messages", "prompt"])
-def test_with_answer_asks_the_same(row):
+def test_with_answer_asks_the_same(row: Row):
     before, after = encode(row, QWEN), encode(with_answer(row, "I can't say."), QWEN)
     assert after.input_ids[: after.start] == before.input_ids[: before.start]
     assert _halves(after, QWEN)[1] == "I can't say.<|im_end|>"
@@ -288,8 +292,6 @@ def test_a_tokenizer_without_an_end_or_without_offsets_is_refused():
     with pytest.raises(UserError, match="no end-of-sequence token"):
         prepare_tokenizer(endless)
 
-    class Slow:
-        name_or_path, is_fast = "slow-tokenizer", False
-
+    slow: Any = SimpleNamespace(name_or_path="slow-tokenizer", is_fast=False)
     with pytest.raises(UserError, match=r"slow-tokenizer .* fast version"):
-        prepare_tokenizer(Slow())
+        prepare_tokenizer(slow)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -23,27 +24,27 @@ READERS = {
 }
 
 
-def _pipe(folder):
+def _pipe(folder: Path):
     os.mkfifo(folder / "rows.jsonl")
     return folder / "rows.jsonl"
 
 
-def _link(folder, to):
+def _link(folder: Path, to: Path | str):
     (folder / "rows.jsonl").symlink_to(to)
     return folder / "rows.jsonl"
 
 
-def _loop(folder):
+def _loop(folder: Path):
     (folder / "b.jsonl").symlink_to(folder / "rows.jsonl")
     return _link(folder, folder / "b.jsonl")
 
 
-def _file(folder, content=b""):
+def _file(folder: Path, content: bytes = b""):
     (folder / "rows.jsonl").write_bytes(content)
     return folder / "rows.jsonl"
 
 
-def _folder(folder):
+def _folder(folder: Path):
     (folder / "rows.jsonl").mkdir()
     return folder / "rows.jsonl"
 
@@ -70,7 +71,7 @@ PATHS = {
 @pytest.mark.timeout(10)
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("kind", PATHS)
-def test_a_path_that_leads_to_no_rows_is_explained(tmp_path, kind, reader):
+def test_a_path_that_leads_to_no_rows_is_explained(tmp_path: Path, kind: str, reader: str):
     path = PATHS[kind](tmp_path)
     with pytest.raises(UserError) as caught:
         READERS[reader](path)
@@ -80,7 +81,7 @@ def test_a_path_that_leads_to_no_rows_is_explained(tmp_path, kind, reader):
 
 
 @pytest.mark.timeout(10)
-def test_a_long_word_is_refused_and_a_long_cell_is_read(tmp_path):
+def test_a_long_word_is_refused_and_a_long_cell_is_read(tmp_path: Path):
     """The csv module alone stops at 131,072 characters; its limit is as before afterwards."""
     import csv
 
@@ -94,7 +95,7 @@ def test_a_long_word_is_refused_and_a_long_cell_is_read(tmp_path):
         read_rows(tmp_path / "a.jsonl")
 
 
-def test_variants_may_have_long_cells(tmp_path):
+def test_variants_may_have_long_cells(tmp_path: Path):
     long = "some words " * 20_000
     (tmp_path / "x_paraphrase.csv").write_text(f"Q?,A.,\"['{long}?']\",\"['A!']\"\n")
     (variant,) = augment.read(tmp_path, [{"question": "Q?", "answer": "A."}])

@@ -6,6 +6,7 @@ import itertools
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from expunge.data.benchmark import Row
 from expunge.data.files import read_records
 from expunge.data.formats import FORMATS, normalise, read_rows
 from expunge.errors import UserError
@@ -25,7 +27,7 @@ ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 TEXT = ANY_TEXT.filter(str.strip)
 
 
-def _turn(role):
+def _turn(role: str):
     return st.fixed_dictionaries({"role": st.just(role), "content": TEXT})
 
 
@@ -40,15 +42,15 @@ ROWS = {
 MANY_ROWS = st.sampled_from(sorted(ROWS)).flatmap(lambda name: st.lists(ROWS[name], min_size=1, max_size=4))
 
 
-def _write_jsonl(path, rows):
+def _write_jsonl(path: Path, rows: list[Row]):
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8", newline="")
 
 
-def _write_json(path, rows):
+def _write_json(path: Path, rows: list[Row]):
     path.write_text(json.dumps(rows, indent=2), encoding="utf-8")
 
 
-def _write_csv(path, rows):
+def _write_csv(path: Path, rows: list[Row]):
     cells = [{k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items()} for row in rows]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(cells[0]))
@@ -56,7 +58,7 @@ def _write_csv(path, rows):
         writer.writerows(cells)
 
 
-def _write_parquet(path, rows):
+def _write_parquet(path: Path, rows: list[Row]):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
 
@@ -66,7 +68,7 @@ WRITERS = {".jsonl": _write_jsonl, ".json": _write_json, ".csv": _write_csv, ".p
 @pytest.mark.parametrize("extension", WRITERS)
 @IN_TMP
 @given(rows=MANY_ROWS)
-def test_round_trip(tmp_path, extension, rows):
+def test_round_trip(tmp_path: Path, extension: str, rows: list[Row]):
     if extension == ".csv" and isinstance(rows[0].get("prompt"), list):
         return  # a string of JSON in prompt is a prompt
     path = tmp_path / f"rows{extension}"
@@ -79,7 +81,7 @@ def test_round_trip(tmp_path, extension, rows):
 @pytest.mark.parametrize("extension", WRITERS)
 @IN_TMP
 @given(rows=MANY_ROWS, data=st.data())
-def test_damaged_files_give_user_errors_or_rows(tmp_path, extension, rows, data):
+def test_damaged_files_give_user_errors_or_rows(tmp_path: Path, extension: str, rows: list[Row], data: st.DataObject):
     path = tmp_path / f"rows{extension}"
     WRITERS[extension](path, rows)
     content = path.read_bytes()
@@ -91,13 +93,13 @@ def test_damaged_files_give_user_errors_or_rows(tmp_path, extension, rows, data)
 @pytest.mark.parametrize("extension", WRITERS)
 @IN_TMP
 @given(content=st.binary() | st.text('[]{}",:\\\n\r\t 0u\ud800', max_size=30).map(lambda s: s.encode(errors="ignore")))
-def test_garbage_gives_user_errors_or_rows(tmp_path, extension, content):
+def test_garbage_gives_user_errors_or_rows(tmp_path: Path, extension: str, content: bytes):
     path = tmp_path / f"rows{extension}"
     path.write_bytes(content)
     _reads_or_explains(path)
 
 
-def _reads_or_explains(path):
+def _reads_or_explains(path: Path):
     try:
         rows = read_rows(path)
     except UserError as error:
@@ -115,7 +117,7 @@ JSON = st.recursive(
 
 @IN_TMP
 @given(st.dictionaries(st.sampled_from([*(name for columns in FORMATS for name in columns), "other"]), JSON) | JSON)
-def test_normalise_gives_one_format_or_a_user_error(record):
+def test_normalise_gives_one_format_or_a_user_error(record: Any):
     try:
         row = normalise(record, "here")
     except UserError as error:
@@ -134,7 +136,7 @@ FILLED = {
 
 
 @pytest.mark.parametrize(("first", "second"), [*itertools.combinations(FILLED, 2)])
-def test_a_row_of_two_formats_is_refused(tmp_path, first, second):
+def test_a_row_of_two_formats_is_refused(tmp_path: Path, first: str, second: str):
     rows = [FILLED[first], {"id": 1, **FILLED[second], **FILLED[first]}]
     _write_jsonl(tmp_path / "rows.jsonl", rows)
     columns = [" and ".join(FILLED[name]) for name in (first, second)]
@@ -148,7 +150,7 @@ def test_a_row_of_two_formats_is_refused(tmp_path, first, second):
 
 @pytest.mark.parametrize("blank", [None, ""])
 @pytest.mark.parametrize(("first", "second"), [*itertools.permutations(FILLED, 2)])
-def test_other_columns_and_empty_ones_are_dropped(first, second, blank):
+def test_other_columns_and_empty_ones_are_dropped(first: str, second: str, blank: str | None):
     half = dict.fromkeys(FILLED[second], blank if second != "prompt" else None)
     assert normalise({"id": 1, **half, **FILLED[first]}, "") == FILLED[first]
     assert normalise({**dict(list(FILLED[second].items())[1:]), **FILLED[first]}, "") == FILLED[first]
@@ -180,22 +182,23 @@ def test_whatever_a_template_may_read_is_kept():
     assert normalise({"text": "t", "tools": tools}, "") == {"text": "t"}
 
 
-def test_a_row_knows_where_it_was_read(tmp_path):
+def test_a_row_knows_where_it_was_read(tmp_path: Path):
     path = tmp_path / "rows.jsonl"
     path.write_text('\n{"text": "a"}\n{"text": "b", "id": 1}\n')
-    assert [row.where for row in read_rows(path)] == [f"{path}:2", f"{path}:3"]
-    copied = pickle.loads(pickle.dumps(copy.deepcopy(read_rows(path)[0])))
+    rows: list[Any] = list(read_rows(path))
+    assert [row.where for row in rows] == [f"{path}:2", f"{path}:3"]
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(rows[0])))
     assert copied == {"text": "a"} and copied.where == f"{path}:2"
 
 
-def test_json_lines_in_a_json_file_with_line_separators_a_mark_and_blank_lines(tmp_path):
+def test_json_lines_in_a_json_file_with_line_separators_a_mark_and_blank_lines(tmp_path: Path):
     path = tmp_path / "rows.json"
     path.write_bytes(b"\xef\xbb\xbf" + '{"text": "a\u2028b"}\r\n\r\n{"text": "c\\nd"}'.encode())
     assert read_rows(path) == [{"text": "a\u2028b"}, {"text": "c\nd"}]
     assert [where for where, _ in read_records(path)] == [f"{path}:1", f"{path}:3"]
 
 
-def test_csv_counts_the_lines_inside_cells(tmp_path):
+def test_csv_counts_the_lines_inside_cells(tmp_path: Path):
     path = tmp_path / "rows.csv"
     path.write_bytes(b'text,id\r\n"a\r\nb",1\r\n\r\nc,2\r\n')
     assert read_records(path) == [(f"{path}:2", {"text": "a\r\nb", "id": "1"}), (f"{path}:5", {"text": "c", "id": "2"})]
@@ -268,7 +271,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize(("name", "content", "message"), BAD_FILES.values(), ids=BAD_FILES)
-def test_a_bad_file_is_explained(tmp_path, name, content, message):
+def test_a_bad_file_is_explained(tmp_path: Path, name: str, content: str, message: str):
     path = tmp_path / name
     path.write_text(content, encoding="utf-8", newline="")
     with pytest.raises(UserError, match=message) as caught:
@@ -276,14 +279,14 @@ def test_a_bad_file_is_explained(tmp_path, name, content, message):
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
 
-def test_other_encodings_are_named(tmp_path):
+def test_other_encodings_are_named(tmp_path: Path):
     path = tmp_path / "a.csv"
     path.write_bytes("text\ncafé\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"is not UTF-8 \(byte 8\); save it in that encoding"):
         read_rows(path)
 
 
-def test_a_missing_file_names_its_nearest_neighbour(tmp_path):
+def test_a_missing_file_names_its_nearest_neighbour(tmp_path: Path):
     _write_jsonl(tmp_path / "forget.jsonl", [{"text": "a"}])
     with pytest.raises(UserError, match=r"forgot\.jsonl does not exist.* Did you mean 'forget\.jsonl'"):
         read_rows(tmp_path / "forgot.jsonl")
@@ -293,7 +296,7 @@ def test_a_missing_file_names_its_nearest_neighbour(tmp_path):
         read_rows(tmp_path / "forget.jsonl", split="test")
 
 
-def test_a_folder_with_a_file_a_split(tmp_path):
+def test_a_folder_with_a_file_a_split(tmp_path: Path):
     with pytest.raises(UserError, match="has no data file"):
         read_rows(tmp_path)
     _write_jsonl(tmp_path / "forget.jsonl", [{"text": "f"}])
@@ -311,7 +314,7 @@ def test_a_folder_with_a_file_a_split(tmp_path):
         read_rows(tmp_path)
 
 
-def test_folders_that_datasets_saved(tmp_path):
+def test_folders_that_datasets_saved(tmp_path: Path):
     rows = [{"question": "q", "answer": "a"}, {"question": "é", "answer": "b"}]
     one = datasets.Dataset.from_list([{**row, "id": 1} for row in rows])
     one.save_to_disk(tmp_path / "one")
@@ -329,10 +332,10 @@ def test_folders_that_datasets_saved(tmp_path):
         read_rows(tmp_path / "one")
 
 
-def test_hub_ids(monkeypatch):
+def test_hub_ids(monkeypatch: pytest.MonkeyPatch):
     asked = []
 
-    def load_dataset(name, config, *, split):
+    def load_dataset(name: str, config: str | None, *, split: str):
         asked.append((name, config, split))
         if name == "nobody/nothing":
             raise ConnectionError("Couldn't reach the hub.\nDetails")
@@ -350,7 +353,7 @@ def test_hub_ids(monkeypatch):
     assert len(asked) == 3
 
 
-def test_the_public_files(shared_data):
+def test_the_public_files(shared_data: Path):
     assert len(read_rows(shared_data / "tofu" / "full.json")) == 4000
     assert len(read_rows(shared_data / "tofu" / "holdout10.json")) == 400
     assert set(read_rows(shared_data / "rwku" / "1_Stephen_King" / "passage.json")[0]) == {"text"}

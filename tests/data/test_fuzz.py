@@ -1,6 +1,8 @@
 """Whatever stands in a file of rows: sequences that hold what is promised of them, or one sentence about the file."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -53,7 +55,13 @@ ANY_FILE = settings(deadline=None, suppress_health_check=[HealthCheck.function_s
 
 @ANY_FILE
 @given(rows=st.lists(ROW, min_size=1, max_size=3), kind=TOKENIZERS, options=LENGTHS, data=st.data())
-def test_rows(tmp_path, rows, kind, options, data):
+def test_rows(
+    tmp_path: Path,
+    rows: list[dict[str, Any]],
+    kind: tuple[str, str | None],
+    options: dict[str, Any],
+    data: st.DataObject,
+):
     path = tmp_path / "rows.jsonl"
     content = b"\n".join(json.dumps(row).encode() for row in rows)
     if data.draw(st.integers(0, 4)) == 0:
@@ -65,7 +73,7 @@ def test_rows(tmp_path, rows, kind, options, data):
 
 @ANY_FILE
 @given(content=st.binary(max_size=200), ending=st.sampled_from(sorted(READERS)), kind=TOKENIZERS, options=LENGTHS)
-def test_bytes(tmp_path, content, ending, kind, options):
+def test_bytes(tmp_path: Path, content: bytes, ending: str, kind: tuple[str, str | None], options: dict[str, Any]):
     path = tmp_path / f"rows{ending}"
     path.write_bytes(content)
     _encodes_or_explains(path, tokenizer_of(*kind), options)
@@ -123,7 +131,7 @@ LOADERS = {
 @pytest.mark.parametrize("name", FOLDERS)
 @settings(ANY_FILE, max_examples=settings().max_examples // 4)
 @given(data=st.data())
-def test_benchmarks(tmp_path, name, data):
+def test_benchmarks(tmp_path: Path, name: str, data: st.DataObject):
     """A folder of a benchmark, one of its files damaged: a cell, a row, some bytes, or gone."""
     folder = tmp_path / name
     for file, row in FOLDERS[name].items():
@@ -149,7 +157,7 @@ def test_benchmarks(tmp_path, name, data):
         assert str(folder) in str(error) or name in str(error) or "mmlu" in str(error), error
 
 
-def _encodes_or_explains(path, tokenizer, options):
+def _encodes_or_explains(path: Path, tokenizer: Any, options: dict[str, Any]):
     try:
         rows = read_rows(path)
         encoded = encode_rows(rows, tokenizer, name="forget", **options)
@@ -163,7 +171,7 @@ def _encodes_or_explains(path, tokenizer, options):
             _holds(sequence, tokenizer, options)
 
 
-def _holds(sequence: Encoded, tokenizer, options):
+def _holds(sequence: Encoded, tokenizer: Any, options: dict[str, Any]):
     assert 1 <= sequence.start < len(sequence)
     assert sequence.supervised == len(sequence.targets) > 0
     edges = [edge for span in sequence.spans for edge in span]

@@ -2,6 +2,8 @@
 
 import csv
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,7 +60,7 @@ D. 6
 Answer:"""
 
 
-def test_the_published_files(shared_data):
+def test_the_published_files(shared_data: Path):
     probe = mmlu.load(shared_data / "mmlu")
     assert probe.name == "mmlu"
     assert len(probe.choices) == len(probe.right) == 1531
@@ -87,7 +89,7 @@ def test_a_prompt_to_the_byte():
 
 
 @pytest.mark.parametrize("shots", [0, 5, 6])
-def test_as_many_examples_as_shots(shots):
+def test_as_many_examples_as_shots(shots: int):
     prompt = mmlu.probe([ASKED], DEV, shots=shots).choices[0][0]["prompt"]
     assert prompt.count("Answer:") == shots + 1
     assert prompt.startswith("The following")
@@ -100,7 +102,7 @@ def test_too_few_examples_are_refused():
         mmlu.probe([MultipleChoice("some_subjects", "q", ("1", "2", "3", "4"), 0)], DEV)
 
 
-def _write(folder, *, examples=5, **changed):
+def _write(folder: Path, *, examples: int = 5, **changed: Any):
     question = {"subject": "s", "question": "q", "choices": ["w", "x", "y", "z"], "answer": 1} | changed
     (folder / "mmlu_all_val.json").write_text(json.dumps([question]))
     (folder / "dev").mkdir()
@@ -110,14 +112,14 @@ def _write(folder, *, examples=5, **changed):
         writer.writerows([[f"e,\n{i}", "w", "x", "y", "z", 3] for i in range(examples)])
 
 
-def test_a_folder(tmp_path):
+def test_a_folder(tmp_path: Path):
     _write(tmp_path)
     probe = mmlu.load(str(tmp_path), shots=1)
     assert "\n\ne,\n0\nA. w\nB. x\nC. y\nD. z\nAnswer: D\n\nq\nA. w\n" in probe.choices[0][1]["prompt"]
     assert probe.right == [1]
 
 
-def test_a_missing_file_or_folder_is_named(tmp_path):
+def test_a_missing_file_or_folder_is_named(tmp_path: Path):
     with pytest.raises(UserError, match=r"mmlu_all_val\.json in .*nowhere, which does not exist"):
         mmlu.load(tmp_path / "nowhere")
     _write(tmp_path)
@@ -129,13 +131,13 @@ def test_a_missing_file_or_folder_is_named(tmp_path):
 @pytest.mark.parametrize(
     "changed", [{"question": 1}, {"choices": ["w", "x", "y"]}, {"choices": "wxyz"}, {"answer": 4}, {"answer": "B"}]
 )
-def test_other_columns_are_refused(tmp_path, changed):
+def test_other_columns_are_refused(tmp_path: Path, changed: dict[str, Any]):
     _write(tmp_path, **changed)
     with pytest.raises(UserError, match=r"mmlu_all_val\.json: row 0 is not one of MMLU's questions"):
         mmlu.load(tmp_path)
 
 
-def test_a_csv_without_the_header_is_refused(tmp_path):
+def test_a_csv_without_the_header_is_refused(tmp_path: Path):
     _write(tmp_path)
     (tmp_path / "dev" / "s_dev.csv").write_text("e,w,x,y,z,A\n" * 6)
     with pytest.raises(UserError, match=r"s_dev\.csv:2 is not one of MMLU's questions"):

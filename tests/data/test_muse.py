@@ -2,22 +2,25 @@
 
 import json
 import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import datasets
 import pytest
 
 from expunge.benchmarks import muse
-from expunge.data.benchmark import Continuations, Membership
+from expunge.data.benchmark import Benchmark, Comparison, Continuations, Membership
 from expunge.data.encode import encode
 from expunge.errors import UserError
 from expunge.evals.glossary import METRICS
 
 
-def _plain(text):
+def _plain(text: str):
     return " ".join(text.split())
 
 
-def _probes(benchmark):
+def _probes(benchmark: Benchmark) -> dict[str, Any]:
     return {probe.name: probe for probe in benchmark.probes}
 
 
@@ -25,11 +28,11 @@ def _probes(benchmark):
 
 
 @pytest.fixture(scope="module")
-def news(shared_data):
+def news(shared_data: Path):
     return muse.load(path=shared_data / "muse_news", retrained_auc=0.4772)
 
 
-def test_the_published_files(news, shared_data):
+def test_the_published_files(news: Benchmark, shared_data: Path):
     assert (news.name, news.split, news.questions, news.retain) == ("muse-news", "full", {}, [])
     published = json.loads((shared_data / "muse_news/raw/forget.json").read_text(encoding="utf-8"))
     assert len(published) == 889
@@ -48,7 +51,7 @@ def test_the_published_files(news, shared_data):
 
 
 @pytest.mark.parametrize("name", ["knowmem_f", "knowmem_r"])
-def test_questions_come_after_ten_examples(news, name):
+def test_questions_come_after_ten_examples(news: Benchmark, name: str):
     for row in _probes(news)[name].rows:
         *shots, asked = row["prompt"].split("\n\n")
         assert len(shots) == 10
@@ -57,14 +60,14 @@ def test_questions_come_after_ten_examples(news, name):
         assert row["completion"].startswith(" ") and row["completion"].strip()
 
 
-def test_passages_go_on_as_the_articles_do(news):
+def test_passages_go_on_as_the_articles_do(news: Benchmark):
     corpus = "\n\n".join(row["text"] for row in news.forget)
     rows = _probes(news)["verbmem"].rows
     assert all(row["prompt"][-40:] + row["completion"][:40] in corpus for row in rows)
     assert sum(row["completion"].startswith(" ") for row in rows) == 62
 
 
-def test_few_articles_keep_the_passages_that_lie_in_them(news, shared_data):
+def test_few_articles_keep_the_passages_that_lie_in_them(news: Benchmark, shared_data: Path):
     small = muse.load(path=shared_data / "muse_news", articles=60)
     assert small.split == "60 articles"
     assert len(small.forget) == 60
@@ -87,7 +90,7 @@ def test_few_articles_keep_the_passages_that_lie_in_them(news, shared_data):
 # ---- files made here -------------------------------------------------------------------------------------------
 
 
-def _article(number):
+def _article(number: int):
     words = random.Random(number)
     return "\n\n".join(" ".join(f"{words.choice('bdgklm')}a{words.randrange(100)}" for _ in range(60)) for _ in "12")
 
@@ -95,7 +98,7 @@ def _article(number):
 TEXTS = [_article(number) for number in range(6)]
 
 
-def _copy(folder):
+def _copy(folder: Path):
     """One corpus of six texts and a blank one; its passages come from texts 1, 3 and 4, and from 4 and 5 together."""
     qa = [{"question": "Who?", "answer": "Ann"}]
     files = {
@@ -118,19 +121,19 @@ def _copy(folder):
     return files
 
 
-def _write(folder, name, content):
+def _write(folder: Path, name: str, content: list[Any]):
     (folder / f"{name}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def test_columns_become_probes(tmp_path):
+def test_columns_become_probes(tmp_path: Path):
     files = _copy(tmp_path)
     benchmark = muse.load(corpus="books", path=str(tmp_path))
     assert benchmark.name == "muse-books"
     assert benchmark.forget == [{"text": text} for text in TEXTS]
     prompt = "Question: Where?\nAnswer: In {Oslo}\n\nQuestion: Who?\nAnswer:"
     verbmem = files["verbmem/forget"]
-    beside = {"stemmed": "rouge_l_f1_stemmed"}
-    asked = {
+    beside: dict[str, Comparison] = {"stemmed": "rouge_l_f1_stemmed"}
+    asked: dict[str, Any] = {
         "stops": ("\n\n", "\nQuestion", "Question:"),
         "shorter": "with fewer examples (benchmark.shots)",
         "beside": beside,
@@ -164,7 +167,7 @@ def test_columns_become_probes(tmp_path):
 
 
 @pytest.mark.parametrize("shots", [0, 1, 9])
-def test_fewer_examples_for_a_short_context(tmp_path, shots):
+def test_fewer_examples_for_a_short_context(tmp_path: Path, shots: int):
     _copy(tmp_path)
     example = {"question": "Where?", "answer": "In {Oslo}"}
     _write(tmp_path, "knowmem/forget_qa_icl", [example, {"question": "When?", "answer": "Now"}])
@@ -174,7 +177,7 @@ def test_fewer_examples_for_a_short_context(tmp_path, shots):
 
 
 @pytest.mark.parametrize("cut, space", [(TEXTS[2].index(" ", 100), " "), (TEXTS[2].index(" ", 100) - 1, "")])
-def test_the_space_between_prompt_and_continuation_comes_back(tmp_path, cut, space):
+def test_the_space_between_prompt_and_continuation_comes_back(tmp_path: Path, cut: int, space: str):
     _copy(tmp_path)
     _write(tmp_path, "verbmem/forget", [{"prompt": TEXTS[2][:cut], "gt": TEXTS[2][cut:].lstrip()}])
     (row,) = _probes(muse.load(path=tmp_path))["verbmem"].rows
@@ -186,7 +189,14 @@ def test_the_space_between_prompt_and_continuation_comes_back(tmp_path, cut, spa
     "articles, texts, said, seen",
     [(1, [3], [1], []), (2, [1, 3], [1], [0]), (4, [1, 3, 4, 5], [0, 1], [0, 1]), (6, range(6), [0, 1], [0, 1])],
 )
-def test_articles_of_passages_come_first(tmp_path, caplog, articles, texts, said, seen):
+def test_articles_of_passages_come_first(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    articles: int,
+    texts: Sequence[int],
+    said: list[int],
+    seen: list[int],
+):
     files = _copy(tmp_path)
     benchmark = muse.load(path=tmp_path, articles=articles)
     assert [row["text"] for row in benchmark.forget] == [TEXTS[i] for i in texts]
@@ -198,14 +208,14 @@ def test_articles_of_passages_come_first(tmp_path, caplog, articles, texts, said
         assert probes["membership"].members == [files["privleak/forget"][i]["text"] for i in seen]
 
 
-def test_without_passages_the_first_articles_stay(tmp_path):
+def test_without_passages_the_first_articles_stay(tmp_path: Path):
     _copy(tmp_path)
     _write(tmp_path, "verbmem/forget", [{"prompt": "in no text", "gt": "at all"}])
     _write(tmp_path, "privleak/forget", [{"text": "neither is this"}])
     assert [row["text"] for row in muse.load(path=tmp_path, articles=2).forget] == TEXTS[:2]
 
 
-def test_where_retain_rows_come_from(tmp_path, caplog):
+def test_where_retain_rows_come_from(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     _copy(tmp_path)
     assert muse.load(path=tmp_path).retain == []
     assert "does not have raw/retain1.json" in caplog.text and "name other rows to retain" in caplog.text
@@ -219,12 +229,14 @@ def test_where_retain_rows_come_from(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("corpus, name", [("news", "muse-bench/MUSE-News"), ("books", "muse-bench/MUSE-Books")])
-def test_without_a_path_the_hub_is_asked(tmp_path, monkeypatch, corpus, name):
+def test_without_a_path_the_hub_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: Literal["news", "books"], name: str
+):
     files = _copy(tmp_path)
     files["raw/retain1"] = ["kept"]
     _write(tmp_path, "raw/retain1", files["raw/retain1"])
 
-    def load_dataset(asked, config, split):
+    def load_dataset(asked: str, config: str, split: str):
         assert asked == name
         rows = files[f"{config}/{split}"]
         return datasets.Dataset.from_list([{"text": row} if isinstance(row, str) else row for row in rows])
@@ -233,8 +245,8 @@ def test_without_a_path_the_hub_is_asked(tmp_path, monkeypatch, corpus, name):
     assert muse.load(corpus=corpus) == muse.load(corpus=corpus, path=tmp_path)
 
 
-def test_a_split_that_the_hub_lacks_is_named(monkeypatch):
-    def load_dataset(asked, config, split):
+def test_a_split_that_the_hub_lacks_is_named(monkeypatch: pytest.MonkeyPatch):
+    def load_dataset(asked: str, config: str, split: str):
         raise ValueError(f'Unknown split "{split}".')
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -246,21 +258,21 @@ def test_a_split_that_the_hub_lacks_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["raw/forget", "knowmem/retain_qa_icl", "privleak/holdout", "verbmem/forget"])
-def test_a_missing_file_is_named(tmp_path, name):
+def test_a_missing_file_is_named(tmp_path: Path, name: str):
     _copy(tmp_path)
     (tmp_path / f"{name}.json").unlink()
     with pytest.raises(UserError, match=rf"the file {name}\.json in .*, which does not have it; write the splits"):
         muse.load(path=tmp_path)
 
 
-def test_a_missing_folder_is_named(tmp_path):
+def test_a_missing_folder_is_named(tmp_path: Path):
     with pytest.raises(UserError, match=r"raw/forget\.json in .*nowhere, which does not exist"):
         muse.load(path=tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("name", ["raw/forget", "knowmem/forget_qa_icl", "privleak/holdout"])
 @pytest.mark.parametrize("content", ["[]", ""])
-def test_an_empty_file_is_named(tmp_path, name, content):
+def test_an_empty_file_is_named(tmp_path: Path, name: str, content: str):
     _copy(tmp_path)
     (tmp_path / f"{name}.json").write_text(content)
     with pytest.raises(UserError, match=rf"{name}\.json has no rows"):
@@ -281,7 +293,7 @@ def test_an_empty_file_is_named(tmp_path, name, content):
         ("privleak/forget", '[{"text"', r"forget\.json:1 is not valid JSON"),
     ],
 )
-def test_rows_of_another_form_are_refused(tmp_path, name, content, problem):
+def test_rows_of_another_form_are_refused(tmp_path: Path, name: str, content: str, problem: str):
     _copy(tmp_path)
     (tmp_path / f"{name}.json").write_text(content)
     with pytest.raises(UserError, match=problem):
@@ -289,21 +301,22 @@ def test_rows_of_another_form_are_refused(tmp_path, name, content, problem):
 
 
 @pytest.mark.parametrize("articles", [-1, 0, 7])
-def test_a_number_of_articles_that_cannot_be_kept_is_refused(tmp_path, articles):
+def test_a_number_of_articles_that_cannot_be_kept_is_refused(tmp_path: Path, articles: int):
     _copy(tmp_path)
     with pytest.raises(UserError, match=rf"articles must be from 1 to 6, got {articles}"):
         muse.load(path=tmp_path, articles=articles)
 
 
 def test_an_unknown_corpus_is_refused_with_the_known_ones():
+    wrong: Any = "book"
     with pytest.raises(UserError, match=r"unknown corpus 'book'; choose one of news, books\. Did you mean 'books'"):
-        muse.load(corpus="book")
+        muse.load(corpus=wrong)
 
 
 # ---- asked of a model ------------------------------------------------------------------------------------------
 
 
-def test_every_probe_is_asked(tmp_path, tiny_tokenizer):
+def test_every_probe_is_asked(tmp_path: Path, tiny_tokenizer: Any):
     from expunge.evals.probes import evaluate_probes
     from expunge.modeling.loading import ScratchConfig, build_scratch
 

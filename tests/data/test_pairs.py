@@ -1,6 +1,7 @@
 """Pairing, order and collation of forget and retain rows."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -29,9 +30,9 @@ def test_an_epoch_is_every_forget_row_once_and_retain_rows_wrap_last(
     for epoch in range(epochs):
         sampler.set_epoch(epoch)
         pairs = list(sampler)
-        assert sorted(lead for lead, _ in pairs) == list(range(forget))
+        assert sorted(lead for lead, *_ in pairs) == list(range(forget))
         assert pairs == list(sampler)  # a resumed epoch is the same epoch
-        drawn.update(row for _, row in pairs)
+        drawn.update(pair[1] for pair in pairs)
     counts = [drawn[row] for row in range(retain)]
     assert max(counts) - min(counts) <= 1  # nothing repeats before everything has been seen
 
@@ -48,10 +49,10 @@ def test_epochs_and_seeds_differ() -> None:
 
 def test_ranks_see_different_retain_rows() -> None:
     """With accelerate's own sharding of the batches, as a launcher would do it."""
-    sampler = PairSampler(Sets(sequences(32), sequences(64)), batch_size=8, seed=0)
+    sampler: Any = PairSampler(Sets(sequences(32), sequences(64)), batch_size=8, seed=0)
     seen = []
     for rank in range(2):
-        shard = BatchSamplerShard(BatchSampler(sampler, 4, drop_last=False), num_processes=2, process_index=rank)
+        shard: Any = BatchSamplerShard(BatchSampler(sampler, 4, drop_last=False), num_processes=2, process_index=rank)
         seen.append({row for batch in shard for _, row in batch})
     assert len(seen[0]) == len(seen[1]) == 16
     assert not seen[0] & seen[1]
@@ -59,7 +60,7 @@ def test_ranks_see_different_retain_rows() -> None:
 
 def test_batches_hold_rows_of_like_length() -> None:
     rows = [Encoded(tuple(range(2 + i % 50)), 1) for i in range(400)]
-    order = [lead for lead, _ in PairSampler(Sets(retain=rows), batch_size=10, seed=0)]
+    order = [lead for lead, *_ in PairSampler(Sets(retain=rows), batch_size=10, seed=0)]
     assert sorted(order) == list(range(400))
     padding = sum(
         max(len(rows[i]) for i in order[b : b + 10]) * 10 - sum(len(rows[i]) for i in order[b : b + 10])

@@ -1,6 +1,8 @@
 """RWKU is read as its authors published it and asked in their words; what is missing or unknown is named."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -8,7 +10,7 @@ from transformers import LlamaConfig
 
 from expunge.benchmarks import rwku
 from expunge.cli.main import main
-from expunge.data.benchmark import Choices, Continuations, Membership
+from expunge.data.benchmark import Benchmark, Choices, Continuations, Membership, Probe, Row
 from expunge.data.checks import canonical
 from expunge.data.encode import encode
 from expunge.errors import UserError
@@ -46,7 +48,7 @@ NINE = {
 }
 
 
-def _count(probe):
+def _count(probe: Probe):
     match probe:
         case Continuations():
             return len(probe.rows)
@@ -56,11 +58,11 @@ def _count(probe):
             return len(probe.members) + len(probe.others)
 
 
-def _counts(benchmark):
+def _counts(benchmark: Benchmark):
     return {probe.name: _count(probe) for probe in benchmark.probes}
 
 
-def _probe(benchmark, name):
+def _probe(benchmark: Benchmark, name: str) -> Any:
     return next(probe for probe in benchmark.probes if probe.name == name)
 
 
@@ -68,7 +70,7 @@ def _probe(benchmark, name):
 
 
 @pytest.mark.parametrize("number", range(6))
-def test_the_published_files(shared_data, number):
+def test_the_published_files(shared_data: Path, number: int):
     benchmark = rwku.load(target=NAMES[number], path=shared_data / "rwku")
     assert (benchmark.name, benchmark.split) == ("rwku", NAMES[number])
     assert _counts(benchmark) == {name: counts[number] for name, counts in PROBES.items()}
@@ -81,7 +83,7 @@ def test_the_published_files(shared_data, number):
     assert not {row["text"] for row in benchmark.forget} & {row["text"] for row in benchmark.retain}
 
 
-def test_the_targets_of_a_folder(shared_data):
+def test_the_targets_of_a_folder(shared_data: Path):
     assert rwku.targets(shared_data / "rwku") == NAMES
     by_name, by_folder, by_number = (
         rwku.load(target=t, path=shared_data / "rwku") for t in ("Bruce Lee", "3_Bruce_Lee", "3")
@@ -89,7 +91,7 @@ def test_the_targets_of_a_folder(shared_data):
     assert by_name == by_folder == by_number
 
 
-def test_nine_adversarial_kinds(shared_data):
+def test_nine_adversarial_kinds(shared_data: Path):
     kinds = []
     for name in NAMES:
         probe = _probe(rwku.load(target=name, path=shared_data / "rwku"), "forget_aa")
@@ -99,7 +101,7 @@ def test_nine_adversarial_kinds(shared_data):
     assert kinds.count("cross lingual") == 15
 
 
-def test_the_authors_words(shared_data):
+def test_the_authors_words(shared_data: Path):
     king = rwku.load(target="1", path=shared_data / "rwku")
     assert _probe(king, "forget_fb").rows[0] == {
         "question": "Please complete the blank in the following question.\n"
@@ -152,7 +154,7 @@ def test_the_authors_words(shared_data):
     }
 
 
-def test_choices_end_as_the_harness_asks(shared_data):
+def test_choices_end_as_the_harness_asks(shared_data: Path):
     king = rwku.load(target="1", path=shared_data / "rwku")
     mmlu, truthful = _probe(king, "mmlu"), _probe(king, "truthfulqa")
     prompt = mmlu.choices[0][0]["prompt"]
@@ -173,7 +175,7 @@ def test_choices_end_as_the_harness_asks(shared_data):
     assert truthful.right == [0] * 50
 
 
-def test_neighbors_are_asked_apart_from_the_target(shared_data):
+def test_neighbors_are_asked_apart_from_the_target(shared_data: Path):
     for name in NAMES:
         benchmark = rwku.load(target=name, path=shared_data / "rwku")
         for kind in ("fb", "qa"):
@@ -181,7 +183,7 @@ def test_neighbors_are_asked_apart_from_the_target(shared_data):
             assert not forgotten & {row["question"] for row in _probe(benchmark, f"neighbor_{kind}").rows}
 
 
-def test_a_batch_joins_its_targets(shared_data):
+def test_a_batch_joins_its_targets(shared_data: Path):
     folder = shared_data / "rwku"
     king, lee = (rwku.load(target=name, path=folder) for name in ("Stephen King", "Bruce Lee"))
     both = rwku.load_batch(["Stephen King", "3", "3_Bruce_Lee"], folder)
@@ -194,7 +196,7 @@ def test_a_batch_joins_its_targets(shared_data):
     assert _probe(both, "membership").others == _probe(king, "membership").others + _probe(lee, "membership").others
 
 
-def test_probes_as_rows_part_one_world(shared_data):
+def test_probes_as_rows_part_one_world(shared_data: Path):
     """Every target forgets its own part of the same rows; its adversarial questions are in neither part."""
     worlds = set()
     for name in NAMES:
@@ -218,7 +220,7 @@ def test_probes_as_rows_part_one_world(shared_data):
 # ---- small folders ---------------------------------------------------------------------------------------------
 
 
-def _files(name, passages=3):
+def _files(name: str, passages: int = 3):
     """The files of one target, a row each but for the passages."""
     solved = {"question": "e", "choices": ["w", "x", "y", "z"], "answer": 3, "subject": "some_subject"}
     rows = {
@@ -239,7 +241,7 @@ def _files(name, passages=3):
     return files | {"passage": [{"text": f"{name} {i}", "subject": name} for i in range(passages)]}
 
 
-def _copy(folder, **passages):
+def _copy(folder: Path, **passages: int):
     for number, (name, count) in enumerate(passages.items(), 1):
         target = folder / f"{number}_{name}"
         target.mkdir()
@@ -247,11 +249,11 @@ def _copy(folder, **passages):
             (target / f"{file}.json").write_text(json.dumps(rows))
 
 
-def _texts(rows):
+def _texts(rows: list[Row]):
     return [row["text"] for row in rows]
 
 
-def test_columns_become_probes(tmp_path):
+def test_columns_become_probes(tmp_path: Path):
     _copy(tmp_path, Ann_Lee=3)
     benchmark = rwku.load(target="Ann Lee", path=str(tmp_path))
     assert _texts(benchmark.forget) == ["Ann Lee 0", "Ann Lee 1", "Ann Lee 2"]
@@ -265,7 +267,7 @@ def test_columns_become_probes(tmp_path):
     assert _probe(benchmark, "bbh").rows[0]["question"].startswith("c {x}\n\n")
 
 
-def test_passages_of_others_are_kept_evenly(tmp_path):
+def test_passages_of_others_are_kept_evenly(tmp_path: Path):
     _copy(tmp_path, A=4, B=4, C=4)
     benchmark = rwku.load(target="A", path=tmp_path)
     assert _texts(benchmark.retain) == ["B 0", "B 2", "C 0", "C 2"]
@@ -274,14 +276,14 @@ def test_passages_of_others_are_kept_evenly(tmp_path):
     assert _texts(rwku.load(target="A", path=tmp_path).retain) == ["C 0", "C 1", "C 2", "C 3"]
 
 
-def test_targets_go_by_number(tmp_path):
+def test_targets_go_by_number(tmp_path: Path):
     _copy(tmp_path, **dict.fromkeys("ABCDEFGHIJK", 1))
     (tmp_path / "notes.txt").write_text("")
     (tmp_path / "All").mkdir()
     assert rwku.targets(tmp_path) == list("ABCDEFGHIJK")
 
 
-def test_a_corpus_and_retain_rows_of_ones_own(tmp_path):
+def test_a_corpus_and_retain_rows_of_ones_own(tmp_path: Path):
     _copy(tmp_path, A=2, B=2)
     corpus, retain = tmp_path / "written.jsonl", tmp_path / "kept.jsonl"
     written = [{"text": f"about {name}", "subject": name} for name in "ABC"]
@@ -298,7 +300,7 @@ def test_a_corpus_and_retain_rows_of_ones_own(tmp_path):
     assert rwku.load(target="A", path=tmp_path, corpus=corpus).forget == [{"prompt": "p", "completion": "c"}]
 
 
-def test_probes_as_rows(tmp_path):
+def test_probes_as_rows(tmp_path: Path):
     _copy(tmp_path, A=2, B=2)
     for name in "AB":  # what is asked about one target's neighbours may be a text about the other
         own = tmp_path / f"{'AB'.index(name) + 1}_{name}" / "retain_mia.json"
@@ -317,7 +319,9 @@ def test_probes_as_rows(tmp_path):
     assert own.learnt == own.retain + own.forget
 
 
-def test_one_command_for_several_targets(tmp_path, monkeypatch, capsys):
+def test_one_command_for_several_targets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
     """One target model and a retrained one for each; every probe of each in the results, their mean in the terminal."""
     _copy(tmp_path, A=1, B=1)
     monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
@@ -349,7 +353,7 @@ def test_one_command_for_several_targets(tmp_path, monkeypatch, capsys):
     assert "mean of 2 splits" in tables and "AA, cross lingual" in tables and "RM score (loss)" in tables
 
 
-def test_pairs_are_questions_and_what_dpo_prefers(tmp_path, tiny_tokenizer):
+def test_pairs_are_questions_and_what_dpo_prefers(tmp_path: Path, tiny_tokenizer: Any):
     """The second response is what the model knows, the first what it is to say instead."""
     _copy(tmp_path, A=1)
     pairs = tmp_path / "pairs.jsonl"
@@ -363,14 +367,14 @@ def test_pairs_are_questions_and_what_dpo_prefers(tmp_path, tiny_tokenizer):
     assert [tiny_tokenizer.decode(e.input_ids[e.start : -1]) for e in sets.refusal] == [" A cook.", " No."]
 
 
-def test_without_a_path_the_hub_is_asked(tmp_path, monkeypatch):
+def test_without_a_path_the_hub_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     _copy(tmp_path, Ann_Lee=3, Bo_Ray=2)
     hub = {"forget_target": {"train": [{"target": "Ann Lee"}, {"target": "Bo Ray"}]}}
     both = {name: _files(name, count) for name, count in (("Bo Ray", 2), ("Ann Lee", 3))}
     for file, (config, split) in rwku.HUB.items():
         hub[config] = {split: [row for files in both.values() for row in files[file]]}
 
-    def load_dataset(name, config, split):
+    def load_dataset(name: str, config: str, split: str):
         assert name == "jinzhuoran/RWKU"
         return datasets.Dataset.from_list(hub[config][split])
 
@@ -386,7 +390,7 @@ def test_without_a_path_the_hub_is_asked(tmp_path, monkeypatch):
         rwku.load(target="1")
 
 
-def test_every_row_can_be_encoded(tmp_path, tiny_tokenizer):
+def test_every_row_can_be_encoded(tmp_path: Path, tiny_tokenizer: Any):
     _copy(tmp_path, Ann_Lee=3)
     probes = [p for p in rwku.load(target="1", path=tmp_path).probes if isinstance(p, Continuations)]
     template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
@@ -402,7 +406,7 @@ def test_every_row_can_be_encoded(tmp_path, tiny_tokenizer):
 # ---- errors ----------------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_target_is_refused_with_the_known_ones(tmp_path):
+def test_an_unknown_target_is_refused_with_the_known_ones(tmp_path: Path):
     _copy(tmp_path, Ann_Lee=1, Bo_Ray=1)
     with pytest.raises(UserError, match=r"no target 'Ann Le' in .*; choose one of Ann Lee, Bo Ray .*mean 'Ann Lee'"):
         rwku.load(target="Ann Le", path=tmp_path)
@@ -410,7 +414,7 @@ def test_an_unknown_target_is_refused_with_the_known_ones(tmp_path):
         rwku.load_batch([], tmp_path)
 
 
-def test_another_layout_is_refused(tmp_path):
+def test_another_layout_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="nowhere is not a folder; give the one that holds RWKU's targets"):
         rwku.load(target="1", path=tmp_path / "nowhere")
     with pytest.raises(UserError, match="holds no folder named like 1_Stephen_King"):
@@ -418,7 +422,7 @@ def test_another_layout_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("file", list(rwku.HUB))
-def test_a_missing_file_is_named(tmp_path, file):
+def test_a_missing_file_is_named(tmp_path: Path, file: str):
     _copy(tmp_path, A=1)
     (tmp_path / "1_A" / f"{file}.json").unlink()
     with pytest.raises(UserError, match=rf"the file {file}\.json in .*1_A, which does not have it; download"):
@@ -443,7 +447,7 @@ def test_a_missing_file_is_named(tmp_path, file):
         ("fluency", {"instruction": None}, "instruction"),
     ],
 )
-def test_other_columns_are_refused(tmp_path, file, changed, column):
+def test_other_columns_are_refused(tmp_path: Path, file: str, changed: dict[str, Any], column: str):
     _copy(tmp_path, A=1)
     own = tmp_path / "1_A" / f"{file}.json"
     own.write_text(json.dumps([json.loads(own.read_text())[0] | changed]))
@@ -451,7 +455,7 @@ def test_other_columns_are_refused(tmp_path, file, changed, column):
         rwku.load(target="A", path=tmp_path)
 
 
-def test_rows_that_are_no_objects_or_no_questions_are_refused(tmp_path):
+def test_rows_that_are_no_objects_or_no_questions_are_refused(tmp_path: Path):
     _copy(tmp_path, A=1)
     (tmp_path / "1_A" / "retain_mmlu.json").write_text('[{"task": "t", "question": "q", "choices": ["x"]}]')
     with pytest.raises(UserError, match=r"retain_mmlu\.json: row 0 is not one of MMLU's questions"):

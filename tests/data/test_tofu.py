@@ -1,23 +1,25 @@
 """TOFU is read as its authors published it; what is missing or unknown is named."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
 
 from expunge.benchmarks import tofu
-from expunge.data.benchmark import Question
+from expunge.data.benchmark import Question, Row
 from expunge.errors import UserError
 
 SIZES = {"forget01": (40, 3960), "forget05": (200, 3800), "forget10": (400, 3600)}
 
 
-def _key(row):
+def _key(row: Row):
     return row["question"], row["answer"]
 
 
 @pytest.mark.parametrize("split", SIZES)
-def test_the_published_files(shared_data, split):
+def test_the_published_files(shared_data: Path, split: str):
     benchmark = tofu.load(split=split, path=shared_data / "tofu")
     assert (benchmark.name, benchmark.split) == ("tofu", split)
     assert (len(benchmark.forget), len(benchmark.retain)) == SIZES[split]
@@ -33,7 +35,7 @@ def test_the_published_files(shared_data, split):
         assert all((q.paraphrased_answer is None) == (q.paraphrased_question is None) == is_choice for q in questions)
 
 
-def _copy(folder, split="forget01"):
+def _copy(folder: Path, split: str = "forget01"):
     """The files of one split, a row each, as on the hub."""
     row = {"question": "q", "answer": "a"}
     asked = {**row, "perturbed_answer": ["x", "y"]}
@@ -45,7 +47,7 @@ def _copy(folder, split="forget01"):
     return files
 
 
-def test_columns_become_questions(tmp_path):
+def test_columns_become_questions(tmp_path: Path):
     _copy(tmp_path)
     benchmark = tofu.load(split="forget01", path=str(tmp_path))
     assert benchmark.questions["forget"] == [Question("q", "a", ("x", "y"), "pq", "pa")]
@@ -53,7 +55,7 @@ def test_columns_become_questions(tmp_path):
     assert benchmark.utility == [{"question": "q", "answer": "a"}] * 2
 
 
-def test_without_a_path_the_hub_is_asked(tmp_path, monkeypatch):
+def test_without_a_path_the_hub_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     files = _copy(tmp_path)
     monkeypatch.setattr(
         datasets, "load_dataset", lambda name, config, split: datasets.Dataset.from_list([files[config]])
@@ -61,7 +63,7 @@ def test_without_a_path_the_hub_is_asked(tmp_path, monkeypatch):
     assert tofu.load(split="forget01") == tofu.load(split="forget01", path=tmp_path)
 
 
-def test_a_missing_file_or_folder_is_named(tmp_path):
+def test_a_missing_file_or_folder_is_named(tmp_path: Path):
     _copy(tmp_path)
     (tmp_path / "retain99.json").unlink()
     with pytest.raises(UserError, match=r"the file retain99\.json in .*, which does not have it; download"):
@@ -78,7 +80,7 @@ def test_an_unknown_split_is_refused_with_the_known_ones():
 
 
 @pytest.mark.parametrize("wrong", [None, "x", [], ["x", 1]])
-def test_a_file_with_other_columns_is_refused(tmp_path, wrong):
+def test_a_file_with_other_columns_is_refused(tmp_path: Path, wrong: Any):
     _copy(tmp_path)
     (tmp_path / "retain_perturbed.json").write_text(
         json.dumps({"question": "q", "answer": "a", "perturbed_answer": wrong})

@@ -48,7 +48,7 @@ class Endpoint:
                 self.end_headers()
                 self.wfile.write(json.dumps(frame).encode())
 
-            def log_message(self, *_args: Any) -> None:
+            def log_message(self, format: str, *args: Any) -> None:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

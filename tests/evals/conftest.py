@@ -70,7 +70,7 @@ def model(request: pytest.FixtureRequest) -> LlamaForCausalLM | GPT2LMHeadModel:
 @pytest.fixture(scope="module")
 def only_local_tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tasks of a test alone (the harness's own index takes ten seconds), their data kept in a folder of ours."""
-    import datasets
+    import datasets.config
     from lm_eval import tasks
 
     with pytest.MonkeyPatch.context() as patch:

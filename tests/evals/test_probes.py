@@ -202,7 +202,7 @@ def test_questions_and_probes_are_one_evaluation(llama: Any, tokenizer: Any) -> 
 
 
 def test_a_passage_of_one_token_is_named(llama: Any, tokenizer: Any) -> None:
-    short = Membership("membership", ["a"], [*SEEN.others])
+    short = Membership("membership", ["a"], SEEN.others)
     assert len(encode({"text": "a"}, tokenizer)) <= 2
     with pytest.raises(UserError, match=r"membership: a model can't predict anything of text "):
         evaluate_probes(llama, tokenizer, [short], progress=False)

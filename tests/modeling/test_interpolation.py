@@ -29,7 +29,7 @@ def test_an_adapter_s_change_is_scaled(share: float, tiny_model: Any) -> None:
     for name, weight in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight)
-    layers = [module for module in adapted.modules() if hasattr(module, "get_delta_weight")]
+    layers: list[Any] = [module for module in adapted.modules() if hasattr(module, "get_delta_weight")]
     before = [layer.get_delta_weight("default").clone() for layer in layers]
     Line(adapted).go_to(share)
     assert len(layers) == 6

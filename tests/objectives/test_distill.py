@@ -7,6 +7,7 @@ takes milliseconds, the other tokens share a few distinct logits, each of which 
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import log
+from typing import Any
 
 import mpmath
 import pytest
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from expunge.objectives import KL, Objective, Signals, UnDIAL, Unilogit
 
+Real = Any  # mpmath makes the class of its numbers when it is imported
 Compare = Callable[[Objective, Callable[[Tensor, Tensor], Tensor]], None]
 SignalsOf = Callable[[Objective, Tensor], Signals]
 
@@ -29,7 +31,7 @@ with mpmath.workdps(50):
 DIRECTIONS = ["reverse", "forward"]
 
 
-def log_softmax(z: list[mpf], count: list[int]) -> list[mpf]:
+def log_softmax(z: list[Real], count: list[int]) -> list[Real]:
     normalizer = mpmath.log(sum(n * mpmath.exp(x) for n, x in zip(count, z, strict=True)))
     return [x - normalizer for x in z]
 
@@ -46,7 +48,7 @@ class Exact:
     """∂loss/∂(log-odds): the w in gradient = w · ∂(log-odds)/∂z, which is 1 at the target."""
 
     @classmethod
-    def of(cls, p: mpf, vocabulary: int, distinct: int, direction: str) -> "Exact":
+    def of(cls, p: Real, vocabulary: int, distinct: int, direction: str) -> "Exact":
         times = (vocabulary - 1) // distinct
         assert times * distinct == vocabulary - 1
         count = [1] + [times] * distinct

@@ -168,6 +168,7 @@ class LogitDifferenceForCausalLM(PreTrainedModel, GenerationMixin):
     base: Any
     assistant: Any
     start: Any
+    generate: Any  # transformers types its `self` by a protocol that no model of its own fits
 
     config_class = LogitDifferenceConfig
     base_model_prefix = "base"
@@ -209,7 +210,7 @@ class LogitDifferenceForCausalLM(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> nn.Module:
         return self.base.get_input_embeddings()
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> DifferenceHead:
         return self.difference
 
     def forward(

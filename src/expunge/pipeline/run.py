@@ -203,7 +203,7 @@ def unlearn(session: Session, method: Method) -> tuple[Result, Evaluation]:
             distance = Distance(gold)
             if labels is not None:
                 distance = gold.distance_towards(labels, training.unlearned(), training.tokenizer)
-        log.info("%s: %s", method.name, loading.describe(trainer.model))  # pyright: ignore[reportArgumentType]
+        log.info("%s: %s", method.name, loading.describe(trainer.model))
         for name in ("forget", "retain"):
             if encoded := getattr(trainer.sets, name):
                 log.info("%s", summarise(name, encoded))

@@ -20,6 +20,7 @@ from expunge.data.pairs import Collator, PairedDataset, PairSampler, Role, Sets
 from expunge.errors import UserError
 from expunge.modeling.adapter import adapt, check_adapter
 from expunge.modeling.agreement import check_training, ways_of
+from expunge.modeling.causal import CausalLM
 from expunge.modeling.checkpoint import fit_tokenizer
 from expunge.modeling.loading import load, load_for_training, load_tokenizer_and_config
 from expunge.modeling.saving import keep_weights, name_base
@@ -83,6 +84,8 @@ class UnlearnTrainer(KeptTrainer):
     Raises:
         UserError: for data or objectives that can't be used, before anything is written.
     """
+
+    model: CausalLM
 
     # The loss is divided by the counts of the whole optimizer step already, so micro-batches simply add up.
     loss_is_scaled_for_ga = True
