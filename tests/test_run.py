@@ -407,7 +407,7 @@ def test_evaluation_alone(workplace: Path) -> None:
 def test_against_a_retrained_model_of_ones_own(tmp_path: Path) -> None:
     rows = run(fable(method="ga", out=str(tmp_path / "first")))
     keys = {"benchmark": dict(FABLE)["benchmark"], "model": str(tmp_path / "first" / "model")}
-    keys["retrained"] = str(main_path.starting_models(fable(), load_benchmark(fable()))[1])
+    keys["retrained"] = str(main_path.starting_models(fable(), load_benchmark(fable()))[1][0])
     recipe = load_recipe(None, [*keys.items(), ("evaluate.limit", "2"), ("out", str(tmp_path / "second"))])
     found = main_path.evaluate_only(recipe)
     assert [row["method"] for row in found] == ["target", "retrained"]

@@ -200,6 +200,26 @@ def eval(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     print_results(evaluate_only(recipe, overwrite=args.overwrite), out, as_json=args.json)
 
 
+def stress(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from expunge.modeling.checkpoint import checkpoint_name, whereabouts
+    from expunge.pipeline.run import evaluate_only
+    from expunge.recipe.parsing import check_once, load_recipe
+
+    check_once([*(key for key, _ in overrides), "model", "checkpoints", "retrained", "evaluate.stress"])
+    for name in (args.model, args.target):
+        whereabouts(name or args.model)
+    out = Path(args.out or f"runs/stress-{checkpoint_name(args.model)}")
+    models = [("model", args.model)] if args.target is None else [("model", args.target), ("checkpoints", args.model)]
+    if args.retrained is not None:
+        first, _, others = args.retrained.partition(",")
+        models += [("retrained", first), *([("cloud", others)] if others else [])]
+    asked = {"quick": args.quick, **({} if args.attacks is None else {"attacks": args.attacks})}
+    keys = [*models, ("evaluate.stress", json.dumps(asked)), ("out", str(out))]
+    recipe = load_recipe(None, [*overrides, *keys, *_redacted(args)])
+    resume = (out / "recipe.yaml").exists() and not args.overwrite
+    print_results(evaluate_only(recipe, resume=resume, overwrite=args.overwrite), str(out), as_json=args.json)
+
+
 def augment(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     from expunge.pipeline.inputs import check_answered, load_benchmark
     from expunge.pipeline.writer import compose

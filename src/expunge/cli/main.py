@@ -271,6 +271,26 @@ def _parser() -> _Parser:
     redact_option(sub)
 
     sub = command(
+        "stress",
+        commands.stress,
+        "attack a checkpoint: does what it forgot come back? --benchmark NAME, or --forget FILE --retain FILE; the "
+        "same command goes on after an interruption",
+        keys=True,
+    )
+    sub.add_argument("model", help="folder or hub name")
+    sub.add_argument("--target", help="the model before unlearning; without it nothing says how much is back")
+    sub.add_argument(
+        "--retrained", help="models that never saw the forget rows, with commas; without one no attack has a control"
+    )
+    sub.add_argument("--attacks", help="with commas: relearning, quantization, sampling, wording (default all)")
+    sub.add_argument(
+        "--quick", action="store_true", help="fewer rows, settings and samples: a rough answer in a minute"
+    )
+    sub.add_argument("--out", help="run directory (default runs/stress-<name of the model>)")
+    run_options(sub)
+    redact_option(sub)
+
+    sub = command(
         "augment",
         commands.augment,
         "write paraphrases and wrong answers of the forget rows (--forget FILE, or --benchmark NAME) with a model "

@@ -16,6 +16,7 @@ TABLE = {
     "forget_probability": "forget\nprob.\n↓",
     "forget_rouge_l_recall": "forget\nROUGE\n↓",
     "degeneration": "broken\ntext\n↓",
+    "comes_back": "comes\nback\n↓",
     "retain_probability": "retain\nprob.\n↑",
     "model_utility": "model\nutility\n↑",
     "forget_fb": "forget\nFB\n↓",

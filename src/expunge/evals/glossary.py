@@ -47,6 +47,10 @@ _OURS: dict[str, Metric] = {
     "privleak": Metric(
         "privacy leak", "≈", "−100 and up", "0",
         "strength of membership inference against that on the retrained model; −100: nothing is forgotten", "forget"),
+    "comes_back": Metric(
+        "comes back", "↓", "0 to 1", "near 0",
+        "largest share of what the target knew, beyond a model that never knew, that an attack finds (`stress`)",
+        "forget"),
     "kl_unlearned": Metric(
         "KL from retrained", "↓", "0 and up, nats", "near 0, below the target's",
         "mean KL(retrained model ‖ this model) of the next token over the forget answers", "forget"),

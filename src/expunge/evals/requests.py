@@ -249,10 +249,11 @@ def sample(
     each: int,
     max_new_tokens: int,
     seed: int,
+    top_p: float = TOP_P,
 ) -> list[list[Generation]]:
-    """`each` answers to every prompt, drawn from the likeliest tokens (`TOP_P`); the same for a `seed`.
+    """`each` answers to every prompt, drawn from the likeliest tokens that have `top_p` of the probability.
 
-    One prompt after the other, so that what else is asked changes nothing.
+    The answers are the same for a `seed`. One prompt after the other, so that what else is asked changes nothing.
     """
     ends = end_tokens(model, tokenizer)
     padding = ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -262,7 +263,7 @@ def sample(
             torch.manual_seed(seed + i)
             cap = max(1, min(max_new_tokens, context_length(model) - len(prompt)))
             config = GenerationConfig(
-                do_sample=True, top_k=0, top_p=TOP_P, num_return_sequences=each, max_new_tokens=cap,
+                do_sample=True, top_k=0, top_p=top_p, num_return_sequences=each, max_new_tokens=cap,
                 pad_token_id=padding, eos_token_id=ends,
             )  # fmt: skip
             ids_BT = torch.tensor([prompt], device=model.device)

@@ -54,6 +54,12 @@ def whereabouts(name: str | Path) -> str:
         ) from error
 
 
+def checkpoint_name(path: str) -> str:
+    """The name of an unlearned checkpoint in results: its folder's, or that of its run where it is a run's model."""
+    folder = Path(path)
+    return folder.parent.name if folder.name == "model" and folder.parent.name else folder.name
+
+
 def folder_of(name: str | Path) -> str:
     """The folder that a checkpoint is read from: what `whereabouts` says, or what a GGUF file is unpacked into."""
     path = whereabouts(name)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from math import isfinite, log
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
@@ -322,6 +322,11 @@ class LogitDifferenceForCausalLM(PreTrainedModel, GenerationMixin):
             parts.append(model.get_decoder()(**given, past_key_values=cached, **inputs).last_hidden_state[:, keep])
             first = last
         return torch.cat(parts, dim=-1), cache
+
+
+def removal_of(path: str | Path) -> Literal["weights", "inference"]:
+    """Whether the checkpoint has weights of its own, or an assistant beside the weights of another model."""
+    return "inference" if isinstance(load_config(str(path)), LogitDifferenceConfig) else "weights"
 
 
 def checkpoint_of(path: Path) -> tuple[Path, Any]:

@@ -30,6 +30,8 @@ from expunge.pipeline.pace import with_pace
 from expunge.pipeline.recommend import recommend
 from expunge.recipe.config import Method, Recipe, declarations
 from expunge.recipe.parsing import parse_recipe
+from expunge.stress import attacks
+from expunge.system import ranks
 from expunge.training.arguments import FIELDS, UnlearnConfig
 from expunge.training.prepare import check_terms, encode_sets, tell_unread
 from expunge.training.reference import check_kind
@@ -55,6 +57,10 @@ def check_recipe(recipe: Recipe) -> None:
         _arguments(recipe, recipe.train.model_dump(exclude_unset=True), Path("unused"))
     if recipe.model.scratch is not None:
         _check_size(recipe.model.scratch)
+    if recipe.evaluate.stress is not None:
+        attacks.check(recipe.evaluate.stress.attacks)
+        if ranks.count() > 1:
+            raise UserError("evaluate.stress: attacks run in one process; leave it out and give expunge stress MODEL.")
     if recipe.evaluate.harness is not None:
         from expunge.evals import harness
 
@@ -208,9 +214,10 @@ def check_methods(recipe: Recipe, benchmark: Benchmark) -> None:
             loading.check_start(recipe.model.name, recipe.finetune.lora)
             if recipe.finetune.lora is not None:
                 _check_lora(recipe.finetune.lora, config)
-    if recipe.retrained is not None:
-        loading.load_tokenizer_and_config(recipe.retrained)
-        loading.check_weights(recipe.retrained)
+    for name in (recipe.retrained, *recipe.cloud, *recipe.checkpoints):
+        if name is not None:
+            loading.load_tokenizer_and_config(name)
+            loading.check_weights(name)
     if recipe.model.lora is not None:
         _check_lora(recipe.model.lora, config)
     encoded: set[Any] = set()

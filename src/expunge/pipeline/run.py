@@ -4,7 +4,7 @@ Read from `run` downwards: `unlearn` carries out one method, `make_trainer` make
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -131,16 +131,21 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> lis
                 if not results.has(method.name):
                     session.add(*unlearn(session, method))
                     discard_training(method_directory(recipe, method, out))
+        session.measure_checkpoints()
         for method in recipe.methods:
             discard_training(method_directory(recipe, method, out))  # what a kill left of it
+        session.stress()
         session.tell_what_is_unknown()
         _report([out], out / "report.html", redact=recipe.redact)
     log.info("report: %s", out / "report.html")
     return results.rows
 
 
-def evaluate_only(recipe: Recipe, *, overwrite: bool = False) -> list[Result]:
-    """Measure the recipe's model as it is, against the retrained one where it is named; rows as `run` writes them."""
+def evaluate_only(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> list[Result]:
+    """Measure the recipe's model as it is, against the retrained one where it is named; rows as `run` writes them.
+
+    Checkpoints are measured beside it, and attacks made, as in `run`; with `resume` what is there is kept.
+    """
     if recipe.methods:
         raise UserError("eval measures a model as it is; leave the method out, or use expunge run.")
     check_recipe(recipe)
@@ -149,32 +154,40 @@ def evaluate_only(recipe: Recipe, *, overwrite: bool = False) -> list[Result]:
     with alone_in(out, then="give the command again with --overwrite"):
         benchmark = with_general_questions(recipe, load_benchmark(recipe))
         check_data(benchmark)
-        check_run_directory(recipe, resume=False, overwrite=overwrite, resumable=False)
+        check_run_directory(recipe, resume=resume, overwrite=overwrite, resumable=False)
         check_methods(recipe, benchmark)
-        results = Results(out, recipe, benchmark, resume=False)
+        if resume:
+            check_whole(recipe, out)
+        results = Results(out, recipe, benchmark, resume=resume)
         session = Session(recipe, benchmark, results, *starting_models(recipe, benchmark))
         log.info("broken text is judged by itself: the model before unlearning, which could judge it, is not known")
         session.measure_references()
+        session.measure_checkpoints()
+        session.stress()
         session.tell_what_is_unknown()
         _report([out], out / "report.html", redact=recipe.redact)
     return results.rows
 
 
-def starting_models(recipe: Recipe, benchmark: Benchmark) -> tuple[Path | str, Path | str | None]:
-    """Where the model to unlearn and the retrained one are: as named, or taught the benchmark (`finetune`)."""
+def starting_models(recipe: Recipe, benchmark: Benchmark) -> tuple[Path | str, Sequence[Path | str]]:
+    """Where the model to unlearn and the retrained ones are: as named, or taught the benchmark (`finetune`)."""
     name, scratch = recipe.model.name, recipe.model.scratch
+    named = [] if recipe.retrained is None else [recipe.retrained, *recipe.cloud]
     if name is not None and recipe.finetune is None:
-        return name, recipe.retrained
+        return name, named
     finetune = recipe.finetune or FinetuneConfig()
     known = [] if name is not None else benchmark.utility  # what a pretrained model knows is not taught
     everything = benchmark.learnt if name is None else benchmark.taught
     start = Nothing(scratch, everything) if scratch is not None else Pretrained(str(name))
-    common: dict[str, Any] = {"finetune": finetune, "seed": recipe.seed if finetune.seed is None else finetune.seed}
-    target = taught(everything, start, title="target", **common)
-    if recipe.retrained is not None:
-        return target, recipe.retrained
-    retrained = taught([*benchmark.retain, *known], start, title="retrained", **common)
-    log.info("target model: %s; retrained: %s", target, retrained)
+    seed = recipe.seed if finetune.seed is None else finetune.seed
+    target = taught(everything, start, finetune=finetune, seed=seed, title="target")
+    if named:
+        return target, named
+    rows = [*benchmark.retain, *known]
+    retrained = [
+        taught(rows, start, finetune=finetune, seed=seed + i, title="retrained") for i in range(finetune.retrained)
+    ]
+    log.info("target model: %s; retrained: %s", target, " and ".join(map(str, retrained)))
     return target, retrained
 
 

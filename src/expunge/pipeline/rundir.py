@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -95,7 +96,7 @@ def check_run_directory(recipe: Recipe, *, resume: bool, overwrite: bool, resuma
     if resume and overwrite:
         raise UserError("--resume goes on with a run and --overwrite starts it over; give one of them.")
     if overwrite:
-        for model in (recipe.model.name, recipe.retrained):
+        for model in (recipe.model.name, recipe.retrained, *recipe.cloud, *recipe.checkpoints):
             if model is not None and Path(os.path.realpath(model)).is_relative_to(os.path.realpath(out)):
                 raise UserError(f"--overwrite would delete {model}, which this run reads; give another --out.")
     elif written.exists() and not resume:
@@ -265,6 +266,7 @@ def digests(recipe: Recipe, benchmark: Benchmark) -> dict[str, str]:
     }
     sums = {name: digest(part, default=_plain) for name, part in parts.items()}
     models = {"model.name": recipe.model.name, "retrained": recipe.retrained}
+    models |= {path: path for path in (*recipe.cloud, *recipe.checkpoints)}
     for method in recipe.methods:
         models |= {f"{method.name}'s {key}": getattr(method.forget, key, None) for key in ("assistant", "teacher")}
     return sums | {f"the files of {key}": content_of(name) for key, name in models.items() if name is not None}
@@ -339,8 +341,21 @@ class Results:
             self._write(row["method"], evaluation.records)
         ranks.wait()
 
+    def attach(self, method: str, stress: dict[str, Any], metrics: Mapping[str, float] = MappingProxyType({})) -> None:
+        """Put what attacks found into the row of a method that is there already, with metrics that follow from it."""
+        (row,) = (row for row in self.rows if row["method"] == method)
+        row.update(stress=stress, metrics={**row["metrics"], **metrics})
+        if "verdict" in row:
+            row["verdict"] = self._verdict(method, self.records(method))
+        if ranks.first():
+            self._write(method, {})
+        ranks.wait()
+
+    def row(self, method: str) -> Result | None:
+        return next((row for row in self.rows if row["method"] == method), None)
+
     def _verdict(self, method: str, records: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
-        """The answers about a method beside the references, before its records are written."""
+        """The answers about a method beside the references, as far as these records tell."""
         (section,) = compare([(self.out, row) for row in self.rows if row["method"] in (method, *FIRST)])
         entry = next(e for e in section.entries if e.method == method)
 

@@ -1,6 +1,7 @@
 """A run under way: its data, its results, and the two models that every other is measured against."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,17 @@ from expunge.evals.evaluation import evaluate, usual_answers
 from expunge.evals.knowledge import look, unknown_probability
 from expunge.evals.retrained import Distance, Retrained
 from expunge.evals.tofu import Evaluation
+from expunge.modeling.checkpoint import checkpoint_name
+from expunge.modeling.difference import removal_of
 from expunge.pipeline import measure
 from expunge.pipeline.methods import refusals
-from expunge.pipeline.rundir import Result, Results
+from expunge.pipeline.rundir import FIRST, Result, Results, method_directory
 from expunge.pipeline.start import Start
 from expunge.recipe.config import Recipe
+from expunge.stress import summary
+from expunge.stress.attack import Victim
+from expunge.stress.attacks import attacked
+from expunge.stress.options import AttackName, StressOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,24 +42,29 @@ KNOWS = {
 class Session:
     """The state of a run from its beginning to its end.
 
-    target, retrained  where these two models are; not every run has a retrained one
-    gold               what is kept of the retrained model
-    usual              how the target answers, by which broken text is judged; unknown where nothing is unlearned
-    start              what every method must start from
-    before             the metrics of the target that a utility budget compares with
-    unknown            how probable answers are that the target can't know, where nothing else shows how low is low
+    target      where the model before unlearning is
+    never       where the retrained models are, if there are any: all metrics are of the first, attacks are on each
+    gold        what is kept of the first retrained model
+    usual       how the target answers, by which broken text is judged; unknown where nothing is unlearned
+    start       what every method must start from
+    before      the metrics of the target that a utility budget compares with
+    unknown     how probable answers are that the target can't know, where nothing else shows how low is low
     """
 
     recipe: Recipe
     benchmark: Benchmark
     results: Results
     target: Path | str
-    retrained: Path | str | None
+    never: Sequence[Path | str]
     gold: Retrained | None = None
     usual: Usual | None = None
     start: Start | None = None
     before: dict[str, float] = field(default_factory=dict)
     unknown: float | None = None
+
+    @property
+    def retrained(self) -> Path | str | None:
+        return next(iter(self.never), None)
 
     @property
     def goal(self) -> float | None:
@@ -103,6 +115,16 @@ class Session:
             self.before = next(row["metrics"] for row in self.results.rows if row["method"] == "target")
         else:
             self.before = self.on_the_way(*self.load(self.target))
+
+    def measure_checkpoints(self) -> None:
+        """Measure the models that were unlearned already, as far as their rows are not there yet."""
+        for path in self.recipe.checkpoints:
+            name = checkpoint_name(path)
+            if not self.results.has(name):
+                log.info("evaluating %s", path)
+                evaluation = self.measure(*self.load(path), None)
+                row = {"method": name, "removal": removal_of(path), "checkpoint": path, "metrics": evaluation.metrics}
+                self.add(row, evaluation)
 
     def _measure_retrained(self, path: Path | str) -> None:
         model, tokenizer = self.load(path)
@@ -183,6 +205,27 @@ class Session:
             row = {**row, "metrics": {**row["metrics"], "aggregate": value}}
         self.results.add(row, evaluation)
 
+    def stress(self) -> None:
+        """Attack the target, the retrained model and every method's result, as far as `evaluate.stress` asks for it.
+
+        What is there already is kept. A method that only suppresses is not attacked: its weights are the target's.
+        """
+        options = self.recipe.evaluate.stress
+        if options is None:
+            return
+        paths: dict[str, Sequence[Path | str]] = {"target": [self.target], "retrained": self.never}
+        for method in self.recipe.methods:
+            if method.forget.removal == "weights":
+                paths[method.name] = [method_directory(self.recipe, method, self.results.out) / "model"]
+        for path in self.recipe.checkpoints:
+            if removal_of(path) == "weights":
+                paths[checkpoint_name(path)] = [path]
+        for name, places in paths.items():
+            attack(self.results, name, [self._victim(place, options) for place in places], options)
+
+    def _victim(self, path: Path | str, options: StressOptions) -> Victim:
+        return Victim(lambda: self.load(path), self.benchmark, quick=options.quick, seed=self.recipe.seed)
+
     def tell_what_is_unknown(self) -> None:
         """Say in a sentence why forget quality is not among the results, and what would bring it."""
         benchmark = self.benchmark
@@ -196,3 +239,24 @@ class Session:
                 "forget quality (is the result like a model that never saw the forget rows?) stays unknown without %s",
                 " and ".join(wanting),
             )
+
+
+def attack(results: Results, name: str, victims: Sequence[Victim], options: StressOptions) -> None:
+    """Make the attacks that the row of `name` lacks on each of its models, and write its row after each attack."""
+    for number, victim in enumerate(victims):
+        row = results.row(name)
+        assert row is not None, "it is measured first"
+        stress = row.get("stress") or {"quick": options.quick, "models": []}
+        models = [*stress["models"], *([{"done": [], "outcomes": []}] if len(stress["models"]) <= number else [])]
+        model = models[number]
+        left: list[AttackName] = [kind for kind in options.attacks if kind not in model["done"]]
+        for kind, outcomes in attacked(victim, left, name if number == 0 else f"{name} {number + 1}"):
+            model = {
+                "done": [*model["done"], kind],
+                "outcomes": [*model["outcomes"], *(outcome.as_json() for outcome in outcomes)],
+            }
+            models = [*models[:number], model, *models[number + 1 :]]
+            stress = {**stress, "models": models}
+            target, retrained = results.row("target"), results.row("retrained")
+            found = [] if name in FIRST else summary.of_rows(target, {"stress": stress}, retrained)
+            results.attach(name, stress, {"comes_back": max(each.after for each in found)} if found else {})

@@ -24,8 +24,10 @@ from expunge.benchmarks.base import BenchmarkConfig
 from expunge.benchmarks.registry import BenchmarkSection
 from expunge.evals.glossary import Axes, Metric
 from expunge.evals.own import UserMetric, user_metrics
+from expunge.modeling.checkpoint import checkpoint_name
 from expunge.modeling.loading import Dtype, LoraConfig, ScratchConfig
 from expunge.objectives import FORGET, ForgetObjective, Objective, RetainObjective, split_method, written
+from expunge.stress.options import StressOptions
 from expunge.system.imports import is_ours, is_path
 from expunge.system.options import Options
 from expunge.training.arguments import UnlearnConfig, check_values
@@ -110,6 +112,13 @@ def _known_metrics(names: list[str]) -> list[str]:
     return names
 
 
+def _stress(value: Any) -> Any:
+    """`true` is short for every attack, `quick` for a rough answer."""
+    return (
+        {True: {}, False: None, "quick": {"quick": True}}.get(value, value) if isinstance(value, bool | str) else value
+    )
+
+
 class EvaluateConfig(Section):
     """The evaluation: its metrics, and when they are measured."""
 
@@ -139,6 +148,10 @@ class EvaluateConfig(Section):
         default=False,
         description="with stop_when_forgotten: treble the learning rate after a third of the training, and again "
         "after two, where less than a third of the way to that goal is done",
+    )
+    stress: Annotated[StressOptions | None, BeforeValidator(_stress)] = Field(
+        default=None,
+        description="attack the result in the end, beside the target and the retrained model; true for all",
     )
     max_new_tokens: int | None = Field(
         default=None, ge=1, description="of a generated answer; default from the answers"
@@ -338,6 +351,11 @@ RESERVED = {
 """Names in results and in the run directory that are no method's."""
 
 
+def _paths(value: Any) -> Any:
+    """Paths with commas as a list."""
+    return [path.strip() for path in value.split(",")] if isinstance(value, str) else value
+
+
 class Recipe(Section):
     """Everything that decides a run. `expunge run recipe.yaml --key value` sets any key by its dotted name."""
 
@@ -355,6 +373,12 @@ class Recipe(Section):
         description="how the model learns the benchmark first; a pretrained model learns it only if this is given",
     )
     retrained: str | None = Field(default=None, description="folder of a model that never saw the forget rows")
+    cloud: Annotated[list[str], BeforeValidator(_paths)] = Field(
+        default_factory=list, description="more such models, with other seeds, which attacks are held against"
+    )
+    checkpoints: Annotated[list[str], BeforeValidator(_paths)] = Field(
+        default_factory=list, description="models that were unlearned already, measured beside those of `methods`"
+    )
     augment: str | None = Field(
         default=None, description="file or folder of paraphrases and wrong answers; see expunge augment"
     )
@@ -405,6 +429,13 @@ class Recipe(Section):
     def _consistent(self) -> "Recipe":
         if (self.benchmark is None) == (self.data is None):
             raise ValueError("give either a benchmark or your own data (--forget FILE)")
+        if self.cloud and self.retrained is None:
+            raise ValueError("cloud: these are further models beside `retrained`; give one of them there")
+        taken = {*RESERVED, *(method.name for method in self.methods)}
+        for name in map(checkpoint_name, self.checkpoints):
+            if name in taken:
+                raise ValueError(f"checkpoints: {name!r} can't name a row of its own; rename the folder")
+            taken.add(name)
         if named := secrets.secret_name(self.over):
             raise ValueError(f"over: {named} is a secret, and values of over name folders; set it outside of over")
         if self.model.scratch is not None and self.finetune is not None and self.finetune.lora is not None:

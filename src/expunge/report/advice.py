@@ -66,6 +66,8 @@ def advise(judgement: Judgement, entry: Entry, recipe: Mapping[str, Any]) -> Adv
         # A recipe whose list of methods is empty wants none, and no recommended one either.
         keys = {"method": "npo+nll" if name else "uld_distilled"} if "methods" in recipe else {}
         return Advice("Nothing was unlearned here. Unlearn with the recommended method:", keys)
+    if (given := entry.runs[0].get("checkpoint")) is not None:  # which no method of this recipe made
+        return Advice(ask, verb="chat", model=str(given))
     if found.why == "never known":
         return _never_known(recipe)
     if damage in ("much", "most") or found.why == "broken text":

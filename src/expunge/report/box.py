@@ -149,9 +149,10 @@ def _answers(judgement: Judgement, advice: Advice) -> dict[str, tuple[str, str]]
 def _others(judgements: Sequence[Judgement]) -> Table:
     """Every method in words, best first."""
     lines = [
-        [j.label, forgotten_words(j.forgotten)[0], damage_words(j.damage)[0], WEIGHTS[j.removal]] for j in judgements
+        [j.label, forgotten_words(j.forgotten)[0], damage_words(j.damage)[0], returns_words(j)[0], WEIGHTS[j.removal]]
+        for j in judgements
     ]
-    return Table(left("Method", "Forgotten?", "Damaged?", "Weights"), lines, "Every method in words")
+    return Table(left("Method", "Forgotten?", "Damaged?", "Comes back?", "Weights"), lines, "Every method in words")
 
 
 def _worse(row: Worse) -> list[Cell]:

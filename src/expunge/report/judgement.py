@@ -5,15 +5,17 @@ Their words stand in `wording`, what to do next in `advice`. Nothing here is a s
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 from expunge.evals.glossary import FORGET_AXES
 from expunge.report.comparison import Entry, ReportSection
 from expunge.report.harm import Damage, damage
 from expunge.report.interval import half_width
 from expunge.report.records import Reader, nothing, score
+from expunge.report.stress import returned
+from expunge.stress.summary import Returned
 
 DONE, UNDONE = 0.1, 0.9
 """Shares of the way from the target to the goal that are left: up to the one it is forgotten, from the other not."""
@@ -23,6 +25,8 @@ KNOWN = 0.3
 """A forget metric from which on a model plainly knows the answers."""
 GAP = 0.1
 """Least distance between the target and the retrained model by which forgetting can be seen."""
+STAYS, BACK = 0.2, 0.5
+"""Shares of what the target knew that an attack finds: up to the one it stays gone, from the other it comes back."""
 GARBLED = 0.5
 """Share of broken text from which on answers say nothing about what is known."""
 FEWEST = 8
@@ -68,9 +72,14 @@ class Forgotten:
 
 @dataclass(frozen=True)
 class Returns:
-    """Whether what is forgotten would come back, of which nothing is measured so far."""
+    """Whether what is forgotten would come back: what each attack finds, and the worst of them."""
 
-    state: Literal["not tested"] = "not tested"
+    state: Literal["not tested", "yes", "partly", "no", "cannot be told"] = "not tested"
+    attacks: tuple[Returned, ...] = ()
+
+    @property
+    def worst(self) -> Returned | None:
+        return max(self.attacks, key=lambda each: each.after, default=None)
 
 
 @dataclass(frozen=True)
@@ -131,8 +140,13 @@ def forgotten(section: ReportSection, entry: Entry) -> Forgotten:
 
 
 def would_return(section: ReportSection, entry: Entry) -> Returns:
-    """Whether the answers come back after further training or compression; whoever measures that fills it in here."""
-    return Returns()
+    """Held against models that never knew: an attack teaches these, too, so that without one it can't be told."""
+    found = Returns(attacks=tuple(returned(section, entry)))
+    if found.worst is None:
+        return Returns()
+    share = found.worst.after
+    state: Any = "yes" if share >= BACK else "partly" if share > STAYS else "no"
+    return replace(found, state=state if found.worst.control else "cannot be told")
 
 
 def certainty(section: ReportSection, entry: Entry, records: Reader = nothing) -> Certainty:

@@ -22,6 +22,7 @@ from expunge.report.figures import overview
 from expunge.report.interval import mean_interval
 from expunge.report.overview import Overview, overviews
 from expunge.report.records import reader_of
+from expunge.report.stress import attack_table
 from expunge.report.table import Table, left, metrics, right
 from expunge.system.disk import make_folder, write_whole, writing
 from expunge.system.escaping import escaped, one_line
@@ -125,8 +126,9 @@ def write_markdown(directories: Sequence[Path], out: Path) -> Path:
         text += [markdown_table(rows)]
         if (table := interval_table(section)).rows:
             text += [f"{INTERVALS}:", "", table.markdown()]
-        for table in side_tables(rows):
-            text += [f"{table.title}:", "", table.markdown()]
+        for table in (attack_table(section), *side_tables(rows)):
+            if table is not None:
+                text += [f"{table.title}:", "", table.markdown()]
         text += [f"- {escaped(line)}" for line in section.stopped]
         if section not in parts and any(len(part.seeds) > 1 for part in parts):
             text += ["Of each split the median over its seeds.", ""]

@@ -18,6 +18,7 @@ from expunge.report.overview import Overview, overviews
 from expunge.report.picture import Figure
 from expunge.report.records import reader_of
 from expunge.report.redaction import NOTE
+from expunge.report.stress import attack_table
 from expunge.report.table import Cell, Column, Line, Part, Table, Tag, left, metrics, right
 from expunge.report.verdict import verdict
 from expunge.report.wording import ranking_words, spaced
@@ -172,7 +173,9 @@ def _overview_table(over_splits: Overview) -> Table:
 
 
 def _side_tables(section: ReportSection) -> Iterator[Table]:
-    """A table for each group of metrics that has one of its own."""
+    """What attacks found, and a table for each group of metrics that has one of its own."""
+    if (attacks := attack_table(section)) is not None:
+        yield attacks
     for group, title in SIDE_TABLES.items():
         if names := section.metrics(group):
             columns = [replace(c, head=c.head.removeprefix("AA, ")) for c in metrics(*names, kind="value")]

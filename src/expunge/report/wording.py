@@ -27,6 +27,13 @@ SETS = {
     GENERAL: "general questions",
 }
 """The name of a set of questions that should stay, in a sentence."""
+ATTACKED = {
+    "relearning": "Trained a little on other rows",
+    "quantization": "Compressed to few bits",
+    "sampling": "Asked again and again",
+    "wording": "Asked in other words",
+}
+"""A model under attack, at the beginning of a sentence."""
 WHOSE = {"retrained": "a model that never saw them", "goal": "answers that it cannot know"}
 
 
@@ -70,15 +77,30 @@ def removal_words(judgement: Judgement) -> tuple[str, str]:
         return "Not known", "This model was measured as it is; nothing was removed here."
     match judgement.removal:
         case "weights":
-            return "The weights were changed", "What is left in them was looked for by asking, not by an attack."
+            how = "by attacks as well" if judgement.returns.attacks else "by asking, not by an attack"
+            return "The weights were changed", f"What is left in them was looked for {how}."
         case "inference":
             return "No, only suppressed", "The weights still hold it, and who has the files can bring it out."
         case _:
             return "Not known", "These results do not say how the method works."
 
 
-def returns_words(_judgement: Judgement) -> tuple[str, str]:
-    return "Not tested", "Further training or compressing the model can bring answers back; this was not tried."
+def returns_words(judgement: Judgement) -> tuple[str, str]:
+    found, worst = judgement.returns, judgement.returns.worst
+    if worst is None and judgement.unlearned and judgement.removal == "inference":
+        return "Yes", "Whoever has the files takes the assistant off, and has the model from before."
+    if worst is None:
+        return "Not tested", "Further training or compressing the model can bring answers back; this was not tried."
+    heads = {"yes": "Yes", "partly": "Partly", "no": "Hardly", "cannot be told": "Cannot be told"}
+    never = (
+        "a model that never knew them" if worst.control else "nothing at all, since no model that never knew was there"
+    )
+    words = (
+        f"{ATTACKED[worst.attack]}, it shows {round(100 * worst.after)} % of what it knew before unlearning "
+        f"({round(100 * worst.before)} % without), counted from {never}."
+    )
+    tried = list(dict.fromkeys(each.attack for each in found.attacks))
+    return heads[found.state], f"{words} Tried: {', '.join(tried)}."
 
 
 def certainty_words(found: Certainty) -> tuple[str, str]:

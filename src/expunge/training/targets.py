@@ -58,6 +58,9 @@ class FinetuneConfig(Options):
         default=None, description="teach a pretrained model by an adapter, which is merged into it"
     )
     seed: int | None = Field(default=None, ge=0, description="of these models; default the recipe's")
+    retrained: int = Field(
+        default=1, ge=1, le=100, description="models taught all but the forget rows, each with a seed of its own"
+    )
 
     def complete(self, *, named: bool) -> "FinetuneConfig":
         """The same with the defaults for a model from nothing, or for a `named` one."""
@@ -118,7 +121,7 @@ def taught(
     model whose files are no longer as they were written is trained again.
     """
     finetune = finetune.complete(named=isinstance(start, Pretrained))
-    unused = {"seed", *(key for key in ("overlap", "lora") if not getattr(finetune, key))}
+    unused = {"seed", "retrained", *(key for key in ("overlap", "lora") if not getattr(finetune, key))}
     recipe = {
         "format": FORMAT,
         **start.identity(),

@@ -1,0 +1,74 @@
+"""The questions in other words, and answers that are begun already.
+
+Source: Patil et al. 2024, arXiv 2309.17410, who attack with rephrasings; Jin et al. 2024, arXiv 2406.10890 (RWKU),
+whose adversarial probes begin the answer, among others.
+"""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from expunge.data.augment import parts, reworded
+from expunge.data.benchmark import Benchmark, Row
+from expunge.data.encode import encode
+from expunge.data.swaps import FRAMES
+from expunge.evals import requests
+from expunge.stress.attack import PROBABILITY, Clock, Victim
+from expunge.stress.outcome import Outcome, Point
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BEGUN = 1 / 3
+"""Share of the answer's tokens that are given, where it is begun."""
+
+
+def wording(victim: Victim) -> list[Outcome]:
+    """The probability of the answers as they are asked for, and with the wording that suits each row's best."""
+    clock = Clock()
+    model, tokenizer = victim.load()
+    rows = victim.benchmark.forget
+    plain = _probabilities(model, tokenizer, rows)
+    begun = _probabilities(model, tokenizer, rows, after=BEGUN)
+    wordings = [_probabilities(model, tokenizer, asked) for asked in others(victim.benchmark)]
+    other = [max(values) for values in zip(*wordings, strict=True)] if wordings else plain
+    ways = {"as it was": plain, "in other words": other, "begun": begun}
+    worst = [max(values) for values in zip(*ways.values(), strict=True)]
+    points = tuple(Point(name, fmean(values)) for name, values in {**ways, "the worst": worst}.items())
+    return [Outcome("wording", "worst of each row", "wording", PROBABILITY, points, clock.lap())]
+
+
+def others(benchmark: Benchmark) -> list[list[Row]]:
+    """The forget rows in other words: a list for each way, of all rows; raw text stands as it is."""
+    ways = [[_framed(row, frame) for row in benchmark.forget] for frame in FRAMES]
+    said = {
+        question.question: question.paraphrased_question
+        for question in benchmark.questions.get("forget", [])
+        if question.paraphrased_question is not None
+    }
+    if said:
+        ways.append([_asked(row, said) for row in benchmark.forget])
+    return ways
+
+
+def _framed(row: Row, frame: str) -> Row:
+    if "text" in row:
+        return row
+    question, answer = parts(row)
+    return reworded(row, frame.format(question), answer)
+
+
+def _asked(row: Row, said: dict[str, str]) -> Row:
+    if "text" in row:
+        return row
+    question, answer = parts(row)
+    return reworded(row, said.get(question, question), answer)
+
+
+def _probabilities(
+    model: Any, tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], *, after: float = 0.0
+) -> list[float]:
+    """Length-normalised probability of each row's answer, of what follows its first tokens where `after` is a share."""
+    scores = requests.score(model, [encode(row, tokenizer) for row in rows], progress=False)
+    return [math.exp(float(score.logps[int(after * (score.tokens - 1)) :].mean())) for score in scores]
