@@ -15,7 +15,7 @@ from expunge.errors import UserError
 from expunge.pipeline.rundir import tree_of
 from expunge.recipe.parsing import load_recipe
 from expunge.report import load_results, write_markdown, write_report
-from expunge.report.advice import advise, method_meant
+from expunge.report.advice import Advice, advise, method_meant
 from expunge.report.box import as_json, boxed, sentence
 from expunge.report.comparison import ReportSection, compare, sections
 from expunge.report.harm import damage
@@ -343,6 +343,25 @@ def test_of_several_methods_the_command_names_one() -> None:
     assert (method_meant(first, recipe), method_meant(second, recipe)) == ("npo+nll", "ga+kl")
     advice = advise(judge(section, first), first, recipe)
     assert "recipe.yaml --method npo+nll --train.learning_rate" in advice.command(Path("runs/x"), "npo+nll")
+
+
+def test_of_several_methods_the_command_has_its_settings_and_names_its_model(tmp_path: Path) -> None:
+    """`--method` takes the place of all methods of the recipe, and a teacher among them is then a folder."""
+    forget = {"name": "uld_distilled", "alpha": 0.9, "teacher": "uld"}
+    ours = {"forget": forget, "label": "mine", "train": {"num_train_epochs": 4}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**HERE, "methods": ["uld", ours]}))
+    written = tree_of(load_recipe(tmp_path / "recipe.yaml"))
+    section = section_of(("mine", {SAID: 0.5, LIKELY: 0.5}), folder=tmp_path)
+    (entry,) = section.methods
+    words = shlex.split(advise(judge(section, entry), entry, written).command(tmp_path, method_meant(entry, written)))
+    (method,) = load_recipe(tmp_path / "recipe.yaml", [(words[3][2:], words[4]), (words[5][2:], words[6])]).methods
+    assert method.name == "mine" and method.forget.model_dump(exclude_unset=True) == {
+        **forget,
+        "teacher": str(tmp_path / "uld"),
+    }
+    assert method.train.num_train_epochs == 8
+    chat = Advice("Ask it:", verb="chat")
+    assert chat.command(tmp_path, "ga", folder="mine") == f"expunge chat {tmp_path / 'mine' / 'model'}"
 
 
 def test_of_several_methods_each_has_its_own_pace() -> None:

@@ -6,6 +6,7 @@ were trained here.
 
 import math
 import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,10 +32,10 @@ class Advice:
     verb: Literal["run", "chat"] = "run"
     model: str | None = None
 
-    def command(self, directory: Path, method: str | None = None) -> str:
-        """The command for the run in `directory`; `method` names the one of several that is meant."""
+    def command(self, directory: Path, method: str | None = None, *, folder: str | None = None) -> str:
+        """The command for the run in `directory`; `method` is the one of several that is meant, in its `folder`."""
         if self.verb == "chat":
-            unlearned = directory / method / "model" if method else directory / "model"
+            unlearned = directory / (folder or method) / "model" if method else directory / "model"
             return shlex.join(["expunge", "chat", self.model or str(unlearned)])
         keys = {**({"method": method} if method and "method" not in self.keys else {}), **self.keys}
         words = ["expunge", "run", str(directory / "recipe.yaml")]
@@ -52,8 +53,18 @@ def recipe_of(directory: Path) -> dict[str, Any]:
 
 
 def method_meant(entry: Entry, recipe: Mapping[str, Any]) -> str | None:
-    """The entry's method, where the recipe has several and a command must say which."""
-    return None if _alone(recipe) else _named(_method(entry, recipe)) or entry.method
+    """The entry's method with its settings, where the recipe has several and a command must say which."""
+    if _alone(recipe):
+        return None
+    method = dict(_method(entry, recipe))
+    parts = {part: _section(method, part) for part in ("forget", "retain") if part in method}
+    if all(set(part) == {"name"} for part in parts.values()) and not set(method) - {*parts, "label"}:
+        return _named(method) or entry.method
+    teacher = _section(method, "forget").get("teacher")
+    # A teacher in the same recipe is left out by the command.
+    if teacher and any(teacher in (m.get("label"), _named(m)) for m in _sections(recipe)):
+        method["forget"] = {**method["forget"], "teacher": str(entry.directory / str(teacher))}
+    return yaml.safe_dump(method, default_flow_style=True, sort_keys=False, width=sys.maxsize).strip()
 
 
 def advise(judgement: Judgement, entry: Entry, recipe: Mapping[str, Any]) -> Advice:
@@ -130,7 +141,7 @@ def _epochs(entry: Entry, recipe: Mapping[str, Any]) -> tuple[str, float]:
 def _training(
     entry: Entry, recipe: Mapping[str, Any], names: tuple[str, str], *, usual: float, assistant: float
 ) -> tuple[str, float]:
-    """A training key and its value: the assistant's, the method's own where there is one method, or the recipe's.
+    """A training key and its value: the assistant's, the method's own, or the recipe's.
 
     `names` are what it is called in `train` and by an assistant, whose default is `assistant`.
     """
@@ -138,7 +149,7 @@ def _training(
     if (_named(method) or entry.method).partition("+")[0] == "uld":
         return f"method.forget.{names[1]}", _number(_section(method, "forget").get(names[1]), assistant)
     own, train = _section(method, "train").get(names[0]), _section(recipe, "train").get(names[0])
-    key = f"method.train.{names[0]}" if own is not None and _alone(recipe) else f"train.{names[0]}"
+    key = f"method.train.{names[0]}" if own is not None else f"train.{names[0]}"
     return key, _number(own, _number(train, usual))
 
 
@@ -168,10 +179,15 @@ def _alone(recipe: Mapping[str, Any]) -> bool:
 
 def _method(entry: Entry, recipe: Mapping[str, Any]) -> Mapping[str, Any]:
     """The section of the entry's method, of one or of several."""
-    methods = recipe.get("methods")
-    sections = [m for m in (methods if isinstance(methods, list) else [recipe.get("method")]) if isinstance(m, Mapping)]
+    sections = _sections(recipe)
     known = (m for m in sections if entry.method in (m.get("label"), _named(m)))
     return next(known, sections[0] if len(sections) == 1 else {})
+
+
+def _sections(recipe: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The recipe's methods."""
+    methods = recipe.get("methods")
+    return [m for m in (methods if isinstance(methods, list) else [recipe.get("method")]) if isinstance(m, Mapping)]
 
 
 def _named(method: Mapping[str, Any]) -> str:

@@ -92,7 +92,7 @@ def boxed(section: ReportSection, reader: Reader = of_entry) -> Box | None:
     first, entry = judgements[0], ranked[0]
     recipe = recipe_of(entry.directory)
     advice = advise(first, entry, recipe)
-    commands = {"next": advice.command(entry.directory, method_meant(entry, recipe))}
+    commands = {"next": advice.command(entry.directory, method_meant(entry, recipe), folder=entry.method)}
     items = tuple(
         Item(key, QUESTIONS[key], spaced(answer), spaced(words), commands.get(key, ""))
         for key, (answer, words) in _answers(first, advice).items()
