@@ -217,6 +217,29 @@ def test_a_saved_difference_is_distilled_by_a_command(workplace: Path, capsys: p
     assert not Path("small-print/teacher").exists()
 
 
+def taught(methods: str, **keys: str) -> Recipe:
+    """A recipe of several methods."""
+    return recipe("ga", methods=methods, **keys)
+
+
+def test_an_earlier_method_of_the_run_is_a_teacher(workplace: Path, monkeypatch: Monkeypatch) -> None:
+    """As its folder is, and after an interruption; a folder of that name does not count."""
+    Path("uld").mkdir()
+    both = f"[{{forget: {ULD}}}, {{forget: {{name: uld_distilled, teacher: uld}}}}]"
+    *_, uld, distilled = run(taught(both))
+    _, apart = run(recipe("{name: uld_distilled, teacher: out/uld}", out="apart"))
+    assert distilled["seconds"] > uld["seconds"] > 0  # the teacher's are its own, too
+    assert comparable(distilled["metrics"]) == comparable(apart["metrics"])
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(main_path, "_teacher", interrupt)
+        run(taught(both, out="cut"))
+    assert run(taught(both, out="cut"), resume=True)[-1]["metrics"] == distilled["metrics"]
+
+
 # -- what goes on after an interruption ------------------------------------------------------------------------------
 
 
@@ -277,6 +300,18 @@ def test_what_cannot_be_joined_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match=says):
         run(recipe(forget))
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("methods", "says"),
+    [
+        ("[{forget: {name: uld_distilled, teacher: uld}}, uld]", "uld is the teacher of uld_distilled; list it first"),
+        ("[ga, {forget: {name: uld_distilled, teacher: ga}}]", "has the teacher ga, which trains no assistant"),
+    ],
+)
+def test_what_can_be_no_teacher_is_refused(workplace: Path, methods: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        taught(methods)
 
 
 def test_one_layer_has_no_smaller_assistant(workplace: Path) -> None:

@@ -97,7 +97,8 @@ class ULDDistilled(Subtraction):
 
     On retain rows, `keep` times KL to the model as it was: the difference has lost a little there already. The
     recipe's `train` is for this part; `learning_rate` and `epochs` are the assistant's. With `teacher`, a checkpoint
-    that ULD saved, no assistant is trained, and only an `alpha` or `tau` that is given takes the place of its own.
+    that ULD saved or the name of a method that stands earlier in the recipe, no assistant is trained, and only an
+    `alpha` or `tau` that is given takes the place of its own.
     Use when the weights themselves must be clean, or any engine must serve the model.
     Source: ours; the teacher is of Ji et al. 2024, arXiv 2406.08607, self-distillation as in Vasilev et al. 2025,
     arXiv 2505.06027.
@@ -116,7 +117,9 @@ class ULDDistilled(Subtraction):
         default=1.0, gt=0, description="of the difference's distribution, for `forward` and `reverse`"
     )
     teacher: str | None = Field(
-        default=None, description="folder of a checkpoint that ULD saved; no assistant is trained then"
+        default=None,
+        description="folder of a checkpoint that ULD saved, or an earlier method of the recipe; then no assistant is "
+        "trained",
     )
 
     @property

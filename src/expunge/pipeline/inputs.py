@@ -284,6 +284,8 @@ def check_method(
 def check_assistant(recipe: Recipe, method: Method, config: "PretrainedConfig") -> None:
     """Raise `UserError` for an assistant that can't be had; say so where a setting has no use."""
     forget: Any = method.forget
+    if recipe.teacher_of(method) is not None:
+        return  # it is looked at as a method of its own
     if method.assisted and recipe.model.lora is not None:
         log.warning("model.lora is not used by %s, whose assistant has an adapter of its own (r)", forget.title)
     if forget.trains == "difference" and forget.assistant is not None:

@@ -20,6 +20,7 @@ from expunge.evals.divergence import SoftLabels
 from expunge.evals.retrained import Distance
 from expunge.evals.tofu import Evaluation
 from expunge.modeling import loading
+from expunge.modeling.difference import checkpoint_of
 from expunge.modeling.interpolation import Line
 from expunge.objectives import ULDDistilled
 from expunge.pipeline import own_rows
@@ -246,11 +247,13 @@ def unlearn(session: Session, method: Method) -> tuple[Result, Evaluation]:
     if ranks.first():
         loading.save(unlearned, training.tokenizer, directory / "model")
     history = trainer.state.log_history
+    teacher, rows = recipe.teacher_of(method), session.results.rows
+    before = 0.0 if teacher is None else next(row["seconds"] for row in rows if row["method"] == teacher.name)
     return {
         "method": method.name,
         "removal": method.forget.removal,
         "metrics": evaluation.metrics,
-        "seconds": history[-1].get("seconds", 0.0) + training.seconds,
+        "seconds": history[-1].get("seconds", 0.0) + training.seconds + before,
         "peak_memory_mib": peak.mib,
         "trajectory": trajectory(history),
         **({} if stopped is None else {"stopped": stopped}),
@@ -355,12 +358,14 @@ def _teacher(
 ) -> tuple[Any, float]:
     """The difference that is to be distilled, and the seconds of its training.
 
-    It is loaded as named, trained now or, in a run that goes on, found as it was left.
+    It is loaded as named, trained now or found as this run has left it.
     """
     forget = method.forget
     assert isinstance(forget, ULDDistilled)
     if forget.teacher is not None:
-        teacher = loading.load(forget.teacher)[0]
+        earlier = recipe.teacher_of(method)
+        given = Path(forget.teacher) if earlier is None else method_directory(recipe, earlier, directory_of(recipe))
+        teacher = loading.load(checkpoint_of(given)[0])[0]
         chosen = forget.model_fields_set
         teacher.config.weight = -forget.alpha if "alpha" in chosen else teacher.config.weight
         teacher.config.tau = forget.tau if "tau" in chosen else teacher.config.tau

@@ -268,7 +268,8 @@ def digests(recipe: Recipe, benchmark: Benchmark) -> dict[str, str]:
     models = {"model.name": recipe.model.name, "retrained": recipe.retrained}
     models |= {path: path for path in (*recipe.cloud, *recipe.checkpoints)}
     for method in recipe.methods:
-        models |= {f"{method.name}'s {key}": getattr(method.forget, key, None) for key in ("assistant", "teacher")}
+        if recipe.teacher_of(method) is None:  # else this run makes it
+            models |= {f"{method.name}'s {key}": getattr(method.forget, key, None) for key in ("assistant", "teacher")}
     return sums | {f"the files of {key}": content_of(name) for key, name in models.items() if name is not None}
 
 

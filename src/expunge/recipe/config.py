@@ -445,7 +445,19 @@ class Recipe(Section):
             raise ValueError(f"methods: the label {min(taken)} has a meaning of its own; choose another")
         if twice := {n for n in names if names.count(n) > 1}:
             raise ValueError(f"methods: {sorted(twice)[0]} is listed twice; give each a label of its own")
+        for i, method in enumerate(self.methods):
+            teacher = self.teacher_of(method)
+            if teacher is not None and not teacher.assisted:
+                raise ValueError(f"methods: {method.name} has the teacher {teacher.name}, which trains no assistant; "
+                                 "name a method of uld, or a folder")  # fmt: skip
+            if teacher is not None and teacher not in self.methods[:i]:
+                raise ValueError(f"methods: {teacher.name} is the teacher of {method.name}; list it first")
         return self
+
+    def teacher_of(self, method: Method) -> Method | None:
+        """The method of this recipe that `method` names as its teacher; `None` where it names none, or a folder."""
+        name = getattr(method.forget, "teacher", None)
+        return next((other for other in self.methods if other.name == name and other is not method), None)
 
 
 def declarations(recipe: Recipe) -> tuple[dict[str, Metric], Axes]:
