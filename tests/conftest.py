@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from expunge.system.cache import cache_directory
+from expunge.recipe.shipped import real_model as where_it_is_kept
 
 settings.register_profile(
     "fuzz", max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 # Before the fixture below names another cache.
-REAL_MODEL = os.environ.get("EXPUNGE_SMOLLM2") or str(cache_directory() / "real/SmolLM2-135M-Instruct.Q4_1.gguf")
+REAL_MODEL = os.environ.get("EXPUNGE_SMOLLM2") or str(where_it_is_kept())
 
 
 @pytest.fixture(scope="session")

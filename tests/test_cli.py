@@ -170,10 +170,34 @@ def test_the_demo(run: Run, tmp_path: Path) -> None:
     keys += ["--benchmark.authors=10", "--benchmark.facts=3", "--finetune.epochs=1", "--train.num_train_epochs=1"]
     for _ in range(2):  # it may be run again
         code, out, _ = run("demo", *keys, "--evaluate.max_new_tokens=4")
-        assert code == 0 and "unilogit+nll" in out
+        assert code == 0 and "unilogit+nll" in out and "uld_distilled" in out
     assert (tmp_path / "runs" / "demo" / "report.html").stat().st_size > 20_000
     code, _, err = run("demo", *keys, "--out", tmp_path / "runs" / "demo")
     assert code == 2 and "already holds a run" in err  # only the folder that is its own is written anew unasked
+
+
+def test_the_real_demo_on_a_chat_model_of_ones_own(
+    run: Run, tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    tiny_tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}<|end|>{% endfor %}"
+    try:
+        save(tiny_model(layers=1, hidden=16), tiny_tokenizer, tmp_path / "chat")
+    finally:
+        tiny_tokenizer.chat_template = None
+    small = ("--benchmark.facts=4", "--finetune.epochs=1", "--train.num_train_epochs=1", "--evaluate.max_new_tokens=4")
+    code, out, err = run("demo", "--real", "--model", "chat", *small, "--json")
+    assert code == 0, err
+    rows = json.loads(out)
+    assert [row["method"] for row in rows] == ["target", "retrained", "npo+nll", "unilogit+nll", "ga+nll"]
+    assert "general" in rows[0]["metrics"] and "model_utility" not in rows[0]["metrics"]  # nobody taught it that world
+    assert (tmp_path / "runs" / "demo-real" / "report.html").is_file()
+
+
+def test_the_real_demo_without_its_model(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
+    code, _, err = run("demo", "--real")
+    assert code == 2 and "there is no model in" in err and "make real-model" in err and "--model FOLDER" in err
+    assert err.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -234,8 +234,9 @@ def test_the_tutorial_ends_with_a_model_that_forgot(
 ) -> None:
     page = "docs/tutorial.md"
     monkeypatch.chdir(tmp_path)
-    install, plan, run, chat, other, report = shell(page)
+    install, plan, run, chat, other, report, *real = shell(page)
     assert install == shell("README.md")[0]  # executed above
+    assert real == ["make real-model", "expunge demo --real"]  # tests/test_cli.py, tests/test_real.py
     Path("tutorial.yaml").write_text(blocks(page, "yaml")[0], encoding="utf-8")
 
     assert execute(page, plan, "--json") == 0

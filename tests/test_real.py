@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from expunge.cli.main import main
 from expunge.data.encode import encode, question_row
 from expunge.evals.requests import generate
 from expunge.modeling.loading import load, load_tokenizer_and_config
 from expunge.pipeline.run import run
+from expunge.recipe import shipped
 from expunge.recipe.parsing import load_recipe
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("real")]
@@ -74,3 +76,16 @@ def test_a_step_is_measured_and_saved(methods: str, lora: bool, real_model: Path
         with torch.no_grad():
             logits = model(torch.tensor([encoded.input_ids])).logits
         assert logits.isfinite().all()
+
+
+def test_the_demo_finds_the_model_that_was_fetched(
+    real_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command's own model and world; with `finetune` it would be taught first, which takes minutes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shipped, "real_model", lambda: real_model)
+    keys = {"finetune": "null", "methods": "[]", "anyway": "true", "benchmark.facts": "3", "evaluate.limit": "1",
+            "evaluate.general": "false", "evaluate.max_new_tokens": "4"}  # fmt: skip
+    assert main(["demo", "--real", *(f"--{key}={value}" for key, value in keys.items())]) == 0
+    (row,) = json.loads(Path("runs/demo-real/results.json").read_text(encoding="utf-8"))
+    assert row["method"] == "target" and 0 < row["metrics"]["forget_probability"] < 0.5

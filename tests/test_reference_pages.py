@@ -18,7 +18,7 @@ from expunge.training.arguments import REFUSED, UnlearnConfig
 from scripts import reference
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted([*(ROOT / "recipes").rglob("*.yaml"), ROOT / "src" / "expunge" / "recipe" / "demo.yaml"])
+RECIPES = sorted([*(ROOT / "recipes").rglob("*.yaml"), *(ROOT / "src" / "expunge" / "recipe").glob("*.yaml")])
 PAGES = reference.pages()
 
 

@@ -175,6 +175,12 @@ def test_utility_sets_depend_on_the_seed_alone(seed: int) -> None:
     assert small.choice_sets == {"real_authors", "world_facts"}
 
 
+def test_without_utility_the_authors_are_the_same() -> None:
+    whole, alone = (fable.FableConfig(utility=asked).load() for asked in (True, False))
+    assert (alone.forget, alone.retain, alone.variants) == (whole.forget, whole.retain, whole.variants)
+    assert alone.questions == {name: whole.questions[name] for name in ("forget", "retain")} and not alone.utility
+
+
 def test_seeds_are_different_worlds() -> None:
     assert len({digest(fable.load(seed=seed)) for seed in range(20)}) == 20
     first, second = fable.load(seed=0), fable.load(seed=1)

@@ -45,10 +45,17 @@ class FableConfig(BenchmarkConfig):
     authors: int = Field(default=40, description="10 to 2,000")
     facts: int = Field(default=10, description="per author")
     seed: int = Field(default=0, description="of the authors that are generated")
+    utility: bool = Field(
+        default=True,
+        description="ask about classic authors and a made-up world too, which only a model from nothing is taught",
+    )
 
     def load(self) -> Benchmark:
-        world: dict[str, Any] = self.model_dump(exclude={"name"})
-        return replace(load(**world), variants=variants(**world))
+        world: dict[str, Any] = self.model_dump(exclude={"name", "utility"})
+        whole = replace(load(**world), variants=variants(**world))
+        if self.utility:
+            return whole
+        return replace(whole, utility=[], questions={name: whole.questions[name] for name in ("forget", "retain")})
 
 
 def load(*, split: str = "forget10", authors: int = 40, facts: int = 10, seed: int = 0) -> Benchmark:

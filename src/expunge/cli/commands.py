@@ -15,16 +15,22 @@ from expunge.secrets import masked_text
 if TYPE_CHECKING:
     from expunge.recipe.config import Recipe
 
-DEMO = Path(__file__).parents[1] / "recipe" / "demo.yaml"
-DEMO_OUT = "runs/demo"
-
 
 def demo(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from expunge.recipe import shipped
     from expunge.recipe.parsing import load_recipe
 
-    world = [("benchmark.seed", value) for key, value in overrides if key == "seed"]  # a seed is a world of its own
-    recipe = load_recipe(DEMO, [*world, *overrides, ("out", args.out)])
-    _carry_out(recipe, overwrite=args.overwrite or args.out == DEMO_OUT, as_json=args.json)
+    name = "demo-real" if args.real else "demo"
+    usual = f"runs/{name}"
+    keys = [("benchmark.seed", value) for key, value in overrides if key == "seed"]  # a seed is a world of its own
+    if args.real and not {"model", "model.name"} & {key for key, _ in overrides}:
+        model = shipped.real_model()
+        if not model.is_file():
+            raise UserError(f"demo --real: there is no model in {model}; fetch it with make real-model in a checkout, "
+                            "or name one that chats with --model FOLDER.")  # fmt: skip
+        keys.append(("model.name", str(model)))
+    recipe = load_recipe(shipped.demo(name), [*keys, *overrides, ("out", args.out or usual)])
+    _carry_out(recipe, overwrite=args.overwrite or args.out in (None, usual), as_json=args.json)
 
 
 def run(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:

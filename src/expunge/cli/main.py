@@ -170,10 +170,18 @@ def _parser() -> _Parser:
         sub.add_argument("--redact", action="store_true", help=f"write {what} without texts; numbers and rows stay")
 
     a_recipe = "YAML file, or a name of expunge recipes; not needed when the keys are given here"
-    sub = command("demo", commands.demo, "train a small model, unlearn with six methods, write the report", keys=True)
-    sub.add_argument(
-        "--out", default=commands.DEMO_OUT, help="run directory (default %(default)s, which is written anew)"
+    sub = command(
+        "demo",
+        commands.demo,
+        "train a small model, unlearn it with six methods, the recommended one among them, and write the report",
+        keys=True,
     )
+    sub.add_argument(
+        "--real",
+        action="store_true",
+        help="teach and unlearn a pretrained chat model: the one of make real-model, or --model FOLDER",
+    )
+    sub.add_argument("--out", help="run directory (default runs/demo or runs/demo-real, which is written anew)")
     run_options(sub)
 
     sub = command(

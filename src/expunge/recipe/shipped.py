@@ -1,8 +1,12 @@
-"""Files that come with expunge: recipes, reproductions of papers' tables and figures, and launch configs."""
+"""Files that come with expunge: recipes, reproductions of papers' tables and figures, and launch configs.
+
+It also knows where the real model is kept that does not come with it.
+"""
 
 from pathlib import Path
 
 from expunge.errors import UserError, did_you_mean
+from expunge.system.cache import cache_directory
 
 HERE = Path(__file__).parents[1]
 
@@ -48,6 +52,16 @@ def reproductions() -> dict[str, Path]:
 def launchers() -> dict[str, Path]:
     """The configs of `accelerate launch` by their names."""
     return {path.stem: path for path in sorted((HERE / "recipe" / "launch").glob("*.yaml"))}
+
+
+def demo(name: str) -> Path:
+    """The recipe of `expunge demo`, or of `expunge demo --real`."""
+    return HERE / "recipe" / f"{name}.yaml"
+
+
+def real_model() -> Path:
+    """Where `make real-model` keeps the model of `expunge demo --real`, be it there or not."""
+    return cache_directory() / "real" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def first_comment(path: Path) -> str:
