@@ -182,5 +182,6 @@ def test_the_model_inside_is_the_one_that_accelerate_gives(tiny_model: Any) -> N
     compiled, regions = torch.compile(plain, backend="eager"), compile_regions(plain, backend="eager")
     adapted = get_peft_model(tiny_model(), LoraConfig(r=2, task_type="CAUSAL_LM"))
     assert ranks.inside(torch.nn.DataParallel(plain)) is plain
-    for model in (plain, compiled, regions, adapted, torch.nn.DataParallel(adapted)):
+    wrapped: tuple[Any, ...] = (plain, compiled, regions, adapted, torch.nn.DataParallel(adapted))
+    for model in wrapped:
         assert ranks.inside(model) is extract_model_from_parallel(model)

@@ -140,7 +140,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "on both sides": (lambda: evaluate("model", forget=ROWS, retain=ROWS), "stand"),
     "no model": (lambda: evaluate("models", forget=ROWS), "'models'"),
     "not a model": (
-        lambda: evaluate(3, forget=ROWS),
+        lambda: evaluate(3, forget=ROWS),  # pyright: ignore[reportArgumentType]
         "evaluate: model must be a model, a folder or a hub name, got int.",
     ),
     "no tokenizer": (

@@ -50,7 +50,8 @@ def test_a_resumed_training_goes_on_with_the_higher_rate(
     whole.train()
     steps = whole.state.max_steps // 6
     rates = [row["learning_rate"] for row in whole.state.log_history if "learning_rate" in row]
-    plain = whole.lr_scheduler.lr_lambdas[0]
+    schedule: Any = whole.lr_scheduler
+    plain = schedule.lr_lambdas[0]
     expected = [1e-3 * plain(step) * (1 if step <= 2 * steps else 3) for step in range(6 * steps)]
     assert rates == pytest.approx(expected)
 

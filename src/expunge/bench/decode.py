@@ -16,6 +16,7 @@ from transformers import DynamicCache
 from expunge.bench.shapes import SHAPES
 from expunge.bench.turns import milliseconds, page, title
 from expunge.modeling.assistant import first_layers
+from expunge.modeling.causal import CausalLM
 from expunge.modeling.difference import LogitDifferenceConfig, LogitDifferenceForCausalLM
 from expunge.report.table import Table, right
 from expunge.system.machine import versions
@@ -110,7 +111,7 @@ DecodeLoop = tuple[Callable[[], None], Callable[[], None]]
 """(start with the prompt, decode one token)."""
 
 
-def _stepper(logits: Callable[..., torch.Tensor], prompt_BT: torch.Tensor, model: Any) -> DecodeLoop:
+def _stepper(logits: Callable[..., torch.Tensor], prompt_BT: torch.Tensor, model: CausalLM) -> DecodeLoop:
     state: dict[str, Any] = {}
 
     def start() -> None:

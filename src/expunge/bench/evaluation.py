@@ -27,6 +27,7 @@ from expunge.data.encode import Encoded, decoded, encode, with_answer
 from expunge.evals import metrics as m
 from expunge.evals import requests, tofu
 from expunge.evals.memorization import exact_memorization, extraction_strength
+from expunge.modeling.causal import CausalLM
 from expunge.report.table import Table, left, right
 from expunge.system.machine import versions
 
@@ -120,7 +121,7 @@ turns in one process:""",
 
 
 @torch.inference_mode()
-def naive(model: Any, tokenizer: "PreTrainedTokenizerBase", benchmark: Benchmark, *, generate: bool) -> Records:
+def naive(model: CausalLM, tokenizer: "PreTrainedTokenizerBase", benchmark: Benchmark, *, generate: bool) -> Records:
     """The records of `tofu.evaluate` for the same questions, as far as `_check` compares them."""
     records: Records = {}
     for name, questions in benchmark.questions.items():
@@ -152,7 +153,7 @@ def naive(model: Any, tokenizer: "PreTrainedTokenizerBase", benchmark: Benchmark
     return records
 
 
-def _scores(model: Any, sequences: Sequence[Encoded]) -> list[tuple[Tensor, Tensor]]:
+def _scores(model: CausalLM, sequences: Sequence[Encoded]) -> list[tuple[Tensor, Tensor]]:
     """(log p, whether it is the likeliest) of the supervised tokens of each sequence."""
     scores = []
     for i in range(0, len(sequences), BATCH):
@@ -217,7 +218,7 @@ def _model(size: Shape) -> Any:
     return model
 
 
-def _let_know(model: Any, tokenizer: "PreTrainedTokenizerBase", benchmark: Benchmark) -> None:
+def _let_know(model: CausalLM, tokenizer: "PreTrainedTokenizerBase", benchmark: Benchmark) -> None:
     """Make what the model says to the retain questions their right answers."""
     questions = benchmark.questions["retain"]
     prompts = [

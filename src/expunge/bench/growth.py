@@ -31,6 +31,7 @@ from expunge.bench.training import (
 from expunge.bench.turns import count_flops, milliseconds, own_cache, page, title
 from expunge.data.pairs import Role
 from expunge.errors import UserError, did_you_mean
+from expunge.modeling.causal import CausalLM
 from expunge.report.table import Table, left, right
 from expunge.system.machine import versions
 from expunge.training import memory
@@ -214,7 +215,7 @@ def _point(cause: str, value: int, model: Shape, sizes: Sizes) -> _Point:
             return replace(usual, method="uld", layers=value)
 
 
-def epoch(model: Any, rows: int, sequences: int, length: int) -> None:
+def epoch(model: CausalLM, rows: int, sequences: int, length: int) -> None:
     """The reference's numbers for a given number of rows to forget and to keep, and a step for each batch."""
     sets = random_sets(METHOD, model.config.vocab_size, rows, length)
     with own_cache():

@@ -13,25 +13,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from expunge.modeling.causal import CausalLM
+
 Batch = dict[str, Tensor]
 LossAndOutput = tuple[Tensor, Any]
 """A loss, and what the model said."""
 
+Start = CausalLM | None
+"""A frozen copy of the model before training, where the method compares with it."""
 
-def loss(name: str, model: Any, reference: Any, forget: Batch, retain: Batch | None, refusal: Batch | None) -> Tensor:
+
+def loss(
+    name: str, model: CausalLM, reference: Start, forget: Batch, retain: Batch | None, refusal: Batch | None
+) -> Tensor:
     """The loss of method `name` (`npo+kl`), weight 1 and default options; `reference` is a frozen copy of the start."""
     first, _, second = name.partition("+")
     total, _kept = FORGET[first](model, reference, forget, refusal)  # outputs are returned with the loss, so they stay
     return total if retain is None or not second else total + RETAIN[second](model, reference, retain)
 
 
-def _forward(model: Any, batch: Batch) -> Any:
+def _forward(model: CausalLM, batch: Batch) -> Any:
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
     return model(**inputs, use_cache=False)
 
 
 @torch.no_grad()
-def _start(reference: Any, batch: Batch) -> Any:
+def _start(reference: Start, batch: Batch) -> Any:
+    assert reference is not None
     return _forward(reference, batch)
 
 
@@ -50,7 +58,7 @@ def _mean(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
     return (x_BT * mask_BT).sum() / mask_BT.sum()
 
 
-def _log_ratio(model: Any, reference: Any, batch: Batch) -> tuple[Tensor, Any]:
+def _log_ratio(model: CausalLM, reference: Start, batch: Batch) -> tuple[Tensor, Any]:
     outputs = _forward(model, batch)
     own_BT, _ = _token_logps(outputs, batch)
     start = _start(reference, batch)
@@ -58,36 +66,38 @@ def _log_ratio(model: Any, reference: Any, batch: Batch) -> tuple[Tensor, Any]:
     return own_BT.sum(-1) - start_BT.sum(-1), outputs
 
 
-def _ga(model: Any, _reference: Any, batch: Batch, _refusal: Batch | None) -> LossAndOutput:
+def _ga(model: CausalLM, _reference: Start, batch: Batch, _refusal: Batch | None) -> LossAndOutput:
     outputs = _forward(model, batch)
     return -outputs.loss, outputs
 
 
-def _wga(model: Any, _reference: Any, batch: Batch, _refusal: Batch | None) -> LossAndOutput:
+def _wga(model: CausalLM, _reference: Start, batch: Batch, _refusal: Batch | None) -> LossAndOutput:
     outputs = _forward(model, batch)
     logp_BT, mask_BT = _token_logps(outputs, batch)
     return _mean(logp_BT.exp().detach() * logp_BT, mask_BT), outputs
 
 
-def _npo(model: Any, reference: Any, batch: Batch, _refusal: Batch | None, beta: float = 0.1) -> LossAndOutput:
+def _npo(model: CausalLM, reference: Start, batch: Batch, _refusal: Batch | None, beta: float = 0.1) -> LossAndOutput:
     ratio_B, outputs = _log_ratio(model, reference, batch)
     return -2 / beta * F.logsigmoid(-beta * ratio_B).mean(), outputs
 
 
-def _dpo(model: Any, reference: Any, batch: Batch, refusal: Batch | None, beta: float = 0.1) -> LossAndOutput:
+def _dpo(model: CausalLM, reference: Start, batch: Batch, refusal: Batch | None, beta: float = 0.1) -> LossAndOutput:
     assert refusal is not None
     won_B, won = _log_ratio(model, reference, refusal)
     lost_B, lost = _log_ratio(model, reference, batch)
     return -2 / beta * F.logsigmoid(beta * (won_B - lost_B)).mean(), (won, lost)
 
 
-def _simnpo(model: Any, _reference: Any, batch: Batch, _refusal: Batch | None, beta: float = 4.5) -> LossAndOutput:
+def _simnpo(
+    model: CausalLM, _reference: Start, batch: Batch, _refusal: Batch | None, beta: float = 4.5
+) -> LossAndOutput:
     outputs = _forward(model, batch)
     own_BT, mask_BT = _token_logps(outputs, batch)
     return -2 / beta * F.logsigmoid(-beta * own_BT.sum(-1) / mask_BT.sum(-1)).mean(), outputs
 
 
-def _unilogit(model: Any, _reference: Any, batch: Batch, _refusal: Batch | None) -> LossAndOutput:
+def _unilogit(model: CausalLM, _reference: Start, batch: Batch, _refusal: Batch | None) -> LossAndOutput:
     outputs = _forward(model, batch)
     z_BTV, target_BT, mask_BT = _shifted(outputs, batch)
     vocabulary = z_BTV.shape[-1]
@@ -99,7 +109,9 @@ def _unilogit(model: Any, _reference: Any, batch: Batch, _refusal: Batch | None)
     return _mean((logp_BTV.exp() * (logp_BTV - soft_BTV)).sum(-1), mask_BT), outputs
 
 
-def _undial(model: Any, reference: Any, batch: Batch, _refusal: Batch | None, beta: float = 10.0) -> LossAndOutput:
+def _undial(
+    model: CausalLM, reference: Start, batch: Batch, _refusal: Batch | None, beta: float = 10.0
+) -> LossAndOutput:
     outputs = _forward(model, batch)
     z_BTV, target_BT, mask_BT = _shifted(outputs, batch)
     start_BTV, _, _ = _shifted(_start(reference, batch), batch)
@@ -108,11 +120,11 @@ def _undial(model: Any, reference: Any, batch: Batch, _refusal: Batch | None, be
     return _mean(-(soft_BTV * z_BTV.log_softmax(-1)).sum(-1), mask_BT), outputs
 
 
-def _nll(model: Any, _reference: Any, batch: Batch) -> Tensor:
+def _nll(model: CausalLM, _reference: Start, batch: Batch) -> Tensor:
     return _forward(model, batch).loss
 
 
-def _kl(model: Any, reference: Any, batch: Batch) -> Tensor:
+def _kl(model: CausalLM, reference: Start, batch: Batch) -> Tensor:
     _replaced = _forward(model, batch)  # asked for its loss before the divergence is there instead, and kept until then
     start = _start(reference, batch)
     start_BTV = start.logits.float().log_softmax(-1)

@@ -27,6 +27,7 @@ from expunge.bench.turns import count_flops, milliseconds, own_cache, page, titl
 from expunge.data.encode import Encoded
 from expunge.data.pairs import Collator, Role, Sets
 from expunge.modeling.agreement import ways_of
+from expunge.modeling.causal import CausalLM
 from expunge.objectives import FORGET, RETAIN, Needs, Objective
 from expunge.objectives.base import Share
 from expunge.report.table import Table, left, right
@@ -120,7 +121,7 @@ def batch_of(method: str, sets: Sets, rows: range, device: torch.device) -> dict
 
 
 def step_of(
-    kind: str, method: str, model: Any, sets: Sets, batch: dict[str, Tensor], layers: int | None = None
+    kind: str, method: str, model: CausalLM, sets: Sets, batch: dict[str, Tensor], layers: int | None = None
 ) -> StepFunction:
     """One step of a kind: the gradients are made anew, as after an optimizer's update."""
     if kind == "ours" and method == "uld":
@@ -184,12 +185,12 @@ def _roles(method: str) -> tuple[Role, ...]:
     return (Role.FORGET, Role.REFUSAL, Role.RETAIN) if method.startswith("dpo") else (Role.FORGET, Role.RETAIN)
 
 
-def _floor(model: Any, batch: dict[str, Tensor]) -> StepFunction:
+def _floor(model: CausalLM, batch: dict[str, Tensor]) -> StepFunction:
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
     return lambda: model(**inputs).loss
 
 
-def _naive(method: str, model: Any, batch: dict[str, Tensor]) -> StepFunction:
+def _naive(method: str, model: CausalLM, batch: dict[str, Tensor]) -> StepFunction:
     name = "ga+nll" if method == "uld" else method
     needs_start = name.split("+")[0] in ("npo", "dpo", "undial") or name.endswith("+kl")
     start = deepcopy(model).requires_grad_(False) if needs_start else None
@@ -197,7 +198,7 @@ def _naive(method: str, model: Any, batch: dict[str, Tensor]) -> StepFunction:
     return lambda: naive.loss(name, model, start, parts[Role.FORGET], parts[Role.RETAIN], parts.get(Role.REFUSAL))
 
 
-def ours(method: str, model: Any, sets: Sets) -> Callable[[dict[str, Tensor]], Tensor]:
+def ours(method: str, model: CausalLM, sets: Sets) -> Callable[[dict[str, Tensor]], Tensor]:
     """The trainer's loss of a batch; what the starting model says of `sets` is cached first.
 
     For ULD, `model` is the assistant.
@@ -235,7 +236,7 @@ def needs_of(method: str) -> dict[Role, Needs]:
     return needs_by_role(*terms(method))
 
 
-def assistant(model: Any, layers: int | None = None) -> Any:
+def assistant(model: CausalLM, layers: int | None = None) -> Any:
     """ULD's: the first `layers` of the model under a LoRA adapter."""
     from peft import LoraConfig, get_peft_model
 
@@ -262,7 +263,7 @@ def measure_peak(
 ) -> float | None:
     """MiB that one step holds at most beyond weights and optimizer, its reference included."""
 
-    def step(model: Any, sequences: int, length: int) -> None:
+    def step(model: CausalLM, sequences: int, length: int) -> None:
         half = sequences // 2
         sets = random_sets(method, size.vocab, half, length)
         step_of(kind, method, model, sets, batch_of(method, sets, range(half), model.device), layers)()

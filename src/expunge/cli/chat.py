@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from expunge.data.encode import encode, question_row
 from expunge.errors import UserError
 from expunge.evals.requests import context_length, generate
+from expunge.modeling.causal import CausalLM
 from expunge.modeling.loading import load
 from expunge.system.escaping import visible
 
@@ -51,7 +52,7 @@ def chat(names: list[str], *, max_new_tokens: int | None, console: Any) -> None:
         console.print(grid)
 
 
-def answer(model: Any, tokenizer: "PreTrainedTokenizerBase", question: str, *, max_new_tokens: int) -> str:
+def answer(model: CausalLM, tokenizer: "PreTrainedTokenizerBase", question: str, *, max_new_tokens: int) -> str:
     """The greedy answer of one model to one question, asked as evaluation asks."""
     encoded = encode(question_row(question, "!"), tokenizer)
     prompt = encoded.input_ids[: encoded.start]

@@ -18,6 +18,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from expunge.modeling.agreement import agree, plain_logits, probe_length, remembered, say, tokens_of, ways_of
+from expunge.modeling.causal import CausalLM
 
 ROUND = 8
 """Tokens decoded between two looks at who has ended."""
@@ -67,7 +68,7 @@ How = Literal["refilled", "batched", "alone", "uncached"]
 after another, one prompt after another, without a cache."""
 
 
-def answering(model: Any, longest: int) -> How:
+def answering(model: CausalLM, longest: int) -> How:
     """The fastest way in which a model decodes as its own plain forward does, in texts of up to `longest` tokens.
 
     Tried on a few prompts of unlike lengths. Models that ignore the mask of a padded batch, or count positions in it
@@ -91,7 +92,7 @@ WORDS = {
 }
 
 
-def _decodes_plainly(model: Any, length: int, how: How) -> bool:
+def _decodes_plainly(model: CausalLM, length: int, how: How) -> bool:
     """Whether the logits at every step of a few answers are those of a forward of the whole text."""
     tokens, caps = tokens_of(model, length), [2, 4, 3, 3]
     prompts = [tuple(tokens[-n:]) for n in (length - 4, length // 2, 3 * length // 4, length // 3)]
@@ -181,7 +182,7 @@ def greedy(
     return answers
 
 
-def _uncached(model: Any, prompt: tuple[int, ...], cap: int, ends: Collection[int]) -> list[int]:
+def _uncached(model: CausalLM, prompt: tuple[int, ...], cap: int, ends: Collection[int]) -> list[int]:
     """The plain greedy loop, a forward of the whole text for every token."""
     answer: list[int] = []
     while len(answer) < cap and not (answer and answer[-1] in ends):
@@ -190,12 +191,14 @@ def _uncached(model: Any, prompt: tuple[int, ...], cap: int, ends: Collection[in
 
 
 @contextmanager
-def own_generation_config_set_aside(model: Any) -> Iterator[None]:
+def own_generation_config_set_aside(model: CausalLM) -> Iterator[None]:
     """`generate` fills every setting we leave open from the model's own; an evaluation must not depend on those.
 
     The owner may lie inside (the base of a PEFT model), hence the search.
     """
-    owners = [(m, m.generation_config) for m in model.modules() if "generation_config" in vars(m)]
+    owners: list[tuple[Any, Any]] = [
+        (m, m.generation_config) for m in model.modules() if "generation_config" in vars(m)
+    ]
     try:
         for module, _ in owners:
             module.generation_config = GenerationConfig()

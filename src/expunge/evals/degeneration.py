@@ -15,6 +15,7 @@ from expunge.data.refusals import REFUSALS
 from expunge.data.words import caseless, is_unspaced, words, words_and_marks
 from expunge.evals import requests
 from expunge.evals.rouge import rouge_l_recall
+from expunge.modeling.causal import CausalLM
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -195,7 +196,7 @@ def _plain(text: str) -> str:
     return " ".join(caseless(text).split())
 
 
-def _read_elsewhere(model: Any, tokenizer: "PreTrainedTokenizerBase", asked: Prompts) -> list[np.ndarray]:
+def _read_elsewhere(model: CausalLM, tokenizer: "PreTrainedTokenizerBase", asked: Prompts) -> list[np.ndarray]:
     """The target's usual answers as it reads them after other prompts, see `_nlls`."""
     count = min(SAMPLE, len(asked.rows))
     if not count:
@@ -216,7 +217,7 @@ def _read_elsewhere(model: Any, tokenizer: "PreTrainedTokenizerBase", asked: Pro
     return [nll for nll in read if len(nll)]
 
 
-def _nlls(model: Any, tokenizer: "PreTrainedTokenizerBase", pairs: Sequence[tuple[Row, str]]) -> list[np.ndarray]:
+def _nlls(model: CausalLM, tokenizer: "PreTrainedTokenizerBase", pairs: Sequence[tuple[Row, str]]) -> list[np.ndarray]:
     """For each row and text, −log p of every token of the text as the row's answer, float64."""
     context = requests.context_length(model)
     sequences: list[Encoded | None] = []

@@ -8,13 +8,14 @@ from expunge.evals import probes, tofu
 from expunge.evals.degeneration import LoadTarget, Prompts, Usual
 from expunge.evals.retrained import Distance
 from expunge.evals.tofu import Evaluation, Record
+from expunge.modeling.causal import CausalLM
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 def evaluate(
-    model: Any,
+    model: CausalLM,
     tokenizer: "PreTrainedTokenizerBase",
     benchmark: Benchmark,
     *,

@@ -19,13 +19,14 @@ import torch
 
 from expunge.errors import UserError, first_line
 from expunge.evals.requests import context_length
+from expunge.modeling.causal import CausalLM
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 def run(
-    model: Any,
+    model: CausalLM,
     tokenizer: "PreTrainedTokenizerBase",
     tasks: Sequence[str],
     *,
@@ -179,7 +180,7 @@ def _quiet(level: int) -> Iterator[None]:
 
 
 @contextmanager
-def _untouched(model: Any) -> Iterator[None]:
+def _untouched(model: CausalLM) -> Iterator[None]:
     """Undo what the harness does: it switches the model to evaluation, and draws from and seeds every generator."""
     was_training, python, numpy = model.training, random.getstate(), np.random.get_state()
     devices = [model.device] if model.device.type == "cuda" else []

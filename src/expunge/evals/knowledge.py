@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from expunge.data.augment import parts
 from expunge.data.benchmark import Row
@@ -17,6 +17,10 @@ from expunge.data.facts import alternatives, facts, invented
 from expunge.evals import requests
 from expunge.evals.metrics import probability
 from expunge.evals.tofu import longest_answer
+from expunge.modeling.causal import CausalLM
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ROWS = 24
 """Rows that are looked at: enough for the interval, and seconds for a small model."""
@@ -63,7 +67,13 @@ class Knowledge:
 
 
 def unknown_probability(
-    model: Any, tokenizer: Any, rows: Sequence[Row], others: Sequence[Row] = (), *, seed: int, progress: bool = True
+    model: CausalLM,
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: Sequence[Row],
+    others: Sequence[Row] = (),
+    *,
+    seed: int,
+    progress: bool = True,
 ) -> float | None:
     """How probable answers may be that `model` can't know: the upper end of a 95 % interval, in [0, 1].
 
@@ -87,7 +97,13 @@ def _half_width(values: Sequence[float]) -> float:
 
 
 def look(
-    model: Any, tokenizer: Any, rows: Sequence[Row], others: Sequence[Row] = (), *, seed: int, progress: bool = True
+    model: CausalLM,
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: Sequence[Row],
+    others: Sequence[Row] = (),
+    *,
+    seed: int,
+    progress: bool = True,
 ) -> Knowledge | None:
     """Ask `model` some of `rows`, and look for their facts in its answers; `None` where too few have facts to tell.
 

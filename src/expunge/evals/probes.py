@@ -15,6 +15,7 @@ from expunge.evals import membership, requests
 from expunge.evals import metrics as m
 from expunge.evals.degeneration import Generated, Prompts, Usual, before, judge
 from expunge.evals.requests import Generation, Score
+from expunge.modeling.causal import CausalLM
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,7 +48,7 @@ ATTACKS: dict[str, Callable[[Score, str], float]] = {
 
 
 def evaluate_probes(
-    model: Any,
+    model: CausalLM,
     tokenizer: "PreTrainedTokenizerBase",
     probes: Sequence[Probe],
     *,
@@ -159,7 +160,7 @@ def _end_of(encoded: Encoded, tokens: int, context: int, tokenizer: "PreTrainedT
 
 
 def _generate(
-    model: Any,
+    model: CausalLM,
     tokenizer: "PreTrainedTokenizerBase",
     probes: Sequence[Probe],
     encoded: Sequence[Sequence[Encoded]],

@@ -5,7 +5,6 @@ Shapes: `B` trees of a batch, `T` padded positions, `N` supervised tokens of a b
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from expunge.data.encode import Encoded
 from expunge.errors import UserError
 from expunge.evals.trees import Tree, grow
 from expunge.modeling.agreement import NAN, Ways, agree, plain_logits, probe_length, probes, remembered, say, tokens_of
+from expunge.modeling.causal import CausalLM
 from expunge.modeling.forward import forward_supervised
 from expunge.modeling.logprobs import Head
 
@@ -23,7 +23,7 @@ ReadAtHead = Callable[[Sequence[tuple[Encoded, int]], Tensor, Tensor, Head], Ten
 [N]; the head) → something for each, [N, …]. Sequences that begin alike share the tokens that they begin with."""
 
 
-def reads_trees(model: Any, ways: Ways, longest: int) -> bool:
+def reads_trees(model: CausalLM, ways: Ways, longest: int) -> bool:
     """Whether a model reads trees of sequences of up to `longest` tokens as it reads the sequences.
 
     Each token must learn what to attend to, and at which depth it is, from whatever connects tokens in the model: no
@@ -56,7 +56,7 @@ def reads_trees(model: Any, ways: Ways, longest: int) -> bool:
 
 
 def at_trees(
-    model: Any, trees: Sequence[Tree], asks: Sequence[tuple[Collection[Encoded], ReadAtHead]], *, dense: bool
+    model: CausalLM, trees: Sequence[Tree], asks: Sequence[tuple[Collection[Encoded], ReadAtHead]], *, dense: bool
 ) -> list[dict[Encoded, Tensor]]:
     """For each of `asks`, (sequences, what to find), what is found at those of its sequences that are in the batch.
 
@@ -120,7 +120,7 @@ class _TreeBatch:
         return cls(list(known), where, indices)
 
 
-def _branches(model: Any, trees: Sequence[Tree], width: int) -> tuple[Tensor, Tensor]:
+def _branches(model: CausalLM, trees: Sequence[Tree], width: int) -> tuple[Tensor, Tensor]:
     """The attention mask [B, 1, T, T] of trees, in the form that the model's attention takes, and positions [B, T]."""
     sees_BTT = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)  # padding sees itself: softmax needs one
     positions_BT = torch.zeros(len(trees), width, dtype=torch.long)

@@ -21,6 +21,7 @@ from expunge.evals.decoding import How, answering, greedy, own_generation_config
 from expunge.evals.reading import ReadAtHead, at_trees, reads_trees
 from expunge.evals.trees import grow
 from expunge.modeling.agreement import ways_of
+from expunge.modeling.causal import CausalLM
 from expunge.modeling.logprobs import token_logps, token_statistics
 from expunge.system import ranks
 
@@ -53,7 +54,7 @@ class Ask:
 class Measure(Protocol):
     """Something that is found out by asking a model along with everything else."""
 
-    def asks(self, model: Any, tokenizer: "PreTrainedTokenizerBase") -> list[Ask]: ...
+    def asks(self, model: CausalLM, tokenizer: "PreTrainedTokenizerBase") -> list[Ask]: ...
 
     def metrics(self, values: Sequence[Sequence[Tensor]]) -> dict[str, float]:
         """From the answers to each of `asks`."""
@@ -105,7 +106,7 @@ class Generation:
 
 
 def score(
-    model: Any,
+    model: CausalLM,
     sequences: Sequence[Encoded],
     *,
     token_budget: int = SCORE_BUDGET,
@@ -142,7 +143,7 @@ def scores(ask: Ask, values: Sequence[Tensor]) -> list[Score]:
 
 
 def at_answers(
-    model: Any, asks: Sequence[Ask], *, token_budget: int = SCORE_BUDGET, progress: bool = True
+    model: CausalLM, asks: Sequence[Ask], *, token_budget: int = SCORE_BUDGET, progress: bool = True
 ) -> list[list[Tensor]]:
     """For each of `asks`, what its `at_head` finds at the supervised tokens of its sequences, [T, …], on the CPU.
 
@@ -175,7 +176,7 @@ def at_answers(
     return [[by_sequence[s] for s in sequences] for by_sequence, sequences in zip(whole, fitted, strict=True)]
 
 
-def fit(model: Any, sequences: Sequence[Encoded]) -> list[Encoded]:
+def fit(model: CausalLM, sequences: Sequence[Encoded]) -> list[Encoded]:
     """The sequences without what lies past the model's context length; `UserError` for a prompt that fills it."""
     context = context_length(model)
     if any(s.start >= context for s in sequences):
@@ -184,7 +185,7 @@ def fit(model: Any, sequences: Sequence[Encoded]) -> list[Encoded]:
 
 
 def generate(
-    model: Any,
+    model: CausalLM,
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[tuple[int, ...]],
     *,
@@ -276,13 +277,13 @@ def sample(
     return drawn
 
 
-def context_length(model: Any) -> int:
+def context_length(model: CausalLM) -> int:
     """The longest sequence that the model has positions for, tokens."""
     # XLNet, which has no limit, says −1.
     return max(0, getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0) or sys.maxsize
 
 
-def end_tokens(model: Any, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+def end_tokens(model: CausalLM, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Every token that ends an answer: the tokenizer's, the one that training supervises last, the model's own.
 
     A chat template's end of turn is often not the tokenizer's end of sequence, and a model may list several.
@@ -293,7 +294,7 @@ def end_tokens(model: Any, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     return list(dict.fromkeys(cast(int, t) for t in (tokenizer.eos_token_id, supervised, *ends) if t is not None))
 
 
-def _own_part(model: Any, items: Iterable[T]) -> list[T]:
+def _own_part(model: CausalLM, items: Iterable[T]) -> list[T]:
     """The part of `items` that this rank asks `model` about."""
     return list(items) if ranks.is_sharded(model) else ranks.share(items)
 
@@ -309,7 +310,7 @@ def _batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def _evaluating(model: CausalLM) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:

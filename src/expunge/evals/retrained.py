@@ -18,6 +18,7 @@ from expunge.evals.divergence import SoftLabels, kl
 from expunge.evals.requests import Ask, at_answers, context_length, fit
 from expunge.evals.tofu import Record, encode_answers
 from expunge.modeling.agreement import ways_of
+from expunge.modeling.causal import CausalLM
 from expunge.modeling.logprobs import CHUNK, Head
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Retrained:
 
     def __init__(
         self,
-        model: Any,
+        model: CausalLM,
         tokenizer: "PreTrainedTokenizerBase",
         questions: Sequence[Question],
         records: Mapping[str, Sequence[Record]],
@@ -47,7 +48,7 @@ class Retrained:
         self.head = head.to(torch.device("cpu"))
 
     def distance(
-        self, model: Any, tokenizer: "PreTrainedTokenizerBase", labels: SoftLabels | None = None
+        self, model: CausalLM, tokenizer: "PreTrainedTokenizerBase", labels: SoftLabels | None = None
     ) -> dict[str, float]:
         """`Distance` of one model, measured alone."""
         return Distance(self, labels)(model, tokenizer)
@@ -79,11 +80,11 @@ class Distance:
     labels: SoftLabels | None = None
     fixed: Mapping[str, float] = field(default_factory=dict)
 
-    def __call__(self, model: Any, tokenizer: "PreTrainedTokenizerBase") -> dict[str, float]:
+    def __call__(self, model: CausalLM, tokenizer: "PreTrainedTokenizerBase") -> dict[str, float]:
         """Measured alone."""
         return self.metrics(at_answers(model, self.asks(model, tokenizer), progress=False))
 
-    def asks(self, model: Any, tokenizer: "PreTrainedTokenizerBase") -> list[Ask]:
+    def asks(self, model: CausalLM, tokenizer: "PreTrainedTokenizerBase") -> list[Ask]:
         """The request to the model (`requests.at_answers`), or none.
 
         None where there are no such questions or where the two models see other tokens in them: with another

@@ -18,6 +18,7 @@ from expunge.evals import requests
 from expunge.evals.degeneration import SAMPLE, Generated, Prompts, Usual, judge
 from expunge.evals.memorization import exact_memorization, extraction_strength
 from expunge.evals.requests import Measure, Score
+from expunge.modeling.causal import CausalLM
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,7 +59,7 @@ class _Asked:
 
 
 def evaluate_questions(
-    model: Any,
+    model: CausalLM,
     tokenizer: "PreTrainedTokenizerBase",
     benchmark: Benchmark,
     *,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field
@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from expunge.errors import UserError, did_you_mean, first_line
+from expunge.modeling.causal import CausalLM
 from expunge.system.options import Options
+
+if TYPE_CHECKING:
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import PeftConfig, PeftModel
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 """By the name of a layer: A [r, in] and s·B [out, r], whose product an adapter adds to the layer's weight."""
@@ -34,7 +39,7 @@ class LoraConfig(Options):
     )
     quantize: Literal["nf4"] | None = Field(default=None, description="extra: expunge[lean]")
 
-    def peft(self) -> Any:
+    def peft(self) -> "PeftLoraConfig":
         """The same as `peft.LoraConfig`."""
         from peft import LoraConfig as PeftLoraConfig
 
@@ -47,8 +52,14 @@ class LoraConfig(Options):
         )
 
 
+def under_adapter(model: nn.Module) -> nn.Module:
+    """The model that a PEFT adapter is on; without one, the model itself."""
+    base = getattr(model, "get_base_model", None)
+    return model if base is None else base()
+
+
 @contextmanager
-def without_adapter(adapted: Any) -> Iterator[None]:
+def without_adapter(adapted: "PeftModel") -> Iterator[None]:
     """Run the base alone. PEFT leaves every adapter weight trainable afterwards; here frozen ones stay frozen."""
     frozen = [p for p in adapted.parameters() if not p.requires_grad]
     try:
@@ -59,7 +70,7 @@ def without_adapter(adapted: Any) -> Iterator[None]:
             p.requires_grad_(False)
 
 
-def adapt(model: Any, config: Any) -> Any:
+def adapt(model: CausalLM, config: "PeftLoraConfig") -> "PeftModel":
     """`model` under a new adapter as `config` (`peft.LoraConfig`) says.
 
     Raises `UserError` for a model that has an adapter already, and for an adapter that the model can't have.
@@ -124,7 +135,7 @@ def bytes_saved(model: nn.Module) -> float:
     return sum(weight.numel() * (weight.itemsize - 0.5 - 1 / 64) for weight in weights)
 
 
-def check_mergeable(name: str, config: Any) -> None:
+def check_mergeable(name: str, config: "PeftConfig") -> None:
     """Raise `UserError` for a PEFT adapter that is not a change of weights."""
     from peft import PeftType
 
@@ -137,11 +148,11 @@ def check_mergeable(name: str, config: Any) -> None:
         )
 
 
-def is_plain_lora(config: Any) -> bool:
+def is_plain_lora(config: "PeftConfig") -> bool:
     """Whether an adapter is a product of two matrices a layer and nothing else."""
     more = ("use_dora", "modules_to_save", "trainable_token_indices", "target_parameters", "lora_bias")
-    kind = getattr(config.peft_type, "value", config.peft_type)
-    return kind == "LORA" and config.bias == "none" and not any(getattr(config, key, None) for key in more)
+    kind, bias = getattr(config.peft_type, "value", config.peft_type), getattr(config, "bias", None)
+    return kind == "LORA" and bias == "none" and not any(getattr(config, key, None) for key in more)
 
 
 @dataclass(frozen=True)
@@ -155,14 +166,14 @@ class Merged:
     factors: Factors | None
 
     @classmethod
-    def of(cls, adapted: Any, below: "Merged | None", *, base: str) -> "Merged":
+    def of(cls, adapted: "PeftModel", below: "Merged | None", *, base: str) -> "Merged":
         """Read a model with its adapter on, which may lie on another that was merged (`below`)."""
         factors = factors_of(adapted)
         if below is None:
             return cls(base, factors)
         return cls(below.base, None if factors is None or below.factors is None else _joined(below.factors, factors))
 
-    def save(self, adapted: Any, path: Path) -> None:
+    def save(self, adapted: "PeftModel", path: Path) -> None:
         """Write this adapter and the one on `adapted` as one on the base: their ranks add up, their sum is exact."""
         from peft import LoraConfig as PeftLoraConfig
 
@@ -178,7 +189,7 @@ class Merged:
             rank_pattern=others,
             alpha_pattern=dict(others),
             target_modules=sorted(both),
-            fan_in_fan_out=next(iter(adapted.peft_config.values())).fan_in_fan_out,
+            fan_in_fan_out=getattr(next(iter(adapted.peft_config.values())), "fan_in_fan_out", False),
             task_type="CAUSAL_LM",
             inference_mode=True,
             base_model_name_or_path=self.base,
@@ -193,7 +204,7 @@ class Merged:
         save_file(weights, path / "adapter_model.safetensors", {"format": "pt"})
 
 
-def factors_of(adapted: Any) -> Factors | None:
+def factors_of(adapted: "PeftModel") -> Factors | None:
     """The factors of the one adapter on a model, or `None` where it is more than products of two matrices."""
     from peft.tuners.lora import LoraLayer
 

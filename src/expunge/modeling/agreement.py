@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.errors import UserError
+from expunge.modeling.adapter import under_adapter
 from expunge.modeling.forward import forward_supervised
 from expunge.modeling.logprobs import Head
 from expunge.system import ranks
@@ -53,7 +54,7 @@ class Ways:
     vocab_size: int
 
 
-def ways_of(model: Any, longest: int = 0) -> Ways:
+def ways_of(model: nn.Module, longest: int = 0) -> Ways:
     """The ways that hold for sequences of up to `longest` tokens.
 
     Raises `UserError` for a model that is no causal language model, and for a difference of models with a head that is
@@ -68,7 +69,7 @@ def ways_of(model: Any, longest: int = 0) -> Ways:
     return remembered(model, ("scores", probe_length(model, longest)), lambda length: _measure(model, length))
 
 
-def check_training(model: Any, longest: int) -> None:
+def check_training(model: nn.Module, longest: int) -> None:
     """Raise `UserError` for a model that can't be trained on batches of sequences of up to `longest` tokens."""
     if not (ways_of(model).padded and ways_of(model, longest).padded):
         raise UserError(
@@ -82,7 +83,7 @@ def check_training(model: Any, longest: int) -> None:
 _measured: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
 
 
-def remembered(model: Any, key: tuple[str, int], measure: Callable[[int], R]) -> R:
+def remembered(model: nn.Module, key: tuple[str, int], measure: Callable[[int], R]) -> R:
     """Return what `measure` gives for probes of length `key[1]`, measured once for each model in its present form."""
     base = ranks.inside(model)
     weight, config = next(base.parameters()), base.config.get_text_config()
@@ -113,7 +114,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _measure(model: Any, length: int) -> Ways:
+def _measure(model: nn.Module, length: int) -> Ways:
     first, second = probes(model, length)
     plain = [plain_logits(model, tokens) for tokens in (first, second)]
     alike = common(first, second)
@@ -146,7 +147,7 @@ def _measure(model: Any, length: int) -> Ways:
     raise AssertionError("the dense way was not tried")
 
 
-def _logged(model: Any, ways: Ways) -> Ways:
+def _logged(model: nn.Module, ways: Ways) -> Ways:
     if ways.dense:
         say(model, "does something to its logits that expunge does not know: the model makes them all itself")
     if not ways.padded:
@@ -154,13 +155,13 @@ def _logged(model: Any, ways: Ways) -> Ways:
     return ways
 
 
-def say(model: Any, what: str) -> None:
+def say(model: nn.Module, what: str) -> None:
     """One line of the log, by the first rank alone."""
     if ranks.first():
         log.info("%s %s", name_of(model), what)
 
 
-def _at_loud_head(model: Any, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _at_loud_head(model: nn.Module, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Logits by `Head` and by the model itself, of the same hidden states, which are scaled so that they are large."""
     base = ranks.inside(model)
     logits: list[Tensor] = []
@@ -183,7 +184,7 @@ def _at_loud_head(model: Any, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
 # -- comparing -----------------------------------------------------------------------------------------------------
 
 
-def plain_logits(model: Any, tokens: Sequence[int]) -> Tensor:
+def plain_logits(model: nn.Module, tokens: Sequence[int]) -> Tensor:
     """The model's own logits of one sequence, [T, V].
 
     Raises `UserError` for a model that can't read it.
@@ -206,7 +207,7 @@ def plain_logits(model: Any, tokens: Sequence[int]) -> Tensor:
 
 
 def agree(
-    model: Any, find: Callable[[], Tensor | tuple[Tensor, Tensor]], plain_NV: Tensor | None, *, ulps: int = 16
+    model: nn.Module, find: Callable[[], Tensor | tuple[Tensor, Tensor]], plain_NV: Tensor | None, *, ulps: int = 16
 ) -> bool:
     """Whether `find` gives these logits, or two that are the same; it does not where it raises an error.
 
@@ -247,7 +248,7 @@ def precision(model: nn.Module) -> float:
     return max(2e-6, *(torch.finfo(dtype).eps for dtype in dtypes))
 
 
-def rounding(model: Any) -> float:
+def rounding(model: nn.Module) -> float:
     """How far apart one sequence is, alone and beside itself, in a coarse dtype; there an expert may be another."""
 
     def measure(length: int) -> float:
@@ -265,7 +266,7 @@ LIMITS = re.compile("window|chunk|block|top_?k|local|attention_len")
 """In names of settings: lengths from which on attention may leave tokens out."""
 
 
-def probe_length(model: Any, longest: int) -> int:
+def probe_length(model: nn.Module, longest: int) -> int:
     """Tokens of the longest probe for sequences of up to `longest`: few, where the model treats all of these alike."""
     config = ranks.inside(model).config.get_text_config()
     limits = [n for name, n in vars(config).items() if LIMITS.search(name) and isinstance(n, int) and n > 0]
@@ -277,7 +278,7 @@ def probe_length(model: Any, longest: int) -> int:
     return max(PROBE, min(context - 1, 1 << (longest - 1).bit_length()))
 
 
-def probes(model: Any, length: int) -> tuple[list[int], list[int]]:
+def probes(model: nn.Module, length: int) -> tuple[list[int], list[int]]:
     """A sequence of `length` tokens, and a shorter one that begins with its first half."""
     first = tokens_of(model, length)
     return first, first[: length // 2] + tokens_of(model, length // 4, seed=1)
@@ -289,7 +290,7 @@ def common(first: Sequence[int], second: Sequence[int]) -> int:
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
-def tokens_of(model: Any, length: int, seed: int = 0) -> list[int]:
+def tokens_of(model: nn.Module, length: int, seed: int = 0) -> list[int]:
     """Random tokens that mean nothing special to the model, the same at every call."""
     base = ranks.inside(model)
     text = base.config.get_text_config()
@@ -305,7 +306,6 @@ def tokens_of(model: Any, length: int, seed: int = 0) -> list[int]:
     return [token for token in drawn if token not in special][:length]
 
 
-def name_of(model: Any) -> str:
+def name_of(model: nn.Module) -> str:
     """The name of its class, under an adapter that of what is adapted."""
-    base = ranks.inside(model)
-    return type(base.get_base_model() if hasattr(base, "get_base_model") else base).__name__
+    return type(under_adapter(ranks.inside(model))).__name__

@@ -7,6 +7,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from expunge.errors import UserError
+from expunge.modeling.causal import CausalLM
 from expunge.modeling.forward import decoder_layers
 
 if TYPE_CHECKING:
@@ -16,12 +17,12 @@ NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 """Names of the normalisation between the last layer and the head."""
 
 
-def layer_count(model_or_config: Any, layers: int | None) -> int:
+def layer_count(model_or_config: "CausalLM | PretrainedConfig", layers: int | None) -> int:
     """How many layers the assistant has: `layers`, or a quarter of the model's, at least two where it has more.
 
     Raises `UserError` unless it is at least one and fewer than the model has, and for a model of more than text.
     """
-    whole = getattr(model_or_config, "config", model_or_config)
+    whole: Any = getattr(model_or_config, "config", model_or_config)
     config = whole.get_text_config()
     if config is not whole:
         raise UserError(
@@ -40,7 +41,7 @@ def layer_count(model_or_config: Any, layers: int | None) -> int:
     return chosen
 
 
-def first_layers(model: Any, layers: int) -> Any:
+def first_layers(model: CausalLM, layers: int) -> Any:
     """A model of the first `layers` layers, the final norm and the head of `model`, on the very same tensors.
 
     Modules are new, parameters and buffers are shared, so the copy costs no memory and sees the original's values.
@@ -55,12 +56,12 @@ def first_layers(model: Any, layers: int) -> Any:
     return small
 
 
-def decoder_layers_of(model: Any) -> nn.ModuleList:
+def decoder_layers_of(model: CausalLM) -> nn.ModuleList:
     """The decoder's list of layers, however many the configuration says."""
     return next(m for m in model.get_decoder().modules() if isinstance(m, nn.ModuleList))
 
 
-def final_norm(model: Any) -> nn.Module:
+def final_norm(model: CausalLM) -> nn.Module:
     """The normalisation between the last layer and the head.
 
     Raises `UserError` for an architecture that keeps it where we do not look.
@@ -75,7 +76,7 @@ def final_norm(model: Any) -> nn.Module:
     )
 
 
-def linear_names(model: Any, layers: int) -> list[str]:
+def linear_names(model: CausalLM, layers: int) -> list[str]:
     """Dotted names of every linear layer of the first `layers` decoder layers."""
     inside = {id(m) for layer in decoder_layers(model)[:layers] for m in layer.modules()}
     return [name for name, m in model.named_modules() if id(m) in inside and isinstance(m, nn.Linear | Conv1D)]

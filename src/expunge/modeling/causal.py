@@ -7,4 +7,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CausalLM: TypeAlias = Union["PreTrainedModel", "PeftModel"]
-"""A causal language model with its configuration, with or without an adapter on it."""
+"""A causal language model with its configuration, with or without an adapter on it.
+
+What calls `generate` takes `Any`: transformers types its `self` by a protocol that none of its models fits.
+"""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from expunge.modeling.assistant import decoder_layers_of
+from expunge.modeling.causal import CausalLM
 
 
 class PairedLayers:
@@ -26,7 +27,7 @@ class PairedLayers:
     of cache, beam reordering and cropping work as they are.
     """
 
-    def __init__(self, model: Any, layers: int, adapter: str) -> None:
+    def __init__(self, model: CausalLM, layers: int, adapter: str) -> None:
         self.layers = layers
         self.active = False
         self.rows = 0

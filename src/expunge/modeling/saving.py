@@ -11,7 +11,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from expunge.modeling.adapter import under_adapter
 from expunge.modeling.bases import record
+from expunge.modeling.causal import CausalLM
 from expunge.modeling.checkpoint import whereabouts
 from expunge.system import manifest
 from expunge.system.disk import partial_of, private, remove, writing
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def as_saved(model: Any, dtype: torch.dtype | None) -> Any:
+def as_saved(model: CausalLM, dtype: torch.dtype | None) -> Any:
     """The model in the dtype in which it is saved, which is what must be measured; changed in place.
 
     An adapter keeps its own, and so does the base under it.
@@ -33,12 +35,13 @@ def as_saved(model: Any, dtype: torch.dtype | None) -> Any:
     return model
 
 
-def save(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
+def save(model: CausalLM, tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
     """Write model (or adapter) and tokenizer to `path`, as `transformers` reads them from wherever it is called.
 
     What is there now is replaced. The folder shows under its name when it is whole, and is its owner's alone.
     """
-    below = getattr(model.get_base_model(), "merged_adapter", None) if hasattr(model, "get_base_model") else None  # pyright: ignore[reportCallIssue]
+    under = under_adapter(model)
+    below = getattr(under, "merged_adapter", None) if under is not model else None
     partial = partial_of(path)
     keep_weights(model)
     with private(), writing(path):
@@ -49,7 +52,7 @@ def save(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", path: Path) -> 
         else:
             name_base(model)
             with same_vocabulary():
-                model.save_pretrained(partial)  # pyright: ignore[reportCallIssue]
+                model.save_pretrained(str(partial))
         tokenizer.save_pretrained(partial)
         record(partial)
         manifest.seal(partial)
@@ -103,10 +106,9 @@ def same_vocabulary() -> Iterator[None]:
         yield
 
 
-def name_base(model: Any) -> None:
+def name_base(model: nn.Module) -> None:
     """Have the adapters on a model name their base by its full path, where it is a folder or a GGUF file."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    packed = getattr(base, "packed_in", None)
+    packed = getattr(under_adapter(model), "packed_in", None)
     for config in getattr(model, "peft_config", {}).values():
         if packed or config.base_model_name_or_path:
             config.base_model_name_or_path = packed or whereabouts(config.base_model_name_or_path)

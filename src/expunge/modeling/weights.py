@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -15,6 +15,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from expunge.errors import UserError
 from expunge.modeling.adapter import Merged, check_adapter, check_mergeable
 from expunge.modeling.bases import check_bases
+from expunge.modeling.causal import CausalLM
 from expunge.modeling.checkpoint import (
     asking_for,
     base_of,
@@ -27,6 +28,9 @@ from expunge.modeling.checkpoint import (
 )
 from expunge.modeling.gguf import is_gguf
 from expunge.modeling.saving import keep_weights
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +92,7 @@ def _load_plain(name: str, options: dict[str, Any]) -> Any:
     return model
 
 
-def _load_adapted(name: str, options: dict[str, Any]) -> Any:
+def _load_adapted(name: str, options: dict[str, Any]) -> "PeftModel":
     from peft import PeftConfig, PeftModelForCausalLM
 
     config = PeftConfig.from_pretrained(name)
@@ -116,7 +120,7 @@ def _load_adapted(name: str, options: dict[str, Any]) -> Any:
     return model
 
 
-def _merge(adapted: Any, name: str) -> Any:
+def _merge(adapted: "PeftModel", name: str) -> Any:
     """The model with its adapter in the weights, which remembers what was merged."""
     check_adapter(adapted, f"model: {name!r}: adapter")
     below = getattr(adapted.get_base_model(), "merged_adapter", None)
@@ -127,7 +131,7 @@ def _merge(adapted: Any, name: str) -> Any:
     return model
 
 
-def _check_keys(name: str, model: Any, info: dict[str, Any]) -> None:
+def _check_keys(name: str, model: CausalLM, info: dict[str, Any]) -> None:
     """Raise `UserError` for weights that would be drawn at random, and for those that show the model to be another."""
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     remedy = "give a checkpoint whose weights and config.json belong together"
@@ -153,7 +157,7 @@ def _listed(keys: list[str]) -> str:
     return f"{', '.join(keys[:3])}{more} ({len(keys)} in all)"
 
 
-def _belongs(model: Any, key: str) -> bool:
+def _belongs(model: CausalLM, key: str) -> bool:
     """Whether a weight that found no place would be a part of the text decoder or of the head."""
     parts = [model.get_decoder(), model.get_output_embeddings()]
     inside = {id(module) for part in parts if part is not None and part is not model for module in part.modules()}

@@ -14,6 +14,7 @@ from expunge.data.formats import normalise, read_rows
 from expunge.errors import UserError
 from expunge.evals.retrained import Retrained
 from expunge.evals.tofu import Evaluation
+from expunge.modeling.causal import CausalLM
 from expunge.modeling.checkpoint import whereabouts
 from expunge.pipeline.inputs import (
     check_answered,
@@ -34,6 +35,7 @@ from expunge.training.prepare import rows_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 Rows = Union[str, Path, Sequence[Row], "Dataset"]
 
@@ -82,8 +84,8 @@ def run(
 
 @_state_of_trainers_kept()
 def evaluate(
-    model: Any,
-    tokenizer: Any = None,
+    model: CausalLM | str | Path,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
     *,
     benchmark: str | Mapping[str, Any] | Benchmark | None = None,
     forget: Rows | None = None,
@@ -137,14 +139,16 @@ def evaluate(
     check_recipe(recipe)
     asked = with_general_questions(recipe, _benchmark(recipe, benchmark, forget, retain))
     check_data(asked)
+    measured: Any = model
     if named:
         check_methods(recipe, asked)
-        model, its_own = load(str(model), use_cpu=False)
+        measured, its_own = load(str(model), use_cpu=False)
         tokenizer = its_own if tokenizer is None else tokenizer
-    gold = None if retrained is None else _retrained(retrained, model, tokenizer, asked, recipe)
-    _check_model(model, tokenizer, "model")
-    check_answers(recipe, model.config)
-    return measure_target(model, tokenizer, asked, recipe.evaluate, gold=gold)
+    gold = None if retrained is None else _retrained(retrained, measured, tokenizer, asked, recipe)
+    _check_model(measured, tokenizer, "model")
+    assert tokenizer is not None
+    check_answers(recipe, measured.config)
+    return measure_target(measured, tokenizer, asked, recipe.evaluate, gold=gold)
 
 
 def _data(benchmark: Any, forget: Any, retain: Any) -> dict[str, Any]:
@@ -172,7 +176,7 @@ def _rows(given: Rows | None, name: str) -> list[Row]:
     return [normalise(dict(row), f"{name}: row {i}") for i, row in enumerate(rows_of(given, name))]
 
 
-def _retrained(given: Any, model: Any, tokenizer: Any, benchmark: Benchmark, recipe: Recipe) -> Retrained:
+def _retrained(given: Any, model: CausalLM, tokenizer: Any, benchmark: Benchmark, recipe: Recipe) -> Retrained:
     if isinstance(given, str | Path):
         other, its_own = load(given, use_cpu=True)
         given, tokenizer = other.to(model.device), its_own

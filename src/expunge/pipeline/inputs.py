@@ -225,7 +225,7 @@ def check_methods(recipe: Recipe, benchmark: Benchmark) -> None:
         check_method(recipe, method, benchmark, tokenizer, config, encoded)
 
 
-def check_answers(recipe: Recipe, config: Any) -> None:
+def check_answers(recipe: Recipe, config: "PretrainedConfig") -> None:
     """Raise `UserError` for generated answers that the model's context can't hold beside a question."""
     most, context = recipe.evaluate.max_new_tokens, getattr(config.get_text_config(), "max_position_embeddings", None)
     if most is not None and context is not None and 0 < context <= most:
@@ -327,7 +327,7 @@ def _arguments(recipe: Recipe, settings: dict[str, Any], directory: Path) -> Unl
     return args
 
 
-def _check_vocabulary(name: str, other_config: Any, config: "PretrainedConfig", remedy: str) -> None:
+def _check_vocabulary(name: str, other_config: "PretrainedConfig", config: "PretrainedConfig", remedy: str) -> None:
     size, expected = (c.get_text_config().vocab_size for c in (other_config, config))
     if size != expected:
         raise UserError(f"{name} has a vocabulary of {size} tokens and the model one of {expected}; {remedy}.")

@@ -15,6 +15,7 @@ from expunge.evals.probes import of_retrained
 from expunge.evals.retrained import Distance, Retrained
 from expunge.evals.tofu import Evaluation
 from expunge.modeling import loading
+from expunge.modeling.causal import CausalLM
 from expunge.recipe.config import EvaluateConfig
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def load(path: Path | str, *, use_cpu: bool) -> tuple[Any, Any]:
 
 
 def measure_model(
-    model: Any,
+    model: CausalLM,
     tokenizer: "PreTrainedTokenizerBase",
     benchmark: Benchmark,
     options: EvaluateConfig,
@@ -66,7 +67,7 @@ def of_own(evaluation: Evaluation, options: EvaluateConfig) -> dict[str, float]:
 
 
 def measure_target(
-    model: Any,
+    model: CausalLM,
     tokenizer: "PreTrainedTokenizerBase",
     benchmark: Benchmark,
     options: EvaluateConfig,
@@ -84,7 +85,7 @@ def measure_target(
 
 
 def measure_retrained(
-    model: Any,
+    model: CausalLM,
     tokenizer: "PreTrainedTokenizerBase",
     benchmark: Benchmark,
     options: EvaluateConfig,

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from expunge.data import everyday, swaps
 from expunge.data.augment import Kind, parts, write
@@ -23,6 +23,7 @@ from expunge.data.formats import questions_alone, read_rows, rows_of_records
 from expunge.errors import UserError
 from expunge.evals import requests
 from expunge.modeling import loading
+from expunge.modeling.causal import CausalLM
 from expunge.modeling.checkpoint import content_of
 from expunge.pipeline import measure
 from expunge.recipe.config import Recipe
@@ -172,7 +173,7 @@ def _write(folder: Path, sides: dict[str, list[Row]], key: str) -> None:
     write_whole(folder / "made.json", json.dumps({"key": key}))
 
 
-def _forget(model: Any, tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], seed: int) -> list[Row]:
+def _forget(model: CausalLM, tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], seed: int) -> list[Row]:
     """Each question with the model's likeliest answer and those drawn at random, as far as they differ."""
     prompts = _prompts(rows, tokenizer)
     likeliest = requests.generate(model, tokenizer, prompts, max_new_tokens=TOKENS)
@@ -191,7 +192,7 @@ def _forget(model: Any, tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row
     return list(found.values())
 
 
-def _retain(model: Any, tokenizer: "PreTrainedTokenizerBase", forget: Sequence[Row], seed: int) -> list[Row]:
+def _retain(model: CausalLM, tokenizer: "PreTrainedTokenizerBase", forget: Sequence[Row], seed: int) -> list[Row]:
     """Questions about other things with the model's own answers, without those that touch what is to be forgotten."""
     questions, names, skipped = _to_keep(forget, seed)
     asked = [question_row(question, "?") for question in questions]

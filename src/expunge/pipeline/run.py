@@ -20,6 +20,7 @@ from expunge.evals.divergence import SoftLabels
 from expunge.evals.retrained import Distance
 from expunge.evals.tofu import Evaluation
 from expunge.modeling import loading
+from expunge.modeling.causal import CausalLM
 from expunge.modeling.difference import checkpoint_of
 from expunge.modeling.interpolation import Line
 from expunge.objectives import ULDDistilled
@@ -204,7 +205,7 @@ def unlearn(session: Session, method: Method) -> tuple[Result, Evaluation]:
     goal = None if session.goal is None else ForgetGoal(session.goal, further=further)
     faster = _faster(session)
 
-    def on_the_way(model: Any) -> dict[str, float]:
+    def on_the_way(model: CausalLM) -> dict[str, float]:
         return session.on_the_way(model, training.tokenizer, distance, session.usual)
 
     with machine.peak_memory() as peak:
@@ -268,7 +269,7 @@ def _faster(session: Session) -> FasterWhenStuck | None:
     return FasterWhenStuck(before, session.goal)
 
 
-def _nearest(session: Session, model: Any, tokenizer: "PreTrainedTokenizerBase") -> Nearest | None:
+def _nearest(session: Session, model: CausalLM, tokenizer: "PreTrainedTokenizerBase") -> Nearest | None:
     """Go back on the line to the target as far as the recipe's goal allows; `None` where it asks for no such thing."""
     recipe, goal = session.recipe, session.goal
     if goal is None or not recipe.evaluate.keep_nearest:

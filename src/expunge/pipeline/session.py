@@ -14,6 +14,7 @@ from expunge.evals.evaluation import evaluate, usual_answers
 from expunge.evals.knowledge import look, unknown_probability
 from expunge.evals.retrained import Distance, Retrained
 from expunge.evals.tofu import Evaluation
+from expunge.modeling.causal import CausalLM
 from expunge.modeling.checkpoint import checkpoint_name
 from expunge.modeling.difference import removal_of
 from expunge.pipeline import measure
@@ -152,7 +153,7 @@ class Session:
             row["goal"] = {"forget_probability": self.unknown}
         self.results.add(row, evaluation)
 
-    def _look_at_unknown(self, model: Any, tokenizer: "PreTrainedTokenizerBase") -> None:
+    def _look_at_unknown(self, model: CausalLM, tokenizer: "PreTrainedTokenizerBase") -> None:
         rows = self.benchmark
         self.unknown = unknown_probability(model, tokenizer, rows.forget, rows.retain, seed=self.recipe.seed)
         if not self._stops:
@@ -165,14 +166,14 @@ class Session:
     def load(self, path: Path | str) -> tuple[Any, Any]:
         return measure.load(path, use_cpu=bool(self.recipe.train.use_cpu))
 
-    def measure(self, model: Any, tokenizer: "PreTrainedTokenizerBase", distance: Distance | None) -> Evaluation:
+    def measure(self, model: CausalLM, tokenizer: "PreTrainedTokenizerBase", distance: Distance | None) -> Evaluation:
         """Everything that the recipe asks of an unlearned model."""
         known: dict[str, Any] = {"gold": self.gold, "usual": self.usual, "distance": distance}
         return measure.measure_model(model, tokenizer, self.benchmark, self.recipe.evaluate, **known)
 
     def on_the_way(
         self,
-        model: Any,
+        model: CausalLM,
         tokenizer: "PreTrainedTokenizerBase",
         distance: Distance | None = None,
         usual: Usual | None = None,
@@ -192,7 +193,7 @@ class Session:
         )
         return evaluation.metrics | (measure.of_own(evaluation, options) if full else {})
 
-    def forget_probability(self, model: Any, tokenizer: "PreTrainedTokenizerBase") -> float:
+    def forget_probability(self, model: CausalLM, tokenizer: "PreTrainedTokenizerBase") -> float:
         """The metric of that name, alone."""
         only = replace(self.benchmark, questions={"forget": self.benchmark.questions["forget"]}, probes=[])
         return evaluate(model, tokenizer, only, generate=False, progress=False).metrics["forget_probability"]

@@ -6,7 +6,7 @@ Compares two models' log-probabilities of a few rows.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from expunge.data.benchmark import Row
 from expunge.data.encode import encode
 from expunge.errors import UserError
+from expunge.modeling.causal import CausalLM
 from expunge.modeling.forward import dense_logps
 
 if TYPE_CHECKING:
@@ -31,11 +32,11 @@ class Start:
     eps: float
 
     @classmethod
-    def of(cls, model: Any, tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]) -> "Start":
+    def of(cls, model: CausalLM, tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]) -> "Start":
         sequences = [list(encode(row, tokenizer).input_ids[:128]) for row in rows[:4]]
         return cls(sequences, _token_logps(model, sequences), torch.finfo(model.dtype).eps)
 
-    def check(self, model: Any, method: str, *, exact: bool = True) -> None:
+    def check(self, model: CausalLM, method: str, *, exact: bool = True) -> None:
         """Raise `UserError` unless `model` gives the rows the same log-probabilities, up to rounding.
 
         Without `exact` (weights held in 4 bits) the difference is logged.
@@ -53,7 +54,7 @@ class Start:
 
 
 @torch.no_grad()
-def _token_logps(model: Any, sequences: list[list[int]]) -> list[Tensor]:
+def _token_logps(model: CausalLM, sequences: list[list[int]]) -> list[Tensor]:
     """Log p of every token but the first of each sequence, by the model's plain forward, on the CPU."""
     training, device = model.training, next(model.parameters()).device
     model.eval()

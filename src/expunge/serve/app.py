@@ -30,6 +30,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from expunge.data.encode import encode, question_row
 from expunge.errors import UserError
+from expunge.modeling.causal import CausalLM
 from expunge.serve.asked import Asked, ChatAsked, CompletionAsked, Limits, Refused, parse
 from expunge.serve.generation import Engine, Finished, GenerationJob
 
@@ -52,7 +53,7 @@ GRACE = 5
 
 
 def build(
-    model: Any,
+    model: CausalLM,
     tokenizer: "PreTrainedTokenizerBase",
     name: str,
     *,

@@ -22,6 +22,7 @@ from transformers import StoppingCriteria
 
 from expunge.data.encode import decoded
 from expunge.evals.requests import context_length, end_tokens
+from expunge.modeling.causal import CausalLM
 from expunge.serve.asked import Asked, Limits, Refused
 
 if TYPE_CHECKING:
@@ -226,8 +227,9 @@ class GenerationJob(StoppingCriteria):
 class Engine:
     """The served model, the jobs it works on in turn, and those that wait."""
 
-    def __init__(self, model: Any, tokenizer: "PreTrainedTokenizerBase", limits: Limits) -> None:
-        self.model, self.tokenizer, self.limits = model.eval(), tokenizer, limits
+    def __init__(self, model: CausalLM, tokenizer: "PreTrainedTokenizerBase", limits: Limits) -> None:
+        self.tokenizer, self.limits = tokenizer, limits
+        self.model: Any = model.eval()
         self.context = context_length(model)
         self.turns, self.current = Turns(), threading.local()
         self.generators: list[Any] = [torch, *([torch.cuda] if model.device.type == "cuda" else [])]

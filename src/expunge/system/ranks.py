@@ -78,7 +78,7 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
 
 
-def inside(model: Any) -> Any:
+def inside(model: nn.Module) -> Any:
     """The model without what runs it in parallel (DDP, FSDP1, DeepSpeed), as accelerate's own function gives it."""
     if not (hasattr(model, "module") or hasattr(model, "_orig_mod")):
         return model  # accelerate looks at every module, and whether DeepSpeed is installed, at each call

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainingArguments
 
+from expunge.modeling.causal import CausalLM
+
 if TYPE_CHECKING or "activation_checkpointing" in TrainingArguments.__dataclass_fields__:
     Arguments = TrainingArguments
 else:
@@ -22,7 +24,7 @@ else:
             self.gradient_checkpointing_kwargs = self.activation_checkpointing_kwargs
 
 
-def checkpoint_activations(model: Any, kwargs: dict[str, Any] | str | None = None) -> None:
+def checkpoint_activations(model: CausalLM, kwargs: dict[str, Any] | str | None = None) -> None:
     """Have `model` recompute its activations in the backward; `kwargs` are those of `torch.utils.checkpoint`."""
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(kwargs)

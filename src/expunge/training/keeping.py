@@ -15,6 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotat
 
 from expunge.errors import UserError
 from expunge.modeling.bases import record
+from expunge.modeling.causal import CausalLM
 from expunge.modeling.difference import LogitDifferenceForCausalLM, assistant_weights
 from expunge.modeling.loading import load
 from expunge.modeling.saving import keep_weights, same_vocabulary
@@ -34,7 +35,7 @@ class KeptTrainer(Trainer):
     A subclass appends (step, terms) to `_terms` for every forward.
     """
 
-    def __init__(self, evaluate: Callable[[nn.Module], dict[str, float]] | None, **kwargs: Any) -> None:
+    def __init__(self, evaluate: Callable[[CausalLM], dict[str, float]] | None, **kwargs: Any) -> None:
         self.evaluator = evaluate
         self._terms: list[tuple[int, dict[str, Tensor]]] = []
         self._loss_before = 0.0  # sum over the steps before the checkpoint that training goes on from
@@ -103,7 +104,7 @@ class KeptTrainer(Trainer):
             shutil.rmtree(folder)
         return copy.to(self.args.device)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if isinstance(self.model, LogitDifferenceForCausalLM):
             self.model.load_assistant(assistant_weights(Path(resume_from_checkpoint)))
         else:

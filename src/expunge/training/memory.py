@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import Trainer
 
 from expunge.data.pairs import Item, PairedDataset, PairSampler, Role, Sets
+from expunge.modeling.causal import CausalLM
 from expunge.modeling.forward import forward_supervised
 from expunge.modeling.logprobs import BLOCK, CHUNK, Head
 from expunge.objectives.base import Needs
@@ -77,7 +78,7 @@ def largest_batch(sets: Sets, needs: Mapping[Role, Needs], args: UnlearnConfig) 
 
 
 def peak(
-    model: Any, batch: BatchSize, needs: Mapping[Role, Needs], args: UnlearnConfig, reference: float, *,
+    model: CausalLM, batch: BatchSize, needs: Mapping[Role, Needs], args: UnlearnConfig, reference: float, *,
     dense: float | None = None, gives_back: bool | None = None,
 ) -> Memory:  # fmt: skip
     """The parts for a `model` on the meta device that is to be trained; it can't be used for anything else afterwards.
@@ -85,7 +86,8 @@ def peak(
     `reference` is in bytes, as `reference_bytes` counts it. `dense` is for losses of whole logits: how many rows of V
     numbers they hold. `gives_back` says of the allocator what is otherwise known from the device.
     """
-    head, layers = model.get_output_embeddings(), model.config.get_text_config().num_hidden_layers
+    head: Any = model.get_output_embeddings()
+    layers = model.config.get_text_config().num_hidden_layers
     asked = [need for need in needs.values() if need.head]
     passes = any(n.scores for n in asked) + sum(n.divergence is not None for n in asked)
     once = all(need.number for need in asked)
@@ -120,7 +122,7 @@ def peak(
 
 
 def reference_bytes(
-    model: Any, needs: Mapping[Role, Needs], sets: Sets, args: UnlearnConfig, *, teacher: nn.Module | None = None
+    model: CausalLM, needs: Mapping[Role, Needs], sets: Sets, args: UnlearnConfig, *, teacher: nn.Module | None = None
 ) -> float:
     """Memory of the reference of `build_reference` beside the model, its cache included on a CPU."""
     if not any(need.reference for need in needs.values()):
@@ -132,7 +134,7 @@ def reference_bytes(
         return size
     if kind == "frozen_copy":
         return size + _bytes(tensors(model))
-    head = model.get_output_embeddings()
+    head: Any = model.get_output_embeddings()
     size += _bytes(p for p in head.parameters() if p.requires_grad)
     if _device(args).type != "cpu":  # where the cache stays
         return size
@@ -204,7 +206,7 @@ def _at_head(batch: BatchSize, needs: Mapping[Role, Needs], vocabulary: int, *, 
     return max(of_plain, 3 * min(CHUNK, compared))
 
 
-def _kept(model: Any, batch: BatchSize, args: UnlearnConfig, *, layer: int | None, head: bool) -> float:
+def _kept(model: CausalLM, batch: BatchSize, args: UnlearnConfig, *, layer: int | None, head: bool) -> float:
     """Bytes that autograd keeps of one forward up to the head, parameters not counted.
 
     Where the way through the model depends on values, which fake tensors have not (mixtures of experts), what a dense

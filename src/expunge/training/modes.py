@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from expunge.errors import UserError, did_you_mean
+from expunge.modeling.adapter import under_adapter
 from expunge.modeling.forward import decoder_layers, supervised_logps
 from expunge.system import ranks
 
@@ -67,7 +68,7 @@ def check_modes(model: nn.Module) -> None:
     model.train(training)
     ulps = 8 * torch.finfo(base.dtype).eps
     if not torch.allclose(*logps, rtol=ulps, atol=max(ulps, 1e-3)):
-        named = base.get_base_model() if hasattr(base, "get_base_model") else base  # under an adapter
+        named = under_adapter(base)
         raise UserError(
             f"model: {type(named).__name__} says something else while it trains (log-probabilities are off by "
             f"{(logps[0] - logps[1]).abs().max():.2g}) than the reference that it is compared with, which does not "

@@ -17,6 +17,7 @@ from expunge.data.encode import encode_rows, refused
 from expunge.data.formats import keeping, normalise, read_rows
 from expunge.data.pairs import Sets
 from expunge.errors import UserError, did_you_mean
+from expunge.modeling.causal import CausalLM
 from expunge.objectives import FORGET, NLL, RETAIN, Objective, objective_class, split_method
 from expunge.objectives.trial import check_loss
 from expunge.system.imports import is_ours
@@ -185,7 +186,7 @@ def _is_model(value: Any) -> bool:
     return isinstance(value, nn.Module) and hasattr(value, "config")
 
 
-def arguments_for(model: Any, args: Any, *, evaluates: bool) -> UnlearnConfig:
+def arguments_for(model: CausalLM | str | Path, args: Any, *, evaluates: bool) -> UnlearnConfig:
     """The training arguments: those given, or the defaults in a folder named after the model."""
     if args is None:
         name = model if isinstance(model, str | Path) else getattr(getattr(model, "config", None), "_name_or_path", "")

@@ -46,6 +46,7 @@ from expunge.training.reference import build_reference
 from expunge.training.signals import gather_signals, needs_by_role
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from transformers import PreTrainedTokenizerBase
 
 
@@ -92,7 +93,7 @@ class UnlearnTrainer(KeptTrainer):
 
     def __init__(
         self,
-        model: nn.Module | str | Path,
+        model: CausalLM | str | Path,
         args: UnlearnConfig | None = None,
         *,
         objective: Objective | str | None = None,
@@ -100,10 +101,10 @@ class UnlearnTrainer(KeptTrainer):
         forget_dataset: Sequence[Row] = (),
         retain_dataset: Sequence[Row] = (),
         refusals: Sequence[str] = (),
-        processing_class: Any = None,
-        peft_config: Any = None,
+        processing_class: "PreTrainedTokenizerBase | None" = None,
+        peft_config: "LoraConfig | None" = None,
         teacher: nn.Module | None = None,
-        evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+        evaluate: Callable[[CausalLM], dict[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
         check_keywords(kwargs)
@@ -245,7 +246,9 @@ class UnlearnTrainer(KeptTrainer):
         return math.ceil(self.args.max_steps * self.settings.rows_per_step / self._get_train_sampler().rows) + 1
 
 
-def _loaded(model: Any, tokenizer: "PreTrainedTokenizerBase", *, adapter: bool) -> tuple[Any, Any]:
+def _loaded(
+    model: CausalLM | str | Path, tokenizer: "PreTrainedTokenizerBase | None", *, adapter: bool
+) -> tuple[Any, Any]:
     """The model and the tokenizer, loaded where only a name is given."""
     if isinstance(model, str | Path):
         model, saved_tokenizer = load(model, merged=True) if adapter else load_for_training(model)
