@@ -29,7 +29,7 @@ from expunge.errors import UserError
 from expunge.modeling.adapter import check_adapter
 from expunge.modeling.assistant import final_norm, layer_count, linear_names
 from expunge.modeling.checkpoint import load_config, whereabouts
-from expunge.modeling.logprobs import Head
+from expunge.modeling.logprobs import Head, vocabulary_size
 from expunge.modeling.pairing import PairedLayers, linear_of_pair
 from expunge.modeling.saving import same_vocabulary
 from expunge.modeling.weights import load_weights
@@ -164,7 +164,7 @@ class LogitDifferenceForCausalLM(PreTrainedModel, GenerationMixin):
         lora: `peft.LoraConfig` of the adapter; its target modules are chosen here.
     """
 
-    config: Any
+    config: LogitDifferenceConfig
     base: Any
     assistant: Any
     start: Any
@@ -178,10 +178,10 @@ class LogitDifferenceForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(
         self,
         config: LogitDifferenceConfig,
-        base: Any,
+        base: PreTrainedModel,
         *,
-        assistant: Any = None,
-        start: Any = None,
+        assistant: PreTrainedModel | None = None,
+        start: PreTrainedModel | None = None,
         lora: Any = None,
     ) -> None:
         others = [model for model in (assistant, start) if model is not None]
@@ -376,10 +376,10 @@ def assistant_weights(path: Path) -> dict[str, Tensor]:
     return load_weights(folder).state_dict()
 
 
-def _check_vocabularies(base: Any, others: list[Any]) -> None:
-    size = base.get_output_embeddings().weight.shape[0]
+def _check_vocabularies(base: PreTrainedModel, others: list[PreTrainedModel]) -> None:
+    size = vocabulary_size(base)
     for model in others:
-        if (vocabulary := model.get_output_embeddings().weight.shape[0]) != size:
+        if (vocabulary := vocabulary_size(model)) != size:
             raise UserError(
                 f"method.forget.assistant: its vocabulary has {vocabulary} tokens and the model's {size}; take an "
                 f"assistant of the same family, with the same tokenizer."

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +27,16 @@ from expunge.data.pairs import Collator, Role, Sets
 from expunge.errors import UserError, did_you_mean
 from expunge.modeling.adapter import without_adapter
 from expunge.modeling.agreement import ways_of
+from expunge.modeling.causal import CausalLM
 from expunge.modeling.forward import forward_supervised
 from expunge.modeling.logprobs import Head, token_logps
 from expunge.objectives.base import Needs
 from expunge.system import ranks
 from expunge.training import refcache
 from expunge.training.layout import Layout, slices_of
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 ReferenceKind = Literal["auto", "cached_logps", "cached_hidden", "adapter_off", "frozen_copy"]
 
@@ -288,7 +292,7 @@ def build_reference(
 
 
 @torch.no_grad()
-def _is_its_base(adapted: Any) -> bool:
+def _is_its_base(adapted: "PeftModel") -> bool:
     """Whether a model says the same with its adapter as without, as it does before the adapter is trained."""
     ids_BT = torch.arange(
         min(16, adapted.config.get_text_config().vocab_size), device=next(adapted.parameters()).device
@@ -322,7 +326,7 @@ def check_kind(kind: str, needs: Needs, *, has_adapter: bool) -> None:
 
 
 def choose_kind(
-    base: Any, needs: Mapping[Role, Needs], sets: Sets, has_adapter: bool, *, at_head: int | None = None
+    base: CausalLM, needs: Mapping[Role, Needs], sets: Sets, has_adapter: bool, *, at_head: int | None = None
 ) -> ReferenceKind:
     """The kind that `auto` takes, as `build_reference` says; `at_head` numbers a token stand for a distribution."""
     if not any(n.divergence or n.reference_layer for n in needs.values()):
