@@ -25,7 +25,7 @@ demo: $(STAMP)
 	$(BIN)/expunge demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/pytest --numprocesses auto --dist worksteal $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest --numprocesses auto --dist worksteal $(ARGS)
 
 # Pinned by hash and never installed; without it the tests marked `real` are skipped.
 real-model: $(STAMP)

@@ -72,6 +72,7 @@ def recipe(forget: str, **keys: str) -> Recipe:
         "augment": "variants.jsonl",
         "train__num_train_epochs": "2",
         "train__per_device_train_batch_size": "4",
+        "evaluate__max_new_tokens": "4",
         "method": f"{{forget: {forget}}}",
     }
     return load_recipe(None, [(k.replace("__", "."), v) for k, v in {**base, **keys}.items()])
@@ -152,7 +153,7 @@ def test_inference_methods_leave_the_weights_alone(workplace: Path, forget: str)
     adapter = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
     assert len(saved[weights[0]]) < 4 * adapter + 4_000  # a header
     data = ["--forget", "forget.jsonl", "--retain", "retain.jsonl", "--augment", "variants.jsonl"]
-    code = main(["eval", "out/model", *data, "--out", "again"])
+    code = main(["eval", "out/model", *data, "--evaluate.max_new_tokens", "4", "--out", "again"])
     again = json.loads(Path("again/results.json").read_text())[0]["metrics"]
     assert code == 0 and comparable(again) == pytest.approx(comparable(row["metrics"]), rel=1e-5)
 
@@ -180,7 +181,7 @@ def test_the_distilled_one_is_an_ordinary_checkpoint(workplace: Path, match: str
 
 def test_distilling_comes_nearer_to_the_teacher(workplace: Path) -> None:
     """The divergence to the difference, over forget rows and variants, falls by half while the model learns."""
-    options = {"train__num_train_epochs": "30", "train__learning_rate": "1e-2"}
+    options = {"train__num_train_epochs": "30", "train__learning_rate": "1e-2", "evaluate__each_epoch": "off"}
     forget = "{name: uld_distilled, epochs: 20, learning_rate: 1.0e-2, r: 8}"
     run(recipe(forget, **options))
     logged = [json.loads(line) for line in Path("out/metrics.jsonl").read_text().splitlines()]
@@ -271,7 +272,7 @@ def test_interrupted_it_goes_on_as_if_nothing_had_been(
 
 def test_an_adapter_is_drawn_by_the_seed(workplace: Path) -> None:
     same, again, other = (
-        run(recipe("npo", out=out, seed=seed, model__lora="{r: 2}"))[-1]["metrics"]
+        run(recipe("npo", out=out, seed=seed, model__lora="{r: 2}", evaluate__each_epoch="off"))[-1]["metrics"]
         for out, seed in (("a", "0"), ("b", "0"), ("c", "1"))
     )
     assert same == again != other
