@@ -173,7 +173,7 @@ def _overview_table(over_splits: Overview) -> Table:
 
 
 def _side_tables(section: ReportSection) -> Iterator[Table]:
-    """What attacks found, and a table for each group of metrics that has one of its own."""
+    """The table of attacks, and one for each group of metrics that has one of its own."""
     if (attacks := attack_table(section)) is not None:
         yield attacks
     for group, title in SIDE_TABLES.items():

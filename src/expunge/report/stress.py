@@ -1,4 +1,4 @@
-"""What attacks found, as a table: a line for each attack and setting, a column for each method."""
+"""The outcomes of attacks as a table: a line for each attack and setting, a column for each method."""
 
 from expunge.report.comparison import Entry, ReportSection
 from expunge.report.table import Table, left, right
@@ -14,7 +14,7 @@ ALONE = "No model that never knew was attacked beside it, so that the shares are
 
 
 def returned(section: ReportSection, entry: Entry) -> list[Returned]:
-    """What each attack on a method's result finds; nothing where the target was not attacked as well."""
+    """The finding of each attack on a method's result; nothing where the target was not attacked as well."""
     rows = {which: e.runs[0] if (e := section.reference(which)) else None for which in ("target", "retrained")}
     return of_rows(rows["target"], entry.runs[0], rows["retrained"]) if entry.role == "method" else []
 

@@ -1,4 +1,4 @@
-"""What an attack is given, and how it measures what a model knows."""
+"""The model and rows that an attack is given, and the measure of what a model knows."""
 
 import time
 from collections.abc import Callable, Sequence

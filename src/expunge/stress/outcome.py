@@ -1,4 +1,4 @@
-"""What an attack found out about a model."""
+"""The outcome of an attack on one model."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,7 +20,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one attack in one setting found out about one model.
+    """The outcome of one attack in one setting on one model.
 
     axis     what `at` of the points counts
     measure  what `known` is

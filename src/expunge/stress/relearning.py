@@ -17,7 +17,7 @@ from expunge.stress.attack import PROBABILITY, Clock, Victim, known_probability
 from expunge.stress.outcome import Outcome, Point
 
 SHARES = (0.05, 0.2)
-"""Of the forget rows, shown to the model; what it knows of all others is measured."""
+"""Shares of the forget rows that are shown to the model; what it knows of all others is measured."""
 MOST = max(SHARES)
 RATES = (0.06, 0.2)
 """Learning rate times hidden size; from there on a pretrained model is damaged rather than taught."""

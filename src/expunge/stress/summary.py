@@ -1,4 +1,4 @@
-"""What follows from attacks on the model before unlearning, on the unlearned one, and on models that never knew.
+"""The conclusions from attacks on the model before unlearning, on the unlearned one, and on models that never knew.
 
 An attack proves something only beside the same attack on a model that never knew (arXiv 2506.00688): such a model
 learns from the attack, too.
@@ -33,7 +33,7 @@ class Returned:
 
     @property
     def gain(self) -> float:
-        """What the attack brings back beyond what was left, in [0, 1]."""
+        """The share that the attack brings back beyond what was left, in [0, 1]."""
         return max(0.0, self.after - self.before)
 
 

@@ -41,7 +41,7 @@ class FasterWhenStuck(TrainerCallback):
 
     @property
     def words(self) -> str:
-        """What was done, as a clause; empty where nothing was."""
+        """The raises as a clause; empty where there were none."""
         after = " and ".join(f"{epoch:g}" for epoch in self.raised)
         return f"after epoch {after} the learning rate was trebled, since little had been forgotten" if after else ""
 
