@@ -4,7 +4,6 @@ Source: Zhang et al. 2024, arXiv 2410.16454, who find that 4 bits bring much of 
 """
 
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import nn
@@ -41,7 +40,7 @@ def check() -> None:
 
 
 @torch.no_grad()
-def round_weights(model: Any, name: str) -> None:
+def round_weights(model: nn.Module, name: str) -> None:
     """Round the matrices of linear layers and embeddings to the format `name`, in place.
 
     As in a GGUF file, biases and norms keep their precision, and so does a matrix whose rows are no

@@ -7,13 +7,14 @@ whose adversarial probes begin the answer, among others.
 import math
 from collections.abc import Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from expunge.data.augment import parts, reworded
 from expunge.data.benchmark import Benchmark, Row
 from expunge.data.encode import encode
 from expunge.data.swaps import FRAMES
 from expunge.evals import requests
+from expunge.modeling.causal import CausalLM
 from expunge.stress.attack import PROBABILITY, Clock, Victim
 from expunge.stress.outcome import Outcome, Point
 
@@ -67,7 +68,7 @@ def _asked(row: Row, said: dict[str, str]) -> Row:
 
 
 def _probabilities(
-    model: Any, tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], *, after: float = 0.0
+    model: CausalLM, tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], *, after: float = 0.0
 ) -> list[float]:
     """Length-normalised probability of each row's answer, of what follows its first tokens where `after` is a share."""
     scores = requests.score(model, [encode(row, tokenizer) for row in rows], progress=False)
