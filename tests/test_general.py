@@ -96,10 +96,10 @@ def test_a_model_is_measured_by_them(models: Path, in_memory: bool) -> None:
         ({"model": "chat", "train.learning_rate": "3e-3"}, "npo+nll", 3e-3, 30),
         ({"model": "chat", "train.num_train_epochs": "2"}, "npo+nll", 0.02 / 32, 2),
         ({"model": "chat", "train.max_steps": "2"}, "npo+nll", 0.02 / 32, 5),
-        ({"model": "chat", "method": "ga"}, "ga", 0.02 / 32, 30),
+        ({"model": "chat", "method": "ga"}, "ga", 0.01 / 32, 30),
         ({"model": "chat", "method": "undial"}, "undial", 0.08 / 32, 30),
         ({"model": "chat", "method": "uld"}, "uld", 1e-3, 10),
-        ({"model": "chat", "method": "offset-ga"}, "offset-ga", 0.2 / 32, 30),
+        ({"model": "chat", "method": "offset-ga"}, "offset-ga", 0.1 / 32, 30),
         ({"model": "chat", "method": "{forget: ga, train: {learning_rate: 1e-4}}"}, "ga", 1e-4, 30),
     ],
 )

@@ -105,7 +105,7 @@ class ULDDistilled(Subtraction):
     """
 
     trains: ClassVar[Trained] = "student"
-    fixed_target: ClassVar[bool] = True
+    rate_factor: ClassVar[float] = 4.0
     wrong_answers: ClassVar[Literal["forget", "retain"]] = "forget"  # what the difference says of them is learnt, too
 
     name: Literal["uld_distilled"] = "uld_distilled"

@@ -142,8 +142,8 @@ class Objective(Options, ABC):
     per: ClassVar[Literal["token", "sequence"]] = "token"
     removal: ClassVar[Removal] = "weights"
     trains: ClassVar[Trained] = "model"
-    fixed_target: ClassVar[bool] = False
-    """Whether the loss has its least value at a distribution that stays the same throughout training."""
+    rate_factor: ClassVar[float] = 1.0
+    """The learning rate that suits it, as a multiple of the usual one (docs/explanation/pace.md)."""
     alone: ClassVar[bool] = False
     """Whether no other retain term than its own can be joined to it."""
     variants: ClassVar[Mapping[str, int]] = {}

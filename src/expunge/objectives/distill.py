@@ -24,6 +24,8 @@ class Unilogit(Objective):
     Koh et al. 2026, arXiv 2604.17785.
     """
 
+    rate_factor: ClassVar[float] = 0.5
+
     name: Literal["unilogit"] = "unilogit"
     direction: Literal["reverse", "forward"] = Field(
         default="reverse", description="`reverse` is KL(p ‖ p̃), `forward` is KL(p̃ ‖ p)"
@@ -56,7 +58,7 @@ class UnDIAL(Objective):
     Source: Dong et al. 2024, arXiv 2402.10052, eq. 4.
     """
 
-    fixed_target: ClassVar[bool] = True
+    rate_factor: ClassVar[float] = 4.0
 
     name: Literal["undial"] = "undial"
     beta: float = Field(default=10.0, ge=0, description="by how much the target token's logit is lowered")

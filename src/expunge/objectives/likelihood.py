@@ -19,6 +19,8 @@ class GA(Objective):
     Source: Jang et al. 2023, arXiv 2210.01504, eq. 2.
     """
 
+    rate_factor: ClassVar[float] = 0.5
+
     name: Literal["ga"] = "ga"
 
     @property

@@ -16,8 +16,6 @@ log = logging.getLogger(__name__)
 
 RATE = 0.02
 """Learning rate times hidden size, where all weights train: a wider model takes smaller steps."""
-FIXED_TARGET = 4
-"""Times that, where the loss has a target that stays: who has come near it goes no further."""
 ADAPTER = 10
 """Times that, where low-rank matrices train in place of the weights."""
 STEPS = 45
@@ -44,9 +42,7 @@ def learning_rate(objective: Objective, width: int, *, lora: bool) -> float:
 
     lora: whether an adapter on the model trains.
     """
-    rate = RATE / width
-    if objective.fixed_target:
-        rate *= FIXED_TARGET
+    rate = objective.rate_factor * RATE / width
     if lora or objective.trains == "difference":  # Offset's assistant, which is an adapter
         rate *= ADAPTER
     return float(f"{rate:.2g}")
