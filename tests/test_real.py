@@ -84,8 +84,9 @@ def test_the_demo_finds_the_model_that_was_fetched(
     """The command's own model and world; with `finetune` it would be taught first, which takes minutes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shipped, "real_model", lambda: real_model)
-    keys = {"finetune": "null", "methods": "[]", "anyway": "true", "benchmark.facts": "3", "evaluate.limit": "1",
-            "evaluate.general": "false", "evaluate.max_new_tokens": "4"}  # fmt: skip
+    keys = {"finetune": "null", "methods": "[]", "anyway": "true", "benchmark.facts": "3",
+            "benchmark.split": "forget10", "evaluate.limit": "1", "evaluate.general": "false",
+            "evaluate.max_new_tokens": "4"}  # fmt: skip
     assert main(["demo", "--real", *(f"--{key}={value}" for key, value in keys.items())]) == 0
     (row,) = json.loads(Path("runs/demo-real/results.json").read_text(encoding="utf-8"))
     assert row["method"] == "target" and 0 < row["metrics"]["forget_probability"] < 0.5
