@@ -47,6 +47,12 @@ _OURS: dict[str, Metric] = {
     "privleak": Metric(
         "privacy leak", "≈", "−100 and up", "0",
         "strength of membership inference against that on the retrained model; −100: nothing is forgotten", "forget"),
+    "unlearning_depth": Metric(
+        "unlearning depth", "↑", "0 to 1", "near 1; the target has 0",
+        "share erased of what the target's layers hold of the forget facts, by patching hidden states", "forget"),
+    "logit_lens": Metric(
+        "logit lens", "↑", "0 to 1", "near 1; the target has 0",
+        "the same, read from each layer by the target's own head"),
     "comes_back": Metric(
         "comes back", "↓", "0 to 1", "near 0",
         "largest share of what the target knew, beyond a model that never knew, that an attack finds (`stress`)",

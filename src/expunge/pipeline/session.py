@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +11,14 @@ from expunge.data.benchmark import Benchmark
 from expunge.errors import UserError
 from expunge.evals.aggregate import aggregate
 from expunge.evals.degeneration import Usual
+from expunge.evals.depth import UnlearningDepth
 from expunge.evals.evaluation import evaluate, usual_answers
 from expunge.evals.knowledge import look, unknown_probability
 from expunge.evals.retrained import Distance, Retrained
 from expunge.evals.tofu import Evaluation
 from expunge.modeling.causal import CausalLM
 from expunge.modeling.checkpoint import checkpoint_name
-from expunge.modeling.difference import removal_of
+from expunge.modeling.difference import LogitDifferenceForCausalLM, removal_of
 from expunge.pipeline import measure
 from expunge.pipeline.methods import refusals
 from expunge.pipeline.rundir import FIRST, Result, Results, method_directory
@@ -169,7 +171,18 @@ class Session:
     def measure(self, model: CausalLM, tokenizer: "PreTrainedTokenizerBase", distance: Distance | None) -> Evaluation:
         """Everything that the recipe asks of an unlearned model."""
         known: dict[str, Any] = {"gold": self.gold, "usual": self.usual, "distance": distance}
-        return measure.measure_model(model, tokenizer, self.benchmark, self.recipe.evaluate, **known)
+        evaluation = measure.measure_model(model, tokenizer, self.benchmark, self.recipe.evaluate, **known)
+        # Of a difference of models the layers are those of the target.
+        if self.recipe.evaluate.depth and not isinstance(model, LogitDifferenceForCausalLM):
+            evaluation.metrics.update(self.depth(model).metrics())
+        return evaluation
+
+    @cached_property
+    def depth(self) -> UnlearningDepth:
+        """The measure of unlearning depth; it holds the target as long as there are models to measure."""
+        assert self.retrained is not None, "the recipe was checked"
+        target, tokenizer = self.load(self.target)
+        return UnlearningDepth(target, self.load(self.retrained)[0], tokenizer, self.benchmark.forget)
 
     def on_the_way(
         self,

@@ -149,6 +149,11 @@ class EvaluateConfig(Section):
         description="with stop_when_forgotten: treble the learning rate after a third of the training, and again "
         "after two, where less than a third of the way to that goal is done",
     )
+    depth: bool = Field(
+        default=False,
+        description="measure unlearning depth: patch hidden states of the result into the target, layer by layer; "
+        "needs a retrained model",
+    )
     stress: Annotated[StressOptions | None, BeforeValidator(_stress)] = Field(
         default=None,
         description="attack the result in the end, beside the target and the retrained model; true for all",
@@ -429,6 +434,9 @@ class Recipe(Section):
     def _consistent(self) -> "Recipe":
         if (self.benchmark is None) == (self.data is None):
             raise ValueError("give either a benchmark or your own data (--forget FILE)")
+        taught = self.model.scratch is not None or self.finetune is not None
+        if self.evaluate.depth and self.retrained is None and not taught:
+            raise ValueError("evaluate.depth: it is measured against a retrained model; name one (--retrained MODEL)")
         if self.cloud and self.retrained is None:
             raise ValueError("cloud: these are further models beside `retrained`; give one of them there")
         taken = {*RESERVED, *(method.name for method in self.methods)}
