@@ -372,7 +372,8 @@ def test_one_target_for_several_seeds() -> None:
         main_path.starting_models(fable(**keys), benchmark)
         for keys in ({}, {"seed": "1", "finetune__seed": "0"}, {"seed": "1"})
     )
-    assert first == again and set(first).isdisjoint(other)
+    (target, (retrained,)), (other_target, (other_retrained,)) = first, other
+    assert first == again and {target, retrained}.isdisjoint({other_target, other_retrained})
 
 
 def test_each_method_may_train_in_its_own_way(workplace: Path) -> None:

@@ -118,7 +118,7 @@ def invented(
 
     The others are those of all rows here and of `others`, of the same kind and number of words, after the same word
     where there are such. What comes out has the form of the row and says something that nobody could have learnt.
-    `None` where nothing can be replaced.
+    `None` where nothing can be replaced that the question lacks: the answer would still be the one that was learnt.
     """
     pool: dict[tuple[Kind, int], dict[str, str]] = {}
     for question, answer in (*pairs, *others):
@@ -141,7 +141,7 @@ def _invented(
         near = [other for other in free if like[other] == fact.before]
         if free:
             instead[fact.text] = draw.choice(sorted(near or free))
-    if not instead:
+    if not any(fact.text in instead for fact in facts(*pair)):
         return None
     question, answer = (_replaced(side, found, instead) for side, found in zip(pair, sides, strict=True))
     return question, answer

@@ -6,6 +6,8 @@ docs/explanation/pace.md has the sweeps that the rule was held against.
 import logging
 import math
 
+from pydantic import BaseModel
+
 from expunge.data.benchmark import Benchmark
 from expunge.modeling import loading
 from expunge.objectives import Objective
@@ -33,8 +35,16 @@ def with_pace(recipe: Recipe, benchmark: Benchmark) -> Recipe:
     width = _width(recipe)
     if width is None:
         return recipe
-    methods = [_with_pace(recipe, method, benchmark, width) for method in recipe.methods]
-    return recipe if methods == recipe.methods else recipe.model_copy(update={"methods": methods})
+    paces = [_pace(recipe, method, benchmark, width) for method in recipe.methods]
+    if not any(paces):
+        return recipe
+    if len(paces) == 1:
+        return recipe.model_copy(update={"train": _with(recipe.train, paces[0])})
+    methods = [
+        method.model_copy(update={"train": _with(method.train, pace)})
+        for method, pace in zip(recipe.methods, paces, strict=True)
+    ]
+    return recipe.model_copy(update={"methods": methods})
 
 
 def learning_rate(objective: Objective, width: int, *, lora: bool) -> float:
@@ -62,8 +72,9 @@ def _width(recipe: Recipe) -> int | None:
     return getattr(config.get_text_config(), "hidden_size", None)
 
 
-def _with_pace(recipe: Recipe, method: Method, benchmark: Benchmark, width: int) -> Method:
-    given = {*recipe.train.model_fields_set, *method.train.model_fields_set}
+def _pace(recipe: Recipe, method: Method, benchmark: Benchmark, width: int) -> dict[str, float]:
+    """The training keys that nobody named, and their values."""
+    given = {*recipe.train.model_fields_set, *method.train.model_fields_set, *method.forget.pace}
     pace: dict[str, float] = {}
     if "learning_rate" not in given:
         pace["learning_rate"] = learning_rate(method.forget, width, lora=recipe.model.lora is not None)
@@ -71,10 +82,12 @@ def _with_pace(recipe: Recipe, method: Method, benchmark: Benchmark, width: int)
         settings = {**recipe.train.model_dump(), **method.train.model_dump(exclude_unset=True)}
         batch = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
         pace["num_train_epochs"] = epochs(len(Material.of(recipe, method, benchmark).forget), batch)
-    pace = {key: value for key, value in pace.items() if key not in method.forget.pace}
-    if not pace:
-        return method
-    words = " and ".join(f"{key} {value:g}" for key, value in pace.items())
-    log.info("%s: taking %s, which follow from the model's width and the number of rows", method.name, words)
-    train = type(method.train)(**method.train.model_dump(exclude_unset=True), **pace)
-    return method.model_copy(update={"train": train})
+    if pace:
+        words = " and ".join(f"{key} {value:g}" for key, value in pace.items())
+        log.info("%s: taking %s, which follow from the model's width and the number of rows", method.name, words)
+    return pace
+
+
+def _with(train: BaseModel, pace: dict[str, float]) -> BaseModel:
+    """A training section with further keys."""
+    return type(train)(**train.model_dump(exclude_unset=True), **pace)
