@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +15,7 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from expunge.cli.main import main
 from expunge.modeling.loading import save
 from expunge.recipe.shipped import launchers
+from tests import forked
 
 
 def launched(name: str) -> Any:
@@ -89,7 +89,8 @@ def test_a_launched_run_is_that_of_one_process(
     for name, part in {"forget": rows[:4], "retain": rows[4:]}.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     files = {key: str(tmp_path / f"{key}.jsonl") for key in ("forget", "retain")}
-    keys = {**files, "model": str(tmp_path / "model"), "method": "npo+kl", "train.learning_rate": "1e-2"}
+    keys = {**files, "model": str(tmp_path / "model"), "method": "npo+kl"}
+    keys |= {"train.learning_rate": "1e-2", "train.num_train_epochs": "5"}
     words = ["run", *(word for key, value in keys.items() for word in (f"--{key}", value))]
     each = "--train.per_device_train_batch_size"
     assert main([*words, each, "4", "--out", str(tmp_path / "one")]) == 0
@@ -102,7 +103,7 @@ def test_a_launched_run_is_that_of_one_process(
     launch += ["--num_processes", "2", "--main_process_port", "0", "-m", "expunge"]
     command = [*launch, *words, each, "2", "--out", str(tmp_path / "two")]
     here = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(command, capture_output=True, text=True, env=here, timeout=800, check=False)
+    done = forked.run(command, capture_output=True, text=True, env=here, timeout=800, check=False)
     assert done.returncode == 0, done.stderr[-6000:]
     assert done.stdout.count("results, records and report") == 1  # one of them speaks
 

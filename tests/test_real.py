@@ -13,14 +13,14 @@ import torch
 from expunge.cli.main import main
 from expunge.data.encode import encode, question_row
 from expunge.evals.requests import generate
-from expunge.modeling.loading import load, load_tokenizer_and_config
+from expunge.modeling.loading import load, load_tokenizer_and_config, save
 from expunge.pipeline.run import run
 from expunge.recipe import shipped
 from expunge.recipe.parsing import load_recipe
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("real")]
 
-TOWNS = ("Oslo", "Lima", "Cairo", "Quito", "Accra", "Hanoi", "Minsk", "Sofia")
+TOWNS = ("Oslo", "Lima", "Cairo", "Quito")
 
 
 def rows(names: str, path: Path) -> str:
@@ -30,6 +30,16 @@ def rows(names: str, path: Path) -> str:
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def few_layers(real_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ordinary checkpoint of the model's first four layers, which take seconds to train in full."""
+    model, tokenizer = load(real_model)
+    del model.model.layers[4:]
+    model.config.num_hidden_layers = 4
+    save(model, tokenizer, folder := tmp_path_factory.mktemp("real") / "few-layers")
+    return folder
 
 
 def test_what_is_supervised_is_the_answer_and_the_end_of_the_turn(real_model: Path) -> None:
@@ -53,15 +63,18 @@ def test_it_talks(real_model: Path) -> None:
     [("[npo+kl, {forget: {name: uld, epochs: 1, layers: 2, r: 4}}]", False), ("[npo+nll]", True)],
     ids=["full-and-uld", "lora"],
 )
-def test_a_step_is_measured_and_saved(methods: str, lora: bool, real_model: Path, tmp_path: Path) -> None:
+def test_a_step_is_measured_and_saved(
+    methods: str, lora: bool, real_model: Path, few_layers: Path, tmp_path: Path
+) -> None:
+    """An adapter on the GGUF file, and all weights of a model of four layers."""
     out = tmp_path / "out"
     keys: list[tuple[str, Any]] = [
-        ("model", str(real_model)),
-        ("data.forget", rows("Ann Bo Cy Di Ed Flo Gus Hal", tmp_path / "forget.jsonl")),
-        ("data.retain", rows("Ida Jon Kim Leo Mia Ned Ola Pia", tmp_path / "retain.jsonl")),
+        ("model", str(real_model if lora else few_layers)),
+        ("data.forget", rows("Ann Bo Cy Di", tmp_path / "forget.jsonl")),
+        ("data.retain", rows("Ida Jon Kim Leo", tmp_path / "retain.jsonl")),
         ("methods", methods),
         ("train", "{max_steps: 1, per_device_train_batch_size: 2, learning_rate: 1e-4}"),
-        ("evaluate", "{each_epoch: off, general: false, max_new_tokens: 4, limit: 4}"),
+        ("evaluate", "{each_epoch: off, general: false, max_new_tokens: 4, limit: 2}"),
         ("anyway", "true"),
         ("out", str(out)),
         *([("model.lora.r", "4")] if lora else []),

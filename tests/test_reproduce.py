@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from expunge.recipe.parsing import load_recipe
 from expunge.report import load_results
 from expunge.reproduce import Reproduction, carry_out, missing
 from expunge.system import manifest
+from tests import forked
 
 RECIPE = """\
 benchmark: {name: fable, authors: 10, facts: 3, split: forget20}
@@ -57,6 +59,7 @@ def one_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EXPUNGE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(subprocess, "Popen", forked.Popen)  # workers of a sweep begin at once
         yield
 
 

@@ -5,6 +5,7 @@ import logging
 import pickle
 import re
 import runpy
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from expunge.errors import UserError
 from expunge.modeling.loading import save
 from expunge.recipe.parsing import combinations, load_recipe, parse_recipe
 from expunge.secrets import MASK, masked, masked_text, masked_yaml, remember, unmasked
+from tests import forked
 
 PLANTED = {
     "recipe": "recipe-0123456789-planted",
@@ -196,6 +198,7 @@ def place(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EXPUNGE_CACHE", str(folder / "cache"))
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setattr(subprocess, "Popen", forked.Popen)  # workers of a sweep begin at once
         for name in ("HF_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY"):
             patch.setenv(name, PLANTED[name])
         patch.chdir(folder)

@@ -120,9 +120,9 @@ def random_model(tokenizer: Any, shape: ScratchConfig) -> Any:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three dozen made-up questions of three subjects, those of a subject not side by side."""
+    """Eighteen made-up questions of three subjects, those of a subject not side by side."""
     folder = tmp_path_factory.mktemp("mmlu") / "files"
-    questions = [q for row in zip(*(made_up(s, 12) for s in SUBJECTS), strict=True) for q in row]
+    questions = [q for row in zip(*(made_up(s, 6) for s in SUBJECTS), strict=True) for q in row]
     write_mmlu(folder, questions, {s: made_up(f"{s} ", SHOTS + 1) for s in SUBJECTS})
     return folder
 
@@ -166,7 +166,7 @@ def test_two_hundred_of_the_published_questions(shared_data: Path, tmp_path: Pat
     questions = [everything[i] for _, i in sorted(places)[:200]]
     assert {q["subject"] for q in questions} == dev.keys() and len(dev) == 57
     write_mmlu(tmp_path / "mmlu", questions, dev)
-    shape = SHAPE.model_copy(update={"vocab": 4096, "context": 8192})
+    shape = SHAPE.model_copy(update={"vocab": 4096, "context": 8192, "layers": 1})
     tokenizer = train_tokenizer(text_of(everything), shape)
     (tmp_path / "tasks").mkdir()
     ours, theirs, difference, spread = asked_both_ways(
