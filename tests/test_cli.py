@@ -221,6 +221,7 @@ def test_killed_in_the_middle_it_goes_on_as_if_nothing_had_been(run: Run, tmp_pa
     resumed = forked.run([*command, "--resume"], env=environment, cwd=tmp_path, capture_output=True, check=True)
     assert [r["metrics"] for r in json.loads(resumed.stdout)] == [r["metrics"] for r in whole]
     assert b"report: " in resumed.stderr, "what happens is told beside the JSON"
+    assert not any(mark in resumed.stderr for mark in (b"\r", b"%|", b"\n\n", b"it/s")), "a log holds no bars"
     rows = [
         [json.loads(x) for x in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("whole", "killed")
     ]

@@ -166,7 +166,7 @@ def at_answers(
     token_budget = token_budget if ways.padded else 1
     wanted = [(set(sequences), ask.at_head) for sequences, ask in zip(fitted, asks, strict=True)]
     parts_of: list[dict[Encoded, Tensor]] = [{} for _ in asks]
-    with _evaluating(model), tqdm(total=len(distinct), desc="score", leave=False, disable=not progress) as bar:
+    with _evaluating(model), tqdm(total=len(distinct), desc="score", leave=False, disable=not progress or None) as bar:
         for batch in _own_part(model, _batches([len(tree) for tree in trees], token_budget)):
             rows = [trees[i] for i in batch]
             for by_sequence, parts in zip(parts_of, at_trees(model, rows, wanted, dense=ways.dense), strict=True):
@@ -230,7 +230,7 @@ def generate(
     with (
         _evaluating(model),
         own_generation_config_set_aside(model),
-        tqdm(total=len(asked), desc="generate", leave=False, disable=not progress) as bar,
+        tqdm(total=len(asked), desc="generate", leave=False, disable=not progress or None) as bar,
     ):
         new_tokens = greedy(model, texts, left, config, rows=rows, how=how, ended=bar.update)
     answers |= ranks.merged({p: (*answers[p], *new) for p, new in zip(asked, new_tokens, strict=True)})

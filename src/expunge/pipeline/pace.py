@@ -84,7 +84,7 @@ def _pace(recipe: Recipe, method: Method, benchmark: Benchmark, width: int) -> d
         pace["num_train_epochs"] = epochs(len(Material.of(recipe, method, benchmark).forget), batch)
     if pace:
         words = " and ".join(f"{key} {value:g}" for key, value in pace.items())
-        log.info("%s: taking %s, which follow from the model's width and the number of rows", method.name, words)
+        log.info("%s: taking %s, by the model's width and the number of rows", method.name, words)
     return pace
 
 
