@@ -169,7 +169,7 @@ def test_the_demo(run: Run, tmp_path: Path) -> None:
     keys = [f"--model.scratch.{k}={v}" for k, v in size.items()]
     keys += ["--benchmark.authors=10", "--benchmark.facts=3", "--finetune.epochs=1", "--train.num_train_epochs=1"]
     for _ in range(2):  # it may be run again
-        code, out, _ = run("demo", *keys, "--evaluate.max_new_tokens=4")
+        code, out, _ = run("demo", *keys, "--evaluate.max_new_tokens=4", "--evaluate.limit=2")
         assert code == 0 and "unilogit+nll" in out and "uld_distilled" in out
     assert (tmp_path / "runs" / "demo" / "report.html").stat().st_size > 20_000
     code, _, err = run("demo", *keys, "--out", tmp_path / "runs" / "demo")
@@ -203,7 +203,7 @@ def test_the_real_demo_without_its_model(run: Run, tmp_path: Path, monkeypatch: 
 @pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on_as_if_nothing_had_been(run: Run, tmp_path: Path) -> None:
     recipe = write(tmp_path / "tiny.yaml", TINY)
-    words = ["run", str(recipe), "--method", "unilogit+nll", "--train.num_train_epochs", "40", "--json"]
+    words = ["run", str(recipe), "--method", "unilogit+nll", "--train.num_train_epochs", "16", "--json"]
     command = [sys.executable, "-m", "expunge", *words, "--out", "killed"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)
@@ -212,7 +212,7 @@ def test_killed_in_the_middle_it_goes_on_as_if_nothing_had_been(run: Run, tmp_pa
     process = forked.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL)
     metrics = tmp_path / "killed" / "metrics.jsonl"
     for _ in range(3000):
-        if metrics.exists() and len(metrics.read_text().splitlines()) > 30:
+        if metrics.exists() and len(metrics.read_text().splitlines()) > 12:
             break
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -226,7 +226,7 @@ def test_killed_in_the_middle_it_goes_on_as_if_nothing_had_been(run: Run, tmp_pa
         [json.loads(x) for x in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("whole", "killed")
     ]
     losses = [[(row["step"], round(row["loss"], 6)) for row in part if "loss" in row] for part in rows]
-    assert losses[0] == losses[1] and len(losses[0]) == 80
+    assert losses[0] == losses[1] and len(losses[0]) == 32
 
 
 # -- how it refuses --------------------------------------------------------------------------------------------------
@@ -429,8 +429,11 @@ def test_completion_says_what_it_needs(capsys: pytest.CaptureFixture[str], monke
 @pytest.mark.parametrize("words", ["methods", "run --help-keys", "recipes --json"])
 def test_a_reader_who_has_seen_enough_is_no_fault(words: str) -> None:
     """`head` closes the pipe before the end."""
-    command = f"set -o pipefail; {sys.executable} -m expunge {words} | true"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "expunge", *words.split()]
+    done = forked.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
 
 

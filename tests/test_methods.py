@@ -73,6 +73,7 @@ def recipe(forget: str, **keys: str) -> Recipe:
         "train__num_train_epochs": "2",
         "train__per_device_train_batch_size": "4",
         "evaluate__max_new_tokens": "4",
+        "evaluate__limit": "4",
         "method": f"{{forget: {forget}}}",
     }
     return load_recipe(None, [(k.replace("__", "."), v) for k, v in {**base, **keys}.items()])
@@ -153,7 +154,8 @@ def test_inference_methods_leave_the_weights_alone(workplace: Path, forget: str)
     adapter = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
     assert len(saved[weights[0]]) < 4 * adapter + 4_000  # a header
     data = ["--forget", "forget.jsonl", "--retain", "retain.jsonl", "--augment", "variants.jsonl"]
-    code = main(["eval", "out/model", *data, "--evaluate.max_new_tokens", "4", "--out", "again"])
+    data += ["--evaluate.max_new_tokens", "4", "--evaluate.limit", "4"]
+    code = main(["eval", "out/model", *data, "--out", "again"])
     again = json.loads(Path("again/results.json").read_text())[0]["metrics"]
     assert code == 0 and comparable(again) == pytest.approx(comparable(row["metrics"]), rel=1e-5)
 

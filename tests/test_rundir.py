@@ -40,6 +40,7 @@ KEYS = {
     "train.learning_rate": "1e-3",
     "train.per_device_train_batch_size": "2",
     "evaluate.max_new_tokens": "4",
+    "evaluate.limit": "3",
 }
 WORDS = [word for key, value in KEYS.items() for word in (f"--{key}", value)]
 METHODS = "[npo+kl, undial+nll]"
