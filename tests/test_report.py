@@ -18,13 +18,17 @@ import pytest
 from expunge.errors import UserError
 from expunge.evals.glossary import show
 from expunge.report import load_results, markdown_table, write_markdown, write_report
+from expunge.report.attack_pictures import attack_pictures
 from expunge.report.canvas import Axis
 from expunge.report.comparison import ReportSection, means, sections
 from expunge.report.drawing import DASHES, MARKERS
 from expunge.report.figures import PICTURES
 from expunge.report.labels import place_labels
+from expunge.report.lines import Line, Panel, lines
 from expunge.report.overview import overviews
 from expunge.report.pareto import pareto
+from expunge.report.picture import Figure
+from expunge.report.stress import ATTACKED, SEEDS, TITLE, attack_table
 from expunge.report.verdict import verdict
 
 # Invented: forget quality, forget probability, retain probability, degeneration, removal.
@@ -906,3 +910,181 @@ def test_lines_can_be_told_apart_without_colour(tmp_path: Path) -> None:
     assert figure is not None
     assert len({(k % len(MARKERS), k % len(DASHES)) for k in range(2 * len(MARKERS))}) == 2 * len(MARKERS)
     assert len(set(re.findall(r"stroke-dasharray: ([^;]*);", figure.svg))) >= len(DASHES) - 1
+
+
+# -- pictures of attacks -----------------------------------------------------------------------------------------------
+
+GENTLE, HARD = "20 % of the forget rows, all weights, 0.06 / width", "20 % of the forget rows, all weights, 0.2 / width"
+LESSONS = {
+    "5 % of the forget rows, all weights, 0.06 / width": 0.5,
+    GENTLE: 0.2,
+    HARD: 0.4,
+    "5 % of the forget rows, LoRA, 0.6 / width": 0.3,
+    "rows to keep, all weights, 0.06 / width": 0.02,
+    "general questions, all weights, 0.06 / width": 0.01,
+}
+"""Settings, and how far apart they bring the first method and the last."""
+STRENGTHS: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "quantization": ("bits a weight", (32, 8, 4)),
+    "sampling": ("answers", (1, 4, 16, 64)),
+    "wording": ("wording", ("as it was", "in other words", "begun", "the worst")),
+}
+STEPS = (0, 5, 10, 15)
+MODELS = ("npo+kl", "undial+nll", "ga")
+
+
+def attack(row: dict[str, Any], *, models: int = 1, shift: float = 0.0) -> None:
+    """Invented outcomes of every attack on a row's model, or on several retrained ones."""
+    base = {"target": 0.9, "retrained": 0.1}.get(row["method"], 0.2) + shift
+    apart = MODELS.index(row["method"]) / 2 if row["method"] in MODELS else 0.0
+    row["stress"] = {"quick": False, "models": []}
+    for number in range(models if row["method"] == "retrained" else 1):
+        low = base + 0.03 * number
+        found = [
+            {"attack": "relearning", "setting": setting, "axis": "steps", "points": points(STEPS, low, apart * spread)}
+            for setting, spread in LESSONS.items()
+        ]
+        found += [
+            {"attack": kind, "setting": "only one", "axis": axis, "points": points(at, low, apart * 0.3)}
+            for kind, (axis, at) in STRENGTHS.items()
+        ]
+        outcomes = [each | {"measure": "probability", "seconds": 1.0} for each in found]
+        row["stress"]["models"].append({"done": ["relearning", *STRENGTHS], "outcomes": outcomes})
+
+
+def points(at: tuple[Any, ...], low: float, gain: float) -> list[dict[str, Any]]:
+    return [{"at": x, "known": round(low + gain * k / (len(at) - 1), 4)} for k, x in enumerate(at)]
+
+
+def attacked(directory: Path, change: Any = attack, **options: Any) -> ReportSection:
+    run = make_run(directory, methods=some(*MODELS), records=False, **options)
+    (section,) = sections([edit(run, change)])
+    return section
+
+
+def drawn(section: ReportSection) -> dict[str, Figure]:
+    return {figure.name: figure for figure in attack_pictures(section)}
+
+
+def told(svg: str) -> list[str]:
+    return re.findall("<title>(.*?)</title>", svg)
+
+
+def colour(svg: str, name: str) -> str:
+    """The fill of the first mark that tells of this model."""
+    found = re.search(rf"<title>[^<]*{re.escape(name)}[^<]*</title>.*?<use [^>]*fill: (#\w+)", svg, re.DOTALL)
+    assert found is not None, name
+    return found[1]
+
+
+def test_every_method_and_strength_of_an_attack_is_drawn(tmp_path: Path) -> None:
+    section = attacked(tmp_path / "r")
+    figures = drawn(section)
+    assert list(figures) == ["relearning", *STRENGTHS]
+    for name, figure in figures.items():
+        at, panels = (STEPS, 3) if name == "relearning" else (STRENGTHS[name][1], 1)
+        titles = told(figure.svg)
+        for method in MODELS:
+            assert sum(f"{method}, seed 0" in title for title in titles) == len(at) * panels, (name, method)
+        for reference in ("target", "retrained"):
+            ends = len(at) if name == "wording" else panels
+            assert sum(f"{reference}, seed 0" in title for title in titles) == ends
+            assert reference in [text for text, _ in texts(figure.svg)]
+        assert figure.title.startswith(ATTACKED[name]) and all(method in figure.alt for method in MODELS)
+        apart(figure.svg, {*MODELS, "target", "retrained"})
+    assert any(
+        title.endswith("r: ga, seed 0, after 15 steps: how much it knows .700")
+        for title in told(figures["relearning"].svg)
+    )
+
+
+def test_settings_that_tell_the_methods_apart_have_a_panel(tmp_path: Path) -> None:
+    figure = drawn(attacked(tmp_path / "r"))["relearning"]
+    few, more = "5 % of the forget rows", "20 % of the forget rows"
+    assert re.findall(r">shown (\d+ % of the forget rows)<", figure.svg) == [few, more, few]
+    (rest,) = [line for line in figure.reading if line.startswith("In the table only")]
+    table = attack_table(attacked(tmp_path / "again"))
+    assert table is not None
+    assert "general questions" in rest and "rows to keep" in rest and "0.06" in rest and "0.2" not in rest
+    # A learning rate stands where it tells two settings apart.
+    html = table.html()
+    assert html.count("learning rate") == 2 and "5 % of the forget rows, adapter (LoRA)<" in html
+    assert html.count('class="share most"') == len(MODELS)
+
+
+def test_a_method_has_one_colour_in_all_pictures(tmp_path: Path) -> None:
+    section = attacked(tmp_path / "r")
+    tradeoff = PICTURES["tradeoff"](section)
+    assert tradeoff is not None
+    for method in MODELS:
+        assert {colour(figure.svg, method) for figure in attack_pictures(section)} == {colour(tradeoff.svg, method)}
+
+
+def test_no_picture_where_nothing_was_attacked(tmp_path: Path) -> None:
+    def references(row: dict[str, Any]) -> None:
+        if row["method"] in ("target", "retrained"):
+            attack(row)
+
+    for folder, change in (("none", lambda row: None), ("references", references)):
+        section = attacked(tmp_path / folder, change)
+        page = Page(write_report(list(section.directories), tmp_path / folder / "report.html"))
+        assert attack_pictures(section) == [] and attack_table(section) is None and TITLE not in page.text
+
+
+def test_a_method_that_was_not_attacked_has_no_line_and_no_mark_in_the_key(tmp_path: Path) -> None:
+    def but_one(row: dict[str, Any]) -> None:
+        if row["method"] != "npo+kl":
+            attack(row)
+
+    for figure in attack_pictures(attacked(tmp_path / "r", but_one)):
+        words = {text for text, _ in texts(figure.svg)}
+        assert "npo+kl" not in words and {"ga", "undial+nll"} <= words
+
+
+def test_without_a_retrained_model_the_pictures_say_what_is_not_known(tmp_path: Path) -> None:
+    for figure in attack_pictures(attacked(tmp_path / "r", retrained=False)):
+        assert "retrained" not in {text for text, _ in texts(figure.svg)}
+        assert not any("Dotted" in line for line in figure.reading)
+        assert any("how much such a model would show is not known" in line for line in figure.reading)
+
+
+def test_several_retrained_models_are_their_mean_and_a_band(tmp_path: Path) -> None:
+    figures = drawn(attacked(tmp_path / "r", lambda row: attack(row, models=3)))
+    for name in ("relearning", "quantization", "sampling"):
+        assert "FillBetween" in figures[name].svg
+    for figure in figures.values():
+        assert any("the mean of 3 retrained models" in line for line in figure.reading)
+        assert any(re.match("retrained, .*: how much it knows .130", title) for title in told(figure.svg))
+
+
+def test_of_several_seeds_the_first_that_was_attacked_is_drawn(tmp_path: Path) -> None:
+    def second(row: dict[str, Any]) -> None:
+        if row["seed"] > 0:
+            attack(row, shift=0.05 * row["seed"])
+
+    section = attacked(tmp_path / "r", second, seeds=(0, 1, 2))
+    figures, table = drawn(section), attack_table(section)
+    assert table is not None and table.notes[0].endswith(SEEDS)
+    for figure in figures.values():
+        assert SEEDS in figure.reading
+        assert any("npo+kl, seed 1" in title for title in told(figure.svg))
+        assert not any("seed 2" in title or "seed 0" in title for title in told(figure.svg))
+
+
+def test_the_page_shows_the_pictures_under_the_table(tmp_path: Path) -> None:
+    section = attacked(tmp_path / "r")
+    page = Page(write_report(list(section.directories), tmp_path / "report.html"))
+    at = [page.text.index(words) for words in (TITLE, *(f.title for f in attack_pictures(section)))]
+    assert at == sorted(at) and len(page.ids) == len(set(page.ids))
+    for figure in attack_pictures(section):
+        assert (tmp_path / "pictures" / f"tofu-forget10-{figure.name}.svg").read_text(encoding="utf-8") == figure.svg
+    # On a narrow screen every number of the table has its method beside it.
+    assert all(page.source.count(f'data-head="{method}"') >= 9 for method in MODELS)
+
+
+@pytest.mark.parametrize("methods", [1, 4, 10])
+def test_names_at_the_ends_of_lines_do_not_touch(methods: int) -> None:
+    names = [f"method{k}+nll" for k in range(methods)]
+    drawn = [Line(name, ((0.0, 0.1, ""), (1.0, 0.05 + 0.002 * k, ""))) for k, name in enumerate(names)]
+    svg = lines([Panel("a", drawn)] * 3, name="x", x="x", y="y", ticks={0.0: "0", 1.0: "1"}, methods=names)
+    apart(svg, set(names))

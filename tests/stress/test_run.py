@@ -53,7 +53,7 @@ def test_every_model_is_attacked_but_one_that_only_suppresses(attacked: Path) ->
     assert returns["uld"]["words"].startswith("Yes. Whoever has the files takes the assistant off")
     assert "comes_back" not in found["target"]["metrics"] | found["uld"]["metrics"]
     page = (attacked / "report.html").read_text()
-    assert "Attacks: does it come back?" in page and "worst of each row" in page
+    assert "Attacks: does it come back?" in page and "or with a third of the answer given" in page
 
 
 def test_a_run_that_was_killed_makes_only_the_attacks_that_are_missing(

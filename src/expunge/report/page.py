@@ -11,6 +11,7 @@ from typing import Any
 from expunge.evals.glossary import SIDE_TABLES, metric_named, number, show
 from expunge.report import drawing, origin
 from expunge.report.answers import answers
+from expunge.report.attack_pictures import attack_pictures
 from expunge.report.box import boxed
 from expunge.report.comparison import Entry, ReportSection, ResultRow, cost, removal, sections, slug, versions_used
 from expunge.report.figures import figures, overview
@@ -18,7 +19,7 @@ from expunge.report.overview import Overview, overviews
 from expunge.report.picture import Figure
 from expunge.report.records import reader_of
 from expunge.report.redaction import NOTE
-from expunge.report.stress import attack_table
+from expunge.report.stress import TITLE, attack_table
 from expunge.report.table import Cell, Column, Line, Part, Table, Tag, left, metrics, right
 from expunge.report.verdict import verdict
 from expunge.report.wording import ranking_words, spaced
@@ -58,8 +59,8 @@ def write_report(
         inline, table = _inline(figure, name), _overview_table(several)
         above.append({"id": name, "overview": several, "table": table, "figure": figure, "svg": inline})
     for section in each:
-        name, pictures = slug(section.name), figures(section)
-        drawn |= {f"{name}-{figure.name}.svg": figure.svg for figure in pictures}
+        name, pictures, attacks = slug(section.name), figures(section), attack_pictures(section)
+        drawn |= {f"{name}-{figure.name}.svg": figure.svg for figure in (*pictures, *attacks)}
         parts.append(
             {
                 "id": name,
@@ -69,6 +70,8 @@ def write_report(
                 "verdict": _bold(verdict(section), [e.label for e in section.methods]),
                 "table": _table(section),
                 "figures": [(f, _inline(f, name)) for f in pictures],
+                "attacks": attack_table(section),
+                "attacked": [(f, _inline(f, name)) for f in attacks],
                 # Records carry no split, so those of a directory with several splits belong under none of them.
                 "answers": answers(
                     [e for e in section.entries if len(splits[e.directory]) == 1], section.ranked(), redact=redact
@@ -95,6 +98,7 @@ def write_report(
         again=[origin.command(d) for d in splits if (d / "recipe.yaml").is_file()],
         sums=origin.sums(each, list(splits)),
         glossary=_glossary(each),
+        attack_title=TITLE,
     )
     with writing(out.parent):
         make_folder(out.parent / "pictures")
@@ -173,9 +177,7 @@ def _overview_table(over_splits: Overview) -> Table:
 
 
 def _side_tables(section: ReportSection) -> Iterator[Table]:
-    """The table of attacks, and one for each group of metrics that has one of its own."""
-    if (attacks := attack_table(section)) is not None:
-        yield attacks
+    """A table for each group of metrics that has one of its own."""
     for group, title in SIDE_TABLES.items():
         if names := section.metrics(group):
             columns = [replace(c, head=c.head.removeprefix("AA, ")) for c in metrics(*names, kind="value")]

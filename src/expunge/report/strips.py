@@ -55,7 +55,9 @@ class _Words(NamedTuple):
     bold: bool
 
 
-def strips(columns: Sequence[Split], *, panels: Sequence[str], methods: Mapping[str, bool]) -> str:
+def strips(
+    columns: Sequence[Split], *, panels: Sequence[str], methods: Mapping[str, bool], name: str = "overview"
+) -> str:
     """A panel per title in `panels`; the models `target` and `retrained` are lines across their columns.
 
     `methods`: every method and whether its mark is hollow, in the order of the marks. Columns that find no room go on
@@ -64,12 +66,13 @@ def strips(columns: Sequence[Split], *, panels: Sequence[str], methods: Mapping[
     bands, width = _bands(columns, len(methods) + 1)
     feet = [_feet(band, width) for band in bands]
     heights = [len(panels) * (TITLE + PANEL) + LINE * max(f.line + 1 for f in foot) + SPACE for foot in feet]
-    rows, across = _key_size(methods)
+    named = [name for name in (*methods, *LINES) if any(name in column.models for column in columns)]
+    rows, across = _key_size(named)
     total = sum(heights) + LINE * rows + 8
     tops = [ceiling([c.high for column in columns for c in _panel(column, p)] or [1.0]) for p in range(len(panels))]
     titles = Titles()
     with figure(WIDTH / 72, total / 72) as fig:
-        _key(fig, methods, across)
+        _key(fig, named, methods, across)
         above = LINE * rows + 8
         for band, foot, height in zip(bands, feet, heights, strict=True):
             starts = _starts(band, width)
@@ -86,7 +89,7 @@ def strips(columns: Sequence[Split], *, panels: Sequence[str], methods: Mapping[
                 look: dict[str, Any] = {"weight": "bold"} if words.bold else {"color": MUTED}
                 x, y = (LEFT + words.middle) / WIDTH, up / total
                 fig.text(x, y, words.text, size=8.5, ha="center", parse_math=False, **look)
-        return to_svg(fig, "overview", titles)
+        return to_svg(fig, name, titles)
 
 
 def _bands(columns: Sequence[Split], slots: int) -> tuple[list[Sequence[Split]], float]:
@@ -159,22 +162,21 @@ def _panel(column: Split, panel: int) -> list[Estimate]:
     return [cell for cells in column.models.values() if (cell := cells[panel]) is not None]
 
 
-def _key_size(methods: Mapping[str, bool]) -> tuple[int, int]:
+def _key_size(names: Sequence[str]) -> tuple[int, int]:
     """Rows and columns of the key, as many columns as there is room for."""
-    sizes = [len(name) * LETTER + 38 for name in [*methods, *LINES]]
+    sizes = [len(name) * LETTER + 38 for name in names]
     fitting = (n for n in range(len(sizes), 1, -1) if sum(max(sizes[k::n]) for k in range(n)) <= WIDTH)
     across = next(fitting, 1)
     return -(-len(sizes) // across), across
 
 
-def _key(fig: Any, methods: Mapping[str, bool], across: int) -> None:
+def _key(fig: Any, names: Sequence[str], methods: Mapping[str, bool], across: int) -> None:
     from matplotlib.lines import Line2D
 
-    style: dict[str, dict[str, Any]] = {
+    marks: dict[str, dict[str, Any]] = {
         name: mark_style(name, "method", hollow, list(methods)) | SMALL for name, hollow in methods.items()
     }
-    handles = [Line2D([], [], **look, label=name) for name, look in style.items()]
-    handles += [Line2D([], [], **look, label=name) for name, look in LINES.items()]
+    handles = [Line2D([], [], **(marks | LINES)[name], label=name) for name in names]
     by_row = list(chain.from_iterable(handles[k::across] for k in range(across)))  # matplotlib fills column by column
     fig.legend(
         handles=by_row,

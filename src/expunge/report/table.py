@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-STACKED = ("qa", "glossary")
+STACKED = ("qa", "glossary", "results attacks")
 """Classes of tables whose cells stand below each other on a narrow screen, each with its head beside it."""
 
 STYLES = {"good": "green"}

@@ -6,6 +6,7 @@ from expunge.evals.glossary import metric_named, show
 from expunge.report.comparison import GENERATED, KEEP, ReportSection
 from expunge.report.harm import GENERAL, Damage, Kept
 from expunge.report.judgement import Certainty, Forgotten, Judgement, Measure
+from expunge.report.stress import ATTACKED
 
 QUESTIONS = {
     "forgotten": "Is it forgotten?",
@@ -27,13 +28,6 @@ SETS = {
     GENERAL: "general questions",
 }
 """The name of a set of questions that should stay, in a sentence."""
-ATTACKED = {
-    "relearning": "Trained a little on other rows",
-    "quantization": "Compressed to few bits",
-    "sampling": "Asked again and again",
-    "wording": "Asked in other words",
-}
-"""A model under attack, at the beginning of a sentence."""
 WHOSE = {"retrained": "a model that never saw them", "goal": "answers that it cannot know"}
 
 
