@@ -918,12 +918,12 @@ GENTLE, HARD = "20 % of the forget rows, all weights, 0.06 / width", "20 % of th
 LESSONS = {
     "5 % of the forget rows, all weights, 0.06 / width": 0.5,
     GENTLE: 0.2,
-    HARD: 0.4,
+    HARD: 0.6,
     "5 % of the forget rows, LoRA, 0.6 / width": 0.3,
     "rows to keep, all weights, 0.06 / width": 0.02,
     "general questions, all weights, 0.06 / width": 0.01,
 }
-"""Settings, and how far apart they bring the first method and the last."""
+"""Settings, and how much they bring back of what the last method forgot."""
 STRENGTHS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "quantization": ("bits a weight", (32, 8, 4)),
     "sampling": ("answers", (1, 4, 16, 64)),
@@ -998,16 +998,20 @@ def test_every_method_and_strength_of_an_attack_is_drawn(tmp_path: Path) -> None
     )
 
 
-def test_settings_that_tell_the_methods_apart_have_a_panel(tmp_path: Path) -> None:
+def test_settings_that_bring_most_back_have_a_panel(tmp_path: Path) -> None:
     figure = drawn(attacked(tmp_path / "r"))["relearning"]
     few, more = "5 % of the forget rows", "20 % of the forget rows"
     assert re.findall(r">shown (\d+ % of the forget rows)<", figure.svg) == [few, more, few]
     (rest,) = [line for line in figure.reading if line.startswith("In the table only")]
     table = attack_table(attacked(tmp_path / "again"))
     assert table is not None
-    assert "general questions" in rest and "rows to keep" in rest and "0.06" in rest and "0.2" not in rest
-    # A learning rate stands where it tells two settings apart.
     html = table.html()
+    assert "general questions" in rest and "rows to keep" in rest and "0.06" in rest and "0.2" not in rest
+    # The bold numbers of the table are drawn.
+    rows = [row for row in html.split("<tr") if "share most" in row]
+    bold = [setting for row in rows for setting in re.findall('"spread">([^<]*)</span></th>', row)]
+    assert bold and not any(setting in rest for setting in bold)
+    # A learning rate stands where it tells two settings apart.
     assert html.count("learning rate") == 2 and "5 % of the forget rows, adapter (LoRA)<" in html
     assert html.count('class="share most"') == len(MODELS)
 

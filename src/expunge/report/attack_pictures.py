@@ -11,7 +11,7 @@ from expunge.report import strips
 from expunge.report.comparison import Entry, ReportSection, ResultRow
 from expunge.report.lines import Line, Panel, lines
 from expunge.report.picture import Figure
-from expunge.report.stress import ATTACKED, SEEDS, attacked_run, kind_of, setting_words, strength
+from expunge.report.stress import ATTACKED, SEEDS, attacked_run, kind_of, returned, setting_words, strength
 from expunge.stress.options import ATTACKS, AttackName
 from expunge.stress.outcome import Outcome
 from expunge.stress.summary import outcomes
@@ -109,24 +109,18 @@ def _settings(section: ReportSection, attack: AttackName) -> dict[str, list[Mode
     return {setting: models for setting, models in found.items() if any(m.entry.role == "method" for m in models)}
 
 
-def _telling(found: Mapping[str, Sequence[Model]]) -> list[str]:
-    """The settings in which methods differ most; of several learning rates the one that brings most back."""
-    most = {s: max(max(m.mean.values()) for m in found[s] if m.entry.role == "method") for s in found}
-    kinds = {kind_of(setting): setting for setting in sorted(found, key=most.__getitem__)}
-    chosen = sorted(kinds.values(), key=lambda setting: -_spread(found[setting]))[:PANELS]
+def _telling(section: ReportSection, attack: AttackName, found: Mapping[str, Sequence[Model]]) -> list[str]:
+    """The settings that bring most back, as the table of attacks counts it, each at the learning rate that does."""
+    shares = [each for entry in section.methods for each in returned(section, entry) if each.attack == attack]
+    most = {setting: max((s.after for s in shares if s.setting == setting), default=0.0) for setting in found}
+    by_most = sorted(found, key=lambda setting: -most[setting])
+    first = {kind_of(setting): setting for setting in reversed(by_most)}
+    chosen = [setting for setting in by_most if setting in first.values()][:PANELS]
     return [setting for setting in found if setting in chosen]
 
 
-def _spread(models: Sequence[Model]) -> float:
-    """The largest difference between methods, of a single one from the retrained model, at any strength."""
-    roles = ["method"] if sum(model.entry.role == "method" for model in models) > 1 else ["method", "retrained"]
-    curves = [model.mean for model in models if model.entry.role in roles]
-    at_each = [[curve[at] for curve in curves if at in curve] for at in curves[0]]
-    return max(max(values) - min(values) for values in at_each)
-
-
 def _picture(section: ReportSection, attack: AttackName, found: Mapping[str, Sequence[Model]]) -> Figure:
-    shown, words = {setting: found[setting] for setting in _telling(found)}, WORDS[attack]
+    shown, words = {s: found[s] for s in _telling(section, attack, found)}, WORDS[attack]
     methods = {e.label: e.inference for e in section.methods}
     svg = _columns(shown, methods) if attack == "wording" else _panels(attack, shown, methods)
     several = {m.entry.role: len(m.outcomes) for models in shown.values() for m in models}
