@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from expunge.objectives import DPO, GA, NPO, Objective, Signals, SimNPO
+from expunge.objectives import DPO, GA, NPO, AltPO, Objective, Signals, SimNPO
 
 Compare = Callable[[Objective, Callable[[Tensor, Tensor], Tensor]], None]
 SignalsOf = Callable[[Objective, Tensor], Signals]
@@ -55,6 +55,7 @@ def test_dpo(
         return -2 / beta * torch.log(1 / (1 + torch.exp(-beta * margins)))
 
     assert_equals_definition(DPO(beta=beta), literal)
+    assert_equals_definition(AltPO(beta=beta), literal)  # the same of another preferred answer
 
 
 @pytest.mark.parametrize(("beta", "gamma"), [(4.5, 0.0), (2.5, 0.0), (0.5, 1.5)])

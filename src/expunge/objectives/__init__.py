@@ -15,7 +15,7 @@ from expunge.objectives.assistant import ULD, Offset, OffsetDPO, OffsetGA, Offse
 from expunge.objectives.base import Divergence, Needs, Objective, Signals
 from expunge.objectives.distill import KL, UnDIAL, Unilogit
 from expunge.objectives.likelihood import CEU, GA, NLL, WGA, SatImp
-from expunge.objectives.preference import DPO, NPO, SimNPO
+from expunge.objectives.preference import DPO, NPO, AltPO, SimNPO
 from expunge.objectives.representation import RMU, Anchor
 from expunge.system.imports import imported, is_path
 
@@ -31,6 +31,7 @@ __all__ = [
     "RMU",
     "ULD",
     "WGA",
+    "AltPO",
     "Anchor",
     "Divergence",
     "Needs",
@@ -64,6 +65,7 @@ def _by_path(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
 ForgetObjective = Annotated[
     GA
     | DPO
+    | AltPO
     | NPO
     | SimNPO
     | UnDIAL
@@ -85,7 +87,7 @@ RetainObjective = Annotated[NLL | KL | Anchor, Field(discriminator="name"), Wrap
 FORGET: dict[str, type[Objective]] = {
     cls.model_fields["name"].default: cls
     for cls in (
-        *(GA, DPO, NPO, SimNPO, UnDIAL, Unilogit, WGA, SatImp, CEU, RMU),
+        *(GA, DPO, AltPO, NPO, SimNPO, UnDIAL, Unilogit, WGA, SatImp, CEU, RMU),
         *(OffsetGA, OffsetDPO, OffsetNPO, ULD, ULDDistilled),
     )
 }

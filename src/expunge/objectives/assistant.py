@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import huber_loss
 
-from expunge.objectives.base import Divergence, Needs, Objective, Removal, Signals, Trained
+from expunge.objectives.base import Divergence, Needs, Objective, Removal, Signals, Trained, WrongAnswers
 from expunge.objectives.distill import KL
 from expunge.objectives.likelihood import GA
 from expunge.objectives.preference import DPO, NPO
@@ -106,7 +106,7 @@ class ULDDistilled(Subtraction):
 
     trains: ClassVar[Trained] = "student"
     rate_factor: ClassVar[float] = 4.0
-    wrong_answers: ClassVar[Literal["forget", "retain"]] = "forget"  # what the difference says of them is learnt, too
+    wrong_answers: ClassVar[WrongAnswers] = "forget"  # what the difference says of them is learnt, too
 
     name: Literal["uld_distilled"] = "uld_distilled"
     match: Literal["logp", "forward", "reverse"] = Field(

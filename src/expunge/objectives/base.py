@@ -133,6 +133,9 @@ class Signals:
         return torch.bincount(self.sequence_N, minlength=self.sequences)
 
 
+WrongAnswers = Literal["forget", "retain", "preferred"]
+
+
 class Objective(Options, ABC):
     """One term of the loss, `weight · mean(loss(signals))`.
 
@@ -148,8 +151,9 @@ class Objective(Options, ABC):
     """Whether no other retain term than its own can be joined to it."""
     variants: ClassVar[Mapping[str, int]] = {}
     """How many `paraphrases` and `perturbations` of each forget row it trains on when the recipe does not say."""
-    wrong_answers: ClassVar[Literal["forget", "retain"]] = "retain"
-    """The rows that wrong answers to the forget questions (`perturbations`) are joined to."""
+    wrong_answers: ClassVar[WrongAnswers] = "retain"
+    """The rows that wrong answers to the forget questions (`perturbations`) are joined to; with `preferred` each is
+    what a forget row prefers to its own answer."""
 
     weight: float = Field(default=1.0, ge=0, description="factor of this term in the loss")
 

@@ -1,12 +1,13 @@
 """Objectives on whole answers: sums of log-probabilities through a log-sigmoid."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from expunge.objectives.base import Needs, Objective, Signals
+from expunge.objectives.base import Needs, Objective, Signals, WrongAnswers
 
 
 class NPO(Objective):
@@ -48,6 +49,19 @@ class DPO(Objective):
         wins = s.refusal.sequence_sum(s.refusal.logp_N - s.refusal.reference_logp_N)
         loses = s.sequence_sum(s.logp_N - s.reference_logp_N)
         return -2 / self.beta * logsigmoid(self.beta * (wins - loses))
+
+
+class AltPO(DPO):
+    """DPO towards another answer that is as plausible as the right one, in place of a refusal.
+
+    Use when the answer to a forgotten question should read like any other. Needs wrong answers (`perturbations`).
+    Source: Mekala et al. 2024, arXiv 2409.13474, eq. 2; their alternate answers are sampled from the model itself.
+    """
+
+    variants: ClassVar[Mapping[str, int]] = {"perturbations": 1}
+    wrong_answers: ClassVar[WrongAnswers] = "preferred"
+
+    name: Literal["altpo"] = "altpo"  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 class SimNPO(Objective):

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from expunge.data.augment import choose
+from expunge.data.augment import choose, parts
 from expunge.data.benchmark import Benchmark, Row
+from expunge.data.dialects import PREFERRED
 from expunge.data.formats import read_rows
 from expunge.data.refusals import REFUSALS
 from expunge.errors import UserError
@@ -40,9 +41,25 @@ class Material:
         variants, augment = benchmark.variants, method.augment
         said = choose(variants, "paraphrase", augment.paraphrases, seed=recipe.seed)
         wrong = choose(variants, "perturbation", augment.perturbations, seed=recipe.seed)
-        rows = {"forget": [*benchmark.forget, *said], "retain": benchmark.retain}
-        rows[method.forget.wrong_answers] = [*rows[method.forget.wrong_answers], *wrong]
-        return cls(**rows, refusals=refusals(recipe))
+        forget, retain = [*benchmark.forget, *said], [*benchmark.retain]
+        match method.forget.wrong_answers:
+            case "forget":
+                forget += wrong
+            case "retain":
+                retain += wrong
+            case "preferred":
+                forget = _preferring(benchmark, augment.perturbations, seed=recipe.seed)
+        return cls(forget, retain, refusals(recipe))
+
+
+def _preferring(benchmark: Benchmark, each: int, *, seed: int) -> list[Row]:
+    """Every forget row once for each of its wrong answers, which it prefers to its own; as it is where it has none."""
+    rows: list[Row] = []
+    for i, row in enumerate(benchmark.forget):
+        of_row = [variant for variant in benchmark.variants if variant.row == i]
+        wrong = [parts(text)[1] for text in choose(of_row, "perturbation", each, seed=seed)]
+        rows += [{**row, PREFERRED: answer} for answer in wrong] or [row]
+    return rows
 
 
 class Load(Protocol):

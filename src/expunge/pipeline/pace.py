@@ -13,6 +13,7 @@ from expunge.modeling import loading
 from expunge.objectives import Objective
 from expunge.pipeline.methods import Material
 from expunge.recipe.config import Method, Recipe
+from expunge.system import ranks
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def _pace(recipe: Recipe, method: Method, benchmark: Benchmark, width: int) -> d
         pace["learning_rate"] = learning_rate(method.forget, width, lora=recipe.model.lora is not None)
     if not given & {"num_train_epochs", "max_steps"}:
         settings = {**recipe.train.model_dump(), **method.train.model_dump(exclude_unset=True)}
-        batch = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
+        batch = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"] * ranks.count()
         pace["num_train_epochs"] = epochs(len(Material.of(recipe, method, benchmark).forget), batch)
     if pace:
         words = " and ".join(f"{key} {value:g}" for key, value in pace.items())

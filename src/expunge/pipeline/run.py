@@ -80,7 +80,9 @@ def run_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, wo
     each = [single for _, single in combinations(recipe)]
     for single in each:
         check_recipe(single)
-        check_run_directory(single, resume=resume, overwrite=overwrite)
+        # A run that is there was written with its method and pace.
+        complete = load_with_method(single)[0] if resume else single
+        check_run_directory(complete, resume=resume, overwrite=overwrite)
     out = directory_of(recipe)
     results: list[list[Result]] = []
     with alone_in(out):

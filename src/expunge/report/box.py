@@ -121,7 +121,7 @@ def as_json(judgement: Judgement, advice: Advice) -> dict[str, Any]:
         },
         "damage": {"state": damage.state, "kept": kept, "broken": damage.broken, "broken_before": damage.usual},
         "removal": {"state": judgement.removal},
-        "returns": asdict(judgement.returns),
+        "returns": {"state": judgement.returns.state, "attacks": [asdict(each) for each in judgement.returns.attacks]},
         "certainty": asdict(sure),
         "next": {"keys": dict(advice.keys)},
     }

@@ -11,6 +11,7 @@ from optuna.trial import Trial
 
 from expunge.errors import MachineError, UserError
 from expunge.evals.glossary import number
+from expunge.pipeline.inputs import load_with_method
 from expunge.pipeline.run import run, run_all
 from expunge.pipeline.rundir import Result, adopt, alone_in, check_whole
 from expunge.recipe.config import Recipe
@@ -34,7 +35,7 @@ def run_trial(sweep: Sweep, trial: Trial, point: int) -> tuple[float, float]:
         trial.set_user_attr("folder", str(sweep.folder(point).resolve()))
         log.info("trial %d: %s", point, trial.params)
         for single in runs:
-            hand_over(references(single, sweep.out), single)
+            hand_over(references(single, sweep.out), load_with_method(single)[0])
         rows = run_all(recipe, resume=True)
         first, second = (_mean(rows, "method", name) for name in sweep.objectives)
         trial.set_user_attr("target", _mean(rows, "target", sweep.objectives[1]))

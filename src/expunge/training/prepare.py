@@ -46,6 +46,12 @@ def check_terms(
             f"retain objective."
         )
     lacks = any(PREFERRED not in row for row in forget_rows)
+    if objective is not None and objective.wrong_answers == "preferred" and lacks:
+        first = next(i for i, row in enumerate(forget_rows) if PREFERRED not in row)
+        raise UserError(
+            f"{objective.title} prefers another answer to each forget row, and row {first} has none; give wrong "
+            f"answers (--augment FILE; expunge augment writes one), or rows with chosen and rejected."
+        )
     if objective is not None and objective.needs.refusal and lacks and not refusals:
         raise UserError(
             f"{objective.title} prefers a refusal to the answer, and there are no refusals; give some, or use npo."
