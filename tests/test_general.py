@@ -13,6 +13,7 @@ from expunge.benchmarks import general
 from expunge.evals.evaluation import evaluate
 from expunge.evals.metrics import states
 from expunge.modeling.loading import load, save
+from expunge.pipeline import pace
 from expunge.pipeline.inputs import (
     load_benchmark,
     load_with_method,
@@ -115,6 +116,26 @@ def test_the_method_and_its_pace_follow_from_model_and_rows(
     recommended = keys["model"] == "chat" and "method" not in keys
     assert recipe.evaluate.stop_when_forgotten is recommended
     assert recipe.evaluate.raise_rate is (recommended and "train.learning_rate" not in keys)
+
+
+def test_two_ranks_take_the_epochs_of_one_with_twice_the_rows_a_step(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(models)
+    rows = [{"question": f"Where is {i}?", "answer": f"In {i}."} for i in range(20)]
+    Path("many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    taken = []
+    for count, batch in ((1, "4"), (2, "2"), (1, "2")):
+        monkeypatch.setattr(pace.ranks, "count", lambda count=count: count)
+        keys = [
+            ("model", "chat"),
+            ("forget", "many.jsonl"),
+            ("method", "ga"),
+            ("train.per_device_train_batch_size", batch),
+        ]
+        recipe, _ = load_with_method(load_recipe(None, keys))
+        taken.append(recipe.train.num_train_epochs)
+    assert taken == [9, 9, 5]
 
 
 def test_few_rows_take_more_epochs() -> None:

@@ -90,7 +90,7 @@ def test_a_launched_run_is_that_of_one_process(
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     files = {key: str(tmp_path / f"{key}.jsonl") for key in ("forget", "retain")}
     keys = {**files, "model": str(tmp_path / "model"), "method": "npo+kl"}
-    keys["train.learning_rate"] = "1e-2"
+    keys |= {"train.learning_rate": "1e-2", "train.num_train_epochs": "5"}
     words = ["run", *(word for key, value in keys.items() for word in (f"--{key}", value))]
     each = "--train.per_device_train_batch_size"
     assert main([*words, each, "4", "--out", str(tmp_path / "one")]) == 0
