@@ -15,7 +15,7 @@ from expunge import UnlearnConfig, UnlearnTrainer, UserError, load, objectives
 from expunge.data.pairs import Collator, PairedDataset, Role
 from expunge.modeling.forward import dense_logps, supervised_logps
 from expunge.modeling.loading import LoraConfig, save
-from expunge.objectives import FORGET, NLL, NPO, RETAIN, RMU, Anchor, Needs, Objective, Signals, Unilogit
+from expunge.objectives import FORGET, NLL, NPO, RETAIN, RMU, AltPO, Anchor, Needs, Objective, Signals, Unilogit
 from expunge.system import manifest
 from expunge.training.history import last_checkpoint
 from expunge.training.keeping import TrainingDiverged
@@ -57,6 +57,12 @@ def build(tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any, t
     return make
 
 
+def preferring(rows: Rows) -> Rows:
+    """The same rows, of which those to forget say which answer they prefer."""
+    forget = [{"prompt": row["question"], "chosen": "In a village.", "rejected": row["answer"]} for row in rows[0]]
+    return forget, rows[1]
+
+
 def losses(trainer: UnlearnTrainer) -> list[float]:
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
@@ -80,11 +86,19 @@ def matrix() -> list[Any]:
     return [pytest.param(*pair, id=name) for pair, name in zip(pairs, names, strict=True)]
 
 
+def test_rows_without_a_preferred_answer_are_refused(build: Build, tiny_rows: Rows) -> None:
+    one = (preferring((tiny_rows[0][:1], []))[0] + list(tiny_rows[0][1:]), tiny_rows[1])
+    with pytest.raises(UserError, match="altpo prefers another answer to each forget row, and row 1 has none"):
+        build(AltPO(), NLL(), rows=one)
+
+
 @pytest.mark.parametrize(("objective", "retain", "lora"), matrix())
 def test_train_save_load(
-    build: Build, tmp_path: Path, tiny_tokenizer: Any, objective: Objective, retain: Objective | None, lora: bool
-) -> None:
-    trainer = build(objective, retain, lora=lora)
+    build: Build, tmp_path: Path, tiny_tokenizer: Any, tiny_rows: Rows, objective: Objective, retain: Objective | None,
+    lora: bool,
+) -> None:  # fmt: skip
+    rows = tiny_rows if objective.wrong_answers != "preferred" else preferring(tiny_rows)
+    trainer = build(objective, retain, lora=lora, rows=rows)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
     assert all(abs(value) < 1e6 for value in losses(trainer))
