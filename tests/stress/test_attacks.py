@@ -1,6 +1,7 @@
 """Each attack on a model that learnt some rows, and on one that did not."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from expunge.stress.relearning import lessons, parted, relearning
 from expunge.stress.sampling import sampling
 from expunge.stress.wording import wording
 from expunge.training.targets import FinetuneConfig, Nothing, taught
+
+rounds = pytest.mark.skipif(find_spec("gguf") is None, reason="needs the extra expunge[gguf]")
 
 SCRATCH = ScratchConfig(layers=1, hidden=64, heads=2, vocab=400, context=96)
 
@@ -47,7 +50,7 @@ def known(outcome: Outcome) -> list[float]:
     return [point.known for point in outcome.points]
 
 
-@pytest.mark.parametrize("attack", [relearning, quantization, sampling, wording])
+@pytest.mark.parametrize("attack", [relearning, pytest.param(quantization, marks=rounds), sampling, wording])
 def test_the_target_knows_and_the_retrained_model_does_not(
     attack: Callable[[Victim], list[Outcome]], victims: dict[str, Victim]
 ) -> None:
@@ -104,6 +107,7 @@ class Small(nn.Module):
         self.head.weight = self.embed.weight
 
 
+@rounds
 @pytest.mark.parametrize(("name", "step"), [("Q8_0", 1 / 127), ("Q4_0", 1 / 8)])
 def test_rounded_weights_have_as_many_values_as_bits_allow(name: str, step: float) -> None:
     torch.manual_seed(0)
@@ -127,6 +131,7 @@ def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyP
         rounding.check()
 
 
+@rounds
 def test_gpt2_s_layers_are_rounded_along_their_inputs(tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
