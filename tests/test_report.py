@@ -990,7 +990,8 @@ def test_every_method_and_strength_of_an_attack_is_drawn(tmp_path: Path) -> None
             ends = len(at) if name == "wording" else panels
             assert sum(f"{reference}, seed 0" in title for title in titles) == ends
             assert reference in [text for text, _ in texts(figure.svg)]
-        assert figure.title.startswith(ATTACKED[name]) and all(method in figure.alt for method in MODELS)
+        words = {str(attack): begins for attack, begins in ATTACKED.items()}
+        assert figure.title.startswith(words[name]) and all(method in figure.alt for method in MODELS)
         apart(figure.svg, {*MODELS, "target", "retrained"})
     assert any(
         title.endswith("r: ga, seed 0, after 15 steps: how much it knows .700")

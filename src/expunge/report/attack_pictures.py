@@ -76,7 +76,7 @@ class Model:
 
     @property
     def known(self) -> dict[float | str, list[float]]:
-        """What each of the models knows, at every strength of the first."""
+        """The knowledge of each model, at every strength of the first."""
         known = [{point.at: point.known for point in outcome.points} for outcome in self.outcomes]
         return {at: [each[at] for each in known if at in each] for at in known[0]}
 
