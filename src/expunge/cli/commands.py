@@ -212,8 +212,8 @@ def stress(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     from expunge.recipe.parsing import check_once, load_recipe
 
     check_once([*(key for key, _ in overrides), "model", "checkpoints", "retrained", "evaluate.stress"])
-    for name in (args.model, args.target):
-        whereabouts(name or args.model)
+    for name in filter(None, (args.model, args.target)):
+        whereabouts(name)
     out = Path(args.out or f"runs/stress-{checkpoint_name(args.model)}")
     models = [("model", args.model)] if args.target is None else [("model", args.target), ("checkpoints", args.model)]
     if args.retrained is not None:

@@ -83,38 +83,39 @@ class UnlearningDepth:
         pairs = [pair for pair in pairs if any(label != IGNORE for label in pair[1][1:])]
         pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
         self.batches = [_batch(pairs[i : i + BATCH], pad, target.device) for i in range(0, len(pairs), BATCH)]
-        self._plain_LR = self._patched(target), self._read(target)
-        patched, read = self._patched(retrained), self._read(retrained)
-        self._first_LR = self._plain_LR[0] - patched, self._plain_LR[1] - read
+        self._plain_LR = self._measured(target)
+        self._first_LR = self._drops(retrained)
 
     def __call__(self, model: CausalLM) -> DepthScores:
-        patched, read = self._patched(model), self._read(model)
-        second = self._plain_LR[0] - patched, self._plain_LR[1] - read
-        depth, lens = (_score(a, b) for a, b in zip(self._first_LR, second, strict=True))
+        depth, lens = (_score(a, b) for a, b in zip(self._first_LR, self._drops(model), strict=True))
         return DepthScores(depth, lens)
 
-    def _patched(self, source: CausalLM) -> Tensor:
-        """Mean log-probability of each row's facts in the target with one layer's output from `source`, [L, R]."""
-        columns = []
+    def _drops(self, source: CausalLM) -> tuple[Tensor, Tensor]:
+        """By how much both of `_measured` are lower than with the target's own states, [L, R] each."""
+        patched, read = self._measured(source)
+        return self._plain_LR[0] - patched, self._plain_LR[1] - read
+
+    def _measured(self, source: CausalLM) -> tuple[Tensor, Tensor]:
+        """Mean log-probability of each row's facts, by layer, [L, R] each, from the layers' outputs in `source`.
+
+        (in the target with one layer's output replaced, as the target's norm and head read each layer's output)
+        """
+        patched, read = [], []
         for batch in self.batches:
             states = _states(source, batch)
-            columns.append(torch.stack([self._logps(batch, layer, state) for layer, state in enumerate(states)]))
-        return torch.cat(columns, dim=1)
+            patched.append(torch.stack([self._logps(batch, layer, state) for layer, state in enumerate(states)]))
+            read.append(torch.stack([self._read(batch, state) for state in states]))
+        return torch.cat(patched, dim=1), torch.cat(read, dim=1)
 
     def _logps(self, batch: _Batch, layer: int, state_ND: Tensor) -> Tensor:
         with _replaced(decoder_layers(self.target)[layer], batch.predicts, state_ND):
             logps = _forward(self.target, batch)
         return _by_row(logps, batch)
 
-    def _read(self, source: CausalLM) -> Tensor:
-        """Mean log-probability of each row's facts as the target's norm and head read them from each layer, [L, R]."""
-        norm, head = final_norm(self.target), Head.of(self.target)
-        columns = []
-        with torch.no_grad():
-            for batch in self.batches:
-                logps = [token_logps(norm(state), batch.target_N, head) for state in _states(source, batch)]
-                columns.append(torch.stack([_by_row(of_layer, batch) for of_layer in logps]))
-        return torch.cat(columns, dim=1)
+    @torch.no_grad()
+    def _read(self, batch: _Batch, state_ND: Tensor) -> Tensor:
+        head = Head.of(self.target)
+        return _by_row(token_logps(final_norm(self.target)(state_ND), batch.target_N, head), batch)
 
 
 def _score(first_LR: Tensor, second_LR: Tensor) -> float | None:

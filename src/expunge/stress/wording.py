@@ -5,7 +5,7 @@ whose adversarial probes begin the answer, among others.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -30,10 +30,10 @@ def wording(victim: Victim) -> list[Outcome]:
     clock = Clock()
     model, tokenizer = victim.load()
     rows = victim.benchmark.forget
-    plain = _probabilities(model, tokenizer, rows)
-    begun = _probabilities(model, tokenizer, rows, after=BEGUN)
-    wordings = [_probabilities(model, tokenizer, asked) for asked in others(victim.benchmark)]
-    other = [max(values) for values in zip(*wordings, strict=True)] if wordings else plain
+    scores = _scores(model, tokenizer, rows)
+    plain, begun = _probabilities(scores), _probabilities(scores, after=BEGUN)
+    wordings = [_probabilities(_scores(model, tokenizer, asked)) for asked in others(victim.benchmark)]
+    other = [max(values) for values in zip(*wordings, strict=True)]
     ways = {"as it was": plain, "in other words": other, "begun": begun}
     worst = [max(values) for values in zip(*ways.values(), strict=True)]
     points = tuple(Point(name, fmean(values)) for name, values in {**ways, "the worst": worst}.items())
@@ -42,34 +42,29 @@ def wording(victim: Victim) -> list[Outcome]:
 
 def others(benchmark: Benchmark) -> list[list[Row]]:
     """The forget rows in other words: a list for each way, of all rows; raw text stands as it is."""
-    ways = [[_framed(row, frame) for row in benchmark.forget] for frame in FRAMES]
+    ways = [[_asked(row, frame.format) for row in benchmark.forget] for frame in FRAMES]
     said = {
         question.question: question.paraphrased_question
         for question in benchmark.questions.get("forget", [])
         if question.paraphrased_question is not None
     }
     if said:
-        ways.append([_asked(row, said) for row in benchmark.forget])
+        ways.append([_asked(row, lambda question: said.get(question, question)) for row in benchmark.forget])
     return ways
 
 
-def _framed(row: Row, frame: str) -> Row:
+def _asked(row: Row, word: Callable[[str], str]) -> Row:
+    """The row with its question as `word` puts it; raw text has none."""
     if "text" in row:
         return row
     question, answer = parts(row)
-    return reworded(row, frame.format(question), answer)
+    return reworded(row, word(question), answer)
 
 
-def _asked(row: Row, said: dict[str, str]) -> Row:
-    if "text" in row:
-        return row
-    question, answer = parts(row)
-    return reworded(row, said.get(question, question), answer)
+def _scores(model: CausalLM, tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]) -> list[requests.Score]:
+    return requests.score(model, [encode(row, tokenizer) for row in rows], progress=False)
 
 
-def _probabilities(
-    model: CausalLM, tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], *, after: float = 0.0
-) -> list[float]:
-    """Length-normalised probability of each row's answer, of what follows its first tokens where `after` is a share."""
-    scores = requests.score(model, [encode(row, tokenizer) for row in rows], progress=False)
+def _probabilities(scores: Sequence[requests.Score], *, after: float = 0.0) -> list[float]:
+    """Length-normalised probability of each answer, of what follows its first tokens where `after` is a share."""
     return [math.exp(float(score.logps[int(after * (score.tokens - 1)) :].mean())) for score in scores]
