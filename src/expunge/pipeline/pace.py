@@ -60,7 +60,7 @@ def learning_rate(objective: Objective, width: int, *, lora: bool) -> float:
 
 
 def epochs(rows: int, batch: int) -> int:
-    """Passes over so many forget rows, `batch` of them a step."""
+    """The number of epochs for `rows` forget rows, where an optimizer step takes `batch` of them."""
     low, high = EPOCHS
     return min(high, max(low, math.ceil(STEPS / math.ceil(rows / batch))))
 

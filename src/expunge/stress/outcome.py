@@ -8,7 +8,7 @@ from expunge.stress.options import AttackName
 
 @dataclass(frozen=True)
 class Point:
-    """How much the model knows at some strength of an attack.
+    """The knowledge of a model at one strength of an attack.
 
     at       the strength: an optimizer step, bits a weight, a number of answers, or a name
     known    in [0, 1]; 0 or near it where nothing is known

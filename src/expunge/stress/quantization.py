@@ -18,7 +18,7 @@ FORMATS = {8: "Q8_0", 4: "Q4_0"}
 
 
 def quantization(victim: Victim) -> list[Outcome]:
-    """How much the model knows with its weights as they are, and rounded to 8 and to 4 bits.
+    """Measure what the model knows: with its own weights, and with weights rounded to 8 and to 4 bits.
 
     Raises `UserError` without the package `gguf`.
     """

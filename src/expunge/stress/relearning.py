@@ -45,7 +45,7 @@ class Lesson:
 
 
 def relearning(victim: Victim) -> list[Outcome]:
-    """How much the model knows of forget rows that it is not shown, over the steps of each lesson."""
+    """Measure, over the steps of each lesson, what the model knows of forget rows that it is not shown."""
     _, asked = parted(victim.benchmark.forget, seed=victim.seed)
     found = []
     for lesson in lessons(victim.benchmark, quick=victim.quick, seed=victim.seed):

@@ -19,7 +19,7 @@ ROWS, QUICK_ROWS = 64, 16
 
 
 def sampling(victim: Victim) -> list[Outcome]:
-    """ROUGE-L recall of the best of so many answers, drawn at temperature 1 from all tokens; a mean over questions.
+    """Measure the ROUGE-L recall of the best of k answers, drawn at temperature 1; the mean over questions.
 
     Rows that are raw text ask nothing; where there are only such, there is no outcome.
     """

@@ -15,7 +15,7 @@ from expunge.stress.outcome import Outcome
 
 @dataclass(frozen=True)
 class Returned:
-    """How much of what the model knew before unlearning an attack finds.
+    """The share of the target's knowledge that an attack finds in the unlearned model.
 
     before   share of what it knew that is left without the attack, in [0, 1]
     after    the same under the attack, where it finds most
