@@ -46,8 +46,8 @@ def folder(tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any, 
     return tmp_path
 
 
-def trainer_of(method: str, folder: Path) -> UnlearnTrainer:
-    """The trainer that `expunge run --method METHOD` makes, for twenty steps."""
+def trainer_of(method: str, folder: Path, **others: Any) -> UnlearnTrainer:
+    """The trainer that `expunge run --method METHOD` makes, for twenty steps; `others` are more of its keys."""
     keys = {
         "model": folder / "model",
         "forget": folder / "forget.jsonl",
@@ -59,6 +59,7 @@ def trainer_of(method: str, folder: Path) -> UnlearnTrainer:
         "train.per_device_train_batch_size": 3,
         "train.save_strategy": "no",
         "evaluate.each_epoch": "off",
+        **others,
     }
     if method == "ga+nll":  # whose loss has no bound: at the others' pace it doubles rounding with every step
         keys["train.learning_rate"] = 3e-4

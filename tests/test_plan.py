@@ -120,6 +120,13 @@ def test_four_bits_weigh_what_is_said() -> None:
     assert whole - quantized == pytest.approx(loaded, rel=0.02)
 
 
+def test_four_bits_are_trained_on() -> None:
+    """An adapter of more dimensions than a packed weight has columns."""
+    keys = {"model.scratch": "{layers: 1, hidden: 192, heads: 2, vocab: 400, context: 96}"}
+    rows = run(recipe("[npo+kl]", **keys, **{"model.lora": "{r: 4, quantize: nf4}"}))
+    assert {row["method"] for row in rows} >= {"npo+kl"}
+
+
 MEASURED = """
 import gc, json, sys
 from pathlib import Path

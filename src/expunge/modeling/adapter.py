@@ -106,7 +106,7 @@ def check_adapter(model: nn.Module, key: str) -> None:
 
     A head that is the embedding too can't be changed alone: merged or not, the two would be different models.
     """
-    sizes = [min(layer.weight.shape) for layer in adapted_layers(model)]
+    sizes = [min(_features(layer)) for layer in adapted_layers(model)]
     ranks = [int(r) for config in getattr(model, "peft_config", {}).values() if (r := getattr(config, "r", None))]
     if sizes and ranks and max(ranks) > max(sizes):
         raise UserError(
@@ -127,6 +127,11 @@ def adapted_layers(model: nn.Module) -> list[nn.Linear | Conv1D]:
     """The linear layers under an adapter, GPT-2's (`Conv1D`) among them."""
     under = (getattr(module, "base_layer", None) for module in model.modules())
     return [layer for layer in under if isinstance(layer, nn.Linear | Conv1D)]
+
+
+def _features(layer: nn.Linear | Conv1D) -> tuple[int, int]:
+    """Inputs and outputs of a layer; its weight has another shape where it is packed in 4 bits or held by other ranks."""
+    return (layer.nx, layer.nf) if isinstance(layer, Conv1D) else (layer.in_features, layer.out_features)
 
 
 def bytes_saved(model: nn.Module) -> float:

@@ -65,7 +65,21 @@ def load(
             bnb_4bit_compute_dtype=torch.float32 if dtype == "float32" else torch.bfloat16,
         )
     tokenizer = load_tokenizer(path, load_config(path))
-    return load_weights(path, merged=merged, **options).eval(), tokenizer
+    model = load_weights(path, merged=merged, **options).eval()
+    if quantize is not None:
+        _keep_differentiable(model)
+    return model, tokenizer
+
+
+def _keep_differentiable(model: Any) -> None:
+    """Keep bitsandbytes' 4-bit layers out of the packing that it gives them in evaluation mode on CPUs with AVX512-BF16.
+
+    Its product with packed weights has no gradient, so that a training after an evaluation would lose nearly all of its
+    own without an error.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def load_for_training(
