@@ -3,6 +3,7 @@
 #   make docs    the documentation site, in build/site
 #   make real-model   fetch a small pretrained chat model (98 MB) for the tests that want one
 #   make lowest  the core tests with the oldest releases that we hold
+#   make gpu-wheels   wheels for scripts/gpu-check, where a GPU machine reaches no package index
 #   make lint    style and types                      make fuzz   hostile input for ten minutes (MINUTES=1)
 #   make clean   back to a bare checkout, runs/ kept
 
@@ -10,7 +11,7 @@ PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test real-model lowest fuzz lint docs clean
+.PHONY: install demo test real-model lowest fuzz gpu-wheels lint docs clean
 
 install: $(STAMP)
 
@@ -45,6 +46,10 @@ MINUTES := 10
 fuzz: $(STAMP)
 	end=$$(( $$(date +%s) + 60 * $(MINUTES) )); while [ $$(date +%s) -lt $$end ]; do \
 	  $(BIN)/pytest -q -m fuzz --hypothesis-profile fuzz $(ARGS) || exit; done
+
+# What a GPU machine without a package index lacks, for scripts/gpu-check: wheels for its Python, under 60 MiB.
+gpu-wheels: $(STAMP)
+	$(BIN)/python scripts/gpu_wheels.py .gpu-wheels
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""A step of every method on CUDA: its loss and gradient beside float64, its twenty steps beside the CPU's, no waiting."""
+"""A step of every method on CUDA: loss and gradient beside float64, twenty steps beside the CPU, no waiting."""
 
 import json
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def move_away(model: torch.nn.Module) -> None:
     """Change what trains, as some steps would: the same change on every device, exact in bfloat16."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, p in sorted(model.named_parameters()):
+        for _, p in sorted(model.named_parameters()):
             if p.requires_grad:
                 noise = 0.02 * torch.randn(p.shape, generator=generator)
                 p.copy_((p.cpu().float() + noise).bfloat16().to(p))

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import GenerationConfig
 
-from expunge.bench.shapes import SHAPES, Shape
+from expunge.bench.shapes import SHAPES, Shape, word_tokenizer
 from expunge.bench.training import race
 from expunge.bench.turns import page, title
 from expunge.data.benchmark import Benchmark, Question
@@ -66,7 +66,7 @@ def measure(
     if threads is not None:
         torch.set_num_threads(threads)
     size = SHAPES[shape]
-    model, tokenizer = _model(size), _tokenizer(size.vocab)
+    model, tokenizer = _model(size), word_tokenizer(size.vocab)
     rows = []
     for kind in tqdm(prompts, desc="bench", leave=False):
         for what, generate in (("scores", False), ("whole", True), (KNOWN, True)):
@@ -209,8 +209,8 @@ def _check(naive: Records, ours: Records) -> None:
 
 def _model(size: Shape) -> Any:
     """A random model whose layers weigh more than at its beginning, so that its answers don't run in circles."""
-    cuda = torch.cuda.is_available()
-    model = size.build(torch.device("cuda" if cuda else "cpu"), torch.bfloat16 if cuda else torch.float32)
+    # float32 on CUDA too: in bfloat16 rounding would decide answers, and the two ways are held against each other.
+    model = size.build(torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.float32)
     with torch.no_grad():
         for weight in model.get_decoder().layers.parameters():
             weight.mul_(4 if weight.dim() > 1 else 1)
@@ -230,15 +230,6 @@ def _let_know(model: CausalLM, tokenizer: "PreTrainedTokenizerBase", benchmark: 
         replace(q, answer=answer.text, row={**(q.row or {}), "completion": " " + answer.text}) if answer.tokens else q
         for q, answer in zip(questions, generated, strict=True)
     ]
-
-
-def _tokenizer(vocabulary: int) -> Any:
-    """One token a word, w0 to w<V − 1>."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocabulary)}, unk_token="w1"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0", pad_token="w0")
 
 
 def _benchmark(questions: int, vocabulary: int, prompts: str) -> Benchmark:

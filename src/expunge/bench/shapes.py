@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from expunge.training.checkpointing import checkpoint_activations
 
@@ -54,6 +54,15 @@ SHAPES = {
     "8b": Shape(layers=32, hidden=4_096, intermediate=14_336, heads=32, kv_heads=8, vocab=128_256),
 }
 """`small` and `wide` are what two CPU cores can carry; `1b` and `8b` are Llama 3.2 1B's and Llama 3 8B's."""
+
+
+def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """One token a word, w0 to w<V − 1>."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocabulary)}, unk_token="w1"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0", pad_token="w0")
 
 
 def usual_length(shape: str) -> int:

@@ -5,15 +5,15 @@
     ours    the trainer's step; references cached before
 
 The step is forward and backward; the optimizer's update is the same for all three. Times are medians of turns taken
-in one process; memory is the peak of one step, in a process of its own, beyond weights and optimizer: gradients,
-activations, logits, and what a reference holds.
+in one process; memory is the peak of one step beyond weights and optimizer: gradients, activations, logits, and what a
+reference holds. On a CPU, where the peak is the process's, each step is measured in a process of its own.
 """
 
 import gc
 import statistics
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -43,6 +43,24 @@ KINDS = ("floor", "naive", "ours")
 StepFunction = Callable[[], Tensor]
 
 
+@dataclass(frozen=True)
+class Step:
+    """Forward and backward of a kind; the gradients are made anew, as after an optimizer's update.
+
+    `held_mib` is what its reference takes beside the model on CUDA.
+    """
+
+    model: CausalLM
+    loss: StepFunction
+    held_mib: float
+
+    def __call__(self) -> Tensor:
+        self.model.zero_grad()
+        loss = self.loss()
+        loss.backward()
+        return loss.detach()
+
+
 def measure(
     shape: str, *, methods: tuple[str, ...] = METHODS, sequences: int = 8, length: int = 256,
     checkpointing: bool = False, rounds: int | None = None, threads: int | None = None, memory: bool = True,
@@ -68,9 +86,11 @@ def measure(
             row: dict[str, Any] = {"objective": method, "shape": shape, "device": about["device"]}
             row["step_ms"] = race(steps, rounds)
             useful = count_flops(steps["floor"]) if torch.cuda.is_available() else 0
+            if memory and torch.cuda.is_available():
+                row["peak_mib"] = {kind: _peak_on_device(step) for kind, step in steps.items()}
         del steps
         count = len(_roles(method)) * (sequences // 2)
-        if memory:
+        if memory and not torch.cuda.is_available():
             options = {"sequences": sequences, "length": length, "threads": threads}
             if count not in floors:  # the same for all methods that see as many sequences
                 floors[count] = in_own_process(measure_peak, method, size, "floor", **options)
@@ -86,7 +106,7 @@ def measure(
 
 def prepare_steps(
     method: str, size: Shape, sequences: int, length: int, kinds: tuple[str, ...] = KINDS, layers: int | None = None
-) -> dict[str, StepFunction]:
+) -> dict[str, Step]:
     """A step for each kind on the same random batch: it leaves gradients and returns the loss.
 
     `layers` are those of ULD's assistant, by default a quarter of the model's.
@@ -122,8 +142,8 @@ def batch_of(method: str, sets: Sets, rows: range, device: torch.device) -> dict
 
 def step_of(
     kind: str, method: str, model: CausalLM, sets: Sets, batch: dict[str, Tensor], layers: int | None = None
-) -> StepFunction:
-    """One step of a kind: the gradients are made anew, as after an optimizer's update."""
+) -> Step:
+    """One step of a kind."""
     if kind == "ours" and method == "uld":
         model = assistant(model, layers)
     make = {
@@ -131,15 +151,9 @@ def step_of(
         "naive": lambda: _naive(method, model, batch),
         "ours": lambda: partial(ours(method, model, sets), batch),
     }
-    step = make[kind]()
-
-    def whole() -> Tensor:
-        model.zero_grad()
-        loss = step()
-        loss.backward()
-        return loss.detach()
-
-    return whole
+    before = _allocated()
+    loss = make[kind]()
+    return Step(model, loss, _allocated() - before)
 
 
 def table(result: dict[str, Any]) -> Table:
@@ -271,6 +285,21 @@ def measure_peak(
     return beyond_weights(size, lambda model: step(model, 2, 8), lambda model: step(model, sequences, length), threads)
 
 
+def _peak_on_device(step: Step) -> float:
+    """MiB of CUDA memory that `step` holds at most beyond weights, its reference included."""
+    step.model.zero_grad()
+    before = _allocated()
+    with peak_memory() as during:
+        step()
+    assert during.mib is not None
+    return during.mib - before + step.held_mib
+
+
+def _allocated() -> float:
+    """MiB of CUDA memory in use; 0 without CUDA."""
+    return torch.cuda.memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
+
+
 def beyond_weights(
     size: Shape, warm_up: Callable[[Any], object], work: Callable[[Any], object], threads: int | None
 ) -> float | None:
@@ -283,7 +312,7 @@ def beyond_weights(
         warm_up(model)
         model.zero_grad()
         gc.collect()
-        before = torch.cuda.memory_allocated() / 2**20 if torch.cuda.is_available() else resident()
+        before = _allocated() if torch.cuda.is_available() else resident()
         with peak_memory() as during:
             work(model)
     return None if during.mib is None or before is None else during.mib - before

@@ -25,6 +25,15 @@ def training(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> Non
     _show(args, bench, result)
 
 
+def whole(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
+    from expunge.bench import whole as bench
+
+    _check(args)
+    methods = _chosen(args.methods, bench.METHODS, "method")
+    size = {"sequences": args.sequences, "length": args.length, "rounds": args.rounds or 5}
+    _show(args, bench, bench.measure(args.shape, methods=methods, **size, threads=args.threads))
+
+
 def growth(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     from expunge.bench import growth as bench
     from expunge.recipe.parsing import read_mapping

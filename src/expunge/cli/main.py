@@ -372,6 +372,14 @@ def _parser() -> _Parser:
     result_options(sub, picture=True)
 
     sub = measurement(
+        "whole", bench_commands.whole, "a whole step of every parameter by the trainer, its memory beside the estimate"
+    )
+    sub.add_argument("--methods", help="with commas; npo+kl and unilogit+nll without it")
+    batch_options(sub)
+    sub.add_argument("--rounds", type=int, help="steps that count (default 5)")
+    result_options(sub)
+
+    sub = measurement(
         "growth", bench_commands.growth, "how a training step grows with vocabulary, length, forget set and K"
     )
     batch_options(sub)

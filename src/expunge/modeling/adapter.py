@@ -130,7 +130,7 @@ def adapted_layers(model: nn.Module) -> list[nn.Linear | Conv1D]:
 
 
 def _features(layer: nn.Linear | Conv1D) -> tuple[int, int]:
-    """Inputs and outputs of a layer; its weight has another shape where it is packed in 4 bits or held by other ranks."""
+    """Inputs and outputs; a weight that is packed in 4 bits or held by other ranks has another shape."""
     return (layer.nx, layer.nf) if isinstance(layer, Conv1D) else (layer.in_features, layer.out_features)
 
 

@@ -72,7 +72,7 @@ def load(
 
 
 def _keep_differentiable(model: Any) -> None:
-    """Keep bitsandbytes' 4-bit layers out of the packing that it gives them in evaluation mode on CPUs with AVX512-BF16.
+    """Forbid the packing that bitsandbytes gives 4-bit layers in evaluation mode on CPUs with AVX512-BF16.
 
     Its product with packed weights has no gradient, so that a training after an evaluation would lose nearly all of its
     own without an error.
