@@ -130,9 +130,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("build/gpu"), help="folder for gpu.json (default %(default)s)")
     parser.add_argument("--only", help=f"parts, with commas: {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="few methods and turns: does everything run?")
-    parser.add_argument(
-        "--minutes", type=float, default=8.5, help="begin no part later (default %(default)s)"
-    )
+    parser.add_argument("--minutes", type=float, default=8.5, help="begin no part later (default %(default)s)")
     parser.add_argument("--page", nargs=2, metavar=("JSON", "PAGE"), help="write the page of a finished check")
     args = parser.parse_args()
     if args.page:

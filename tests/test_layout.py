@@ -1,5 +1,8 @@
 """Where a batch's sequences and tokens are: against the rows that went into it, and in chunks."""
 
+from dataclasses import fields
+from typing import Any
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +10,7 @@ from hypothesis import strategies as st
 from expunge.data.encode import Encoded
 from expunge.data.pairs import Collator, Role, Sets
 from expunge.objectives import Signals
-from expunge.training.layout import Layout
+from expunge.training.layout import LaidOut, Layout
 
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=5)
 
@@ -25,6 +28,27 @@ def test_every_token_is_where_its_row_is(forget: list[int], retain: list[int]) -
         assert layout.target_of(role).tolist() == expected
     assert layout.sequence_N.tolist() == [i for i, n in enumerate([*forget, *retain]) for _ in range(n)]
     assert layout.place_N.tolist() == [k for n in [*forget, *retain] for k in range(n)]
+
+
+@given(LENGTHS, LENGTHS, st.sets(st.sampled_from(list(Role))))
+def test_of_some_roles_it_is_that_of_a_batch_of_theirs(forget: list[int], retain: list[int], roles: set[Role]) -> None:
+    row = lambda n, first: Encoded(tuple(range(first, first + n + 2)), 2)  # noqa: E731
+    sets = Sets(forget=[row(n, 100 * i) for i, n in enumerate(forget)], retain=[row(n, 7) for n in retain])
+
+    def laid_out(roles: set[Role]) -> dict[str, Any]:
+        return LaidOut(Collator(sets, 0))([[(role, i)] for role in sorted(roles) for i in range(len(sets.of(role)))])
+
+    held = {role for role in roles if sets.of(role)}
+    whole = laid_out({Role.FORGET, Role.RETAIN})
+    found = Layout.of(whole).only(roles)
+    assert Layout.of(whole) is whole["layout"]
+    if not held:
+        assert not found.rows and not len(found.target_N)
+        return
+    expected = Layout.of({k: v for k, v in laid_out(held).items() if k != "layout"})
+    for field in fields(Layout):
+        one, other = getattr(found, field.name), getattr(expected, field.name)
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other, field.name
 
 
 @given(LENGTHS, st.integers(1, 6))

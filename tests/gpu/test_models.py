@@ -28,7 +28,8 @@ def model() -> Any:
         num_key_value_heads=1, max_position_embeddings=1024, initializer_range=0.1, pad_token_id=0, bos_token_id=None,
         eos_token_id=None,
     )  # fmt: skip
-    return LlamaForCausalLM(config).bfloat16().to(CUDA)
+    model: Any = LlamaForCausalLM(config).bfloat16()
+    return model.to(CUDA)
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ def move_away(model: torch.nn.Module) -> None:
 
 
 def loss_and_gradient(trainer: UnlearnTrainer, dtype: torch.dtype) -> tuple[float, Tensor]:
-    model = trainer.model
+    model: Any = trainer.model
     move_away(model)
     model.to(dtype)
     batch, counts = first_batch(trainer)

@@ -32,6 +32,7 @@ from expunge.objectives import FORGET, RETAIN, Needs, Objective
 from expunge.objectives.base import Share
 from expunge.report.table import Table, left, right
 from expunge.system.machine import peak_memory, resident, versions
+from expunge.training.layout import LaidOut
 from expunge.training.signals import gather_signals, needs_by_role
 
 METHODS = (
@@ -134,14 +135,14 @@ def random_sets(method: str, vocab: int, rows: int, length: int) -> Sets:
     return Sets(encoded[Role.FORGET], encoded[Role.RETAIN], encoded.get(Role.REFUSAL, []))
 
 
-def batch_of(method: str, sets: Sets, rows: range, device: torch.device) -> dict[str, Tensor]:
+def batch_of(method: str, sets: Sets, rows: range, device: torch.device) -> dict[str, Any]:
     """These rows of every role."""
-    batch = Collator(sets, 0)([[(role, i)] for role in _roles(method) for i in rows])
+    batch = LaidOut(Collator(sets, 0))([[(role, i)] for role in _roles(method) for i in rows])
     return {name: x.to(device) for name, x in batch.items()}
 
 
 def step_of(
-    kind: str, method: str, model: CausalLM, sets: Sets, batch: dict[str, Tensor], layers: int | None = None
+    kind: str, method: str, model: CausalLM, sets: Sets, batch: dict[str, Any], layers: int | None = None
 ) -> Step:
     """One step of a kind."""
     if kind == "ours" and method == "uld":
@@ -199,20 +200,21 @@ def _roles(method: str) -> tuple[Role, ...]:
     return (Role.FORGET, Role.REFUSAL, Role.RETAIN) if method.startswith("dpo") else (Role.FORGET, Role.RETAIN)
 
 
-def _floor(model: CausalLM, batch: dict[str, Tensor]) -> StepFunction:
+def _floor(model: CausalLM, batch: dict[str, Any]) -> StepFunction:
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
     return lambda: model(**inputs).loss
 
 
-def _naive(method: str, model: CausalLM, batch: dict[str, Tensor]) -> StepFunction:
+def _naive(method: str, model: CausalLM, batch: dict[str, Any]) -> StepFunction:
     name = "ga+nll" if method == "uld" else method
     needs_start = name.split("+")[0] in ("npo", "dpo", "undial") or name.endswith("+kl")
     start = deepcopy(model).requires_grad_(False) if needs_start else None
-    parts = {role: {k: v[batch["role"] == role] for k, v in batch.items()} for role in _roles(method)}
+    names = ("input_ids", "attention_mask", "labels")
+    parts = {role: {name: batch[name][batch["role"] == role] for name in names} for role in _roles(method)}
     return lambda: naive.loss(name, model, start, parts[Role.FORGET], parts[Role.RETAIN], parts.get(Role.REFUSAL))
 
 
-def ours(method: str, model: CausalLM, sets: Sets) -> Callable[[dict[str, Tensor]], Tensor]:
+def ours(method: str, model: CausalLM, sets: Sets) -> Callable[[dict[str, Any]], Tensor]:
     """The trainer's loss of a batch; what the starting model says of `sets` is cached first.
 
     For ULD, `model` is the assistant.
@@ -230,7 +232,7 @@ def ours(method: str, model: CausalLM, sets: Sets) -> Callable[[dict[str, Tensor
 
     ways_of(model)  # measured once for each model, before training: no part of a step
 
-    def loss(batch: dict[str, Tensor]) -> Tensor:
+    def loss(batch: dict[str, Any]) -> Tensor:
         signals = gather_signals(model, batch, needs, reference, None, shares)
         return torch.stack([share.objective.weight * share.term(signals[role]) for role, share in shares.items()]).sum()
 

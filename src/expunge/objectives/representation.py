@@ -1,5 +1,6 @@
 """Objectives on hidden states: misdirect them on the forget rows, anchor them on the retain rows."""
 
+from functools import cache
 from typing import Literal
 
 import torch
@@ -42,13 +43,12 @@ class RMU(Objective):
     def parts(self) -> tuple[range, tuple[str, ...]]:
         return range(max(0, self.layer - 2), self.layer + 1), self.modules
 
-    def direction(self, size: int) -> Tensor:
+    def direction(self, size: int, device: torch.device | str = "cpu") -> Tensor:
         """The fixed random unit vector u, [D]."""
-        u = torch.rand(size, generator=torch.Generator().manual_seed(self.vector_seed))
-        return u / u.norm()
+        return _unit_vector(self.vector_seed, size, device)
 
     def loss(self, s: Signals) -> Tensor:
-        target = self.coefficient * self.direction(s.layer_ND.shape[-1]).to(s.layer_ND)
+        target = self.coefficient * self.direction(s.layer_ND.shape[-1], s.layer_ND.device).to(s.layer_ND)
         return _squared(s.layer_ND - target, self.reduction)
 
 
@@ -70,6 +70,12 @@ class Anchor(Objective):
 
     def loss(self, s: Signals) -> Tensor:
         return _squared(s.layer_ND - s.reference_layer_ND, self.reduction)
+
+
+@cache
+def _unit_vector(seed: int, size: int, device: torch.device | str) -> Tensor:
+    u = torch.rand(size, generator=torch.Generator().manual_seed(seed))
+    return (u / u.norm()).to(device)
 
 
 def _squared(gap_ND: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:

@@ -33,7 +33,7 @@ from expunge.modeling.logprobs import Head, token_logps
 from expunge.objectives.base import Needs
 from expunge.system import ranks
 from expunge.training import refcache
-from expunge.training.layout import Layout, slices_of
+from expunge.training.layout import LaidOut, Layout, slices_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -63,7 +63,7 @@ class Reference(ABC):
     head: Head
 
     @abstractmethod
-    def __call__(self, batch: dict[str, Tensor]) -> dict[Role, ReferenceSignals]: ...
+    def __call__(self, batch: Mapping[str, Any]) -> dict[Role, ReferenceSignals]: ...
 
     def head_for(self, role: Role) -> Head:
         """The head that belongs to this role's hidden states."""
@@ -86,13 +86,16 @@ class LiveReference(Reference):
         self.head = Head.identity(ways.vocab_size) if ways.dense else Head.at_start(model)
 
     @torch.no_grad()
-    def __call__(self, batch: dict[str, Tensor]) -> dict[Role, ReferenceSignals]:
+    def __call__(self, batch: Mapping[str, Any]) -> dict[Role, ReferenceSignals]:
         roles = [role for role in Role if self.needs[role].reference]
-        wanted_B = torch.isin(batch["role"], torch.tensor([int(role) for role in roles], device=batch["role"].device))
-        batch = {name: batch[name][wanted_B] for name in ("input_ids", "attention_mask", "labels", "role")}
-        if not len(batch["role"]):
+        whole = Layout.of(batch)
+        layout = whole.only(roles)
+        if not layout.rows:
             return {}
-        layout = Layout.of(batch)
+        ids_BT, mask_BT = (
+            torch.cat([batch[name][whole.sequences[role]] for role in layout.sequences])
+            for name in ("input_ids", "attention_mask")
+        )
 
         def at_head(hidden_ND: Tensor, head: Head) -> dict[Role, ReferenceSignals]:
             read: dict[Role, ReferenceSignals] = {}
@@ -107,9 +110,9 @@ class LiveReference(Reference):
         with self.context():
             by_role, layer_ND = forward_supervised(
                 self.model,
-                batch["input_ids"],
-                batch["attention_mask"],
-                layout.predicts_BT,
+                ids_BT,
+                mask_BT,
+                layout.predicts,
                 at_head=at_head if any(n.reference_logp or n.divergence for n in self.needs.values()) else None,
                 layer=next((n.layer for n in self.needs.values() if n.reference_layer), None),
                 dense=self.dense,
@@ -150,7 +153,7 @@ class CachedReference(Reference):
     ) -> None:
         self.kind, self.head = kind, live.head
         device = next(live.model.parameters()).device
-        collate = Collator(sets, pad_token_id)
+        collate = LaidOut(Collator(sets, pad_token_id))
         lots: list[_RowBatch] = []
         leads: dict[Role, int] = {}  # the first lot of each role
         for role in (role for role in Role if live.needs[role].reference and sets.of(role)):
@@ -160,7 +163,9 @@ class CachedReference(Reference):
         tokens = {lot.role: lot.start + sum(lot.lengths) for lot in lots}
 
         def ask(i: int) -> dict[str, Tensor]:
-            batch = {k: v.to(device) for k, v in collate([[(lots[i].role, row)] for row in lots[i].rows]).items()}
+            batch: dict[str, Any] = {
+                k: v.to(device) for k, v in collate([[(lots[i].role, row)] for row in lots[i].rows]).items()
+            }
             return {_table(lots[i].role, name): x for name, x in live(batch)[lots[i].role].parts()}
 
         known: dict[int, dict[str, Tensor]] = {}
@@ -183,24 +188,29 @@ class CachedReference(Reference):
 
         tables = refcache.cached_tables(*ranks.broadcast(identify), fill) if lots else {}
         names = [field.name for field in fields(ReferenceSignals)]
-        self.rows: dict[tuple[int, int], ReferenceSignals] = {}
+        self.rows: dict[tuple[Role, int], ReferenceSignals] = {}
         for lot in lots:
             of_role = {name: tables[table] for name in names if (table := _table(lot.role, name)) in tables}
             for row, at in zip(lot.rows, slices_of(lot.lengths, lot.start), strict=True):
                 self.rows[lot.role, row] = ReferenceSignals(**{name: x[at] for name, x in of_role.items()})
 
-    def __call__(self, batch: dict[str, Tensor]) -> dict[Role, ReferenceSignals]:
+    def __call__(self, batch: Mapping[str, Any]) -> dict[Role, ReferenceSignals]:
         device = batch["labels"].device
         rows_of: dict[Role, list[ReferenceSignals]] = {}
-        for role, row in zip(batch["role"].tolist(), batch["row"].tolist(), strict=True):
-            if (role, row) in self.rows:
-                rows_of.setdefault(Role(role), []).append(self.rows[role, row])
+        for pair in Layout.of(batch).rows:
+            if pair in self.rows:
+                rows_of.setdefault(pair[0], []).append(self.rows[pair])
         return {
             role: ReferenceSignals(
-                **{name: torch.cat([getattr(r, name) for r in rows]).to(device) for name, _ in rows[0].parts()}
+                **{name: _moved(torch.cat([getattr(r, name) for r in rows]), device) for name, _ in rows[0].parts()}
             )
             for role, rows in rows_of.items()
         }
+
+
+def _moved(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on `device`, for which the host does not wait."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 class TaughtReference(Reference):
@@ -210,7 +220,7 @@ class TaughtReference(Reference):
         self.teacher, self.start = teacher, start
         self.kind, self.head = teacher.kind, teacher.head
 
-    def __call__(self, batch: dict[str, Tensor]) -> dict[Role, ReferenceSignals]:
+    def __call__(self, batch: Mapping[str, Any]) -> dict[Role, ReferenceSignals]:
         return self.teacher(batch) | self.start(batch)
 
     def head_for(self, role: Role) -> Head:

@@ -7,6 +7,7 @@ Shapes: B sequences, T positions, N supervised tokens laid end to end, D hidden 
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -31,7 +32,7 @@ def needs_by_role(objective: Objective | None, retain: Objective | None) -> dict
 
 def gather_signals(
     model: nn.Module,
-    batch: Mapping[str, Tensor],
+    batch: Mapping[str, Any],
     needs: Mapping[Role, Needs],
     reference: Reference | None,
     surprisal_V: Tensor | None,
@@ -43,7 +44,7 @@ def gather_signals(
     Where no role needs the head, the forward ends at the wanted layer.
     """
     layout, ways = Layout.of(batch), ways_of(model)
-    start = reference(dict(batch)) if reference is not None else {}
+    start = reference(batch) if reference is not None else {}
     everything = Signals(ways.vocab_size, layout.sequence_N, len(batch["labels"]), layout.place_N)
     if surprisal_V is not None:
         everything.surprisal_N = surprisal_V.to(layout.target_N.device)[layout.target_N]
@@ -56,7 +57,7 @@ def gather_signals(
         model,
         batch["input_ids"],
         batch["attention_mask"],
-        layout.predicts_BT,
+        layout.predicts,
         at_head=AtHead(layout, asked, signals, reference, start, shares or {}) if asked else None,
         layer=next((needs[role].layer for role in signals if needs[role].layer is not None), None),
         dense=ways.dense,

@@ -28,7 +28,7 @@ from expunge.objectives import Objective
 from expunge.objectives.base import Share
 from expunge.training.arguments import UnlearnConfig
 from expunge.training.keeping import KeptTrainer
-from expunge.training.layout import Layout
+from expunge.training.layout import LaidOut, Layout
 from expunge.training.modes import check_modes, switch_off_dropout, train_only
 from expunge.training.prepare import (
     arguments_for,
@@ -148,7 +148,7 @@ class UnlearnTrainer(KeptTrainer):
             evaluate,
             model=start,
             args=args,
-            data_collator=Collator(self.sets, tokenizer.pad_token_id),
+            data_collator=LaidOut(Collator(self.sets, tokenizer.pad_token_id)),
             train_dataset=PairedDataset(self.sets, refusals=self.needs[Role.FORGET].refusal),
             processing_class=tokenizer,
             **kwargs,
@@ -222,10 +222,9 @@ class UnlearnTrainer(KeptTrainer):
                 skips = term.skips if term is not None else 0
                 counts[i] += sum(max(0, length - skips) for length in lengths.get(role, []))
                 counts[i + 1] += len(lengths.get(role, []))
-        counts = counts.to(device)
         if self.args.world_size > 1:
-            counts = torch.as_tensor(self.accelerator.reduce(counts, "sum"))
-        return counts
+            counts = torch.as_tensor(self.accelerator.reduce(counts.to(device), "sum"))
+        return counts.cpu()
 
     # -- the order of rows -----------------------------------------------------------------------------------------
 
