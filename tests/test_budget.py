@@ -12,12 +12,14 @@ from transformers import TrainerControl, TrainerState
 
 from expunge.errors import UserError
 from expunge.evals.glossary import show
+from expunge.modeling.interpolation import Line
 from expunge.modeling.loading import load
 from expunge.pipeline.run import run
+from expunge.recipe.config import Recipe
 from expunge.recipe.parsing import load_recipe
 from expunge.report import write_markdown
 from expunge.training.arguments import UnlearnConfig
-from expunge.training.budget import ForgetGoal, Look, UtilityBudget
+from expunge.training.budget import FLOOR, ForgetGoal, Look, UtilityBudget
 from expunge.training.trainer import UnlearnTrainer
 
 WORLD = (
@@ -39,11 +41,15 @@ def one_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def unlearn(out: Path, method: str, budget: str | None, **keys: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The rows of the target and of the method."""
+def recipe_of(out: Path, method: str, budget: str | None, **keys: str) -> Recipe:
     pairs = [*WORLD, ("method", method), ("out", str(out)), *((k.replace("__", "."), v) for k, v in keys.items())]
     pairs += [("evaluate.utility_budget", budget)] if budget else []
-    target, *_, unlearned = run(load_recipe(None, pairs))
+    return load_recipe(None, pairs)
+
+
+def unlearn(out: Path, method: str, budget: str | None, **keys: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The rows of the target and of the method."""
+    target, *_, unlearned = run(recipe_of(out, method, budget, **keys))
     return target, unlearned
 
 
@@ -125,6 +131,43 @@ def test_a_training_that_had_reached_the_goal_goes_on_without_a_step(
         assert torch.equal(ours, theirs)
 
 
+def test_where_a_way_back_follows_only_the_floor_stops() -> None:
+    """How little is remembered counts, since the way back is judged by it."""
+
+    def seen(epoch: int, forget: float, utility: float) -> Look:
+        return Look(epoch, epoch, {"forget_quality": -forget, "forget_probability": forget, "model_utility": utility})
+
+    before = {**BEFORE, "forget_probability": 1.0}
+    budget = UtilityBudget(0.95, before, way_back=True)
+    assert [budget.see(seen(1, 0.5, 0.7)), budget.see(seen(2, 0.2, 0.8 * FLOOR))] == [True, True]
+    assert budget.over is None and not budget.holds(0.7) and budget.holds(0.76)
+    assert not budget.see(seen(3, 0.1, 0.39))
+    assert budget.over is not None and budget.outcome() == {
+        "epoch": 3,
+        "kept": 2,
+        "why": "stopped after epoch 3, where model utility .390 is under 0.5 of the target's .800, too little for a "
+        "way back; kept is epoch 2, with the best forget probability within it (.200)",
+    }
+    lower = UtilityBudget(0.3, before, way_back=True)  # than the floor
+    assert lower.see(seen(1, 0.5, 0.25)) and not lower.see(seen(2, 0.4, 0.23)) and lower.over is not None
+
+
+def test_the_entry_of_a_training_that_the_goal_ended_names_the_kept_epoch() -> None:
+    before = {"retain_probability": 0.8, "forget_probability": 1.0}
+    budget, goal = UtilityBudget(0.5, before), ForgetGoal(0.1)
+    for epoch, forget in ((1, 0.3), (2, 0.2), (3, 0.4)):
+        for each in (budget, goal):
+            each.see(Look(epoch, epoch, {"retain_probability": 0.7, "forget_probability": forget}))
+    ended = goal.outcome()
+    assert ended is not None and budget.choice(ended) == {
+        "epoch": 3,
+        "kept": 2,
+        "why": f"{ended['why']}; kept is epoch 2, with the best forget probability (.200) where retain probability is "
+        "at least 0.5 of the target's .800",
+    }
+    assert budget.choice({**ended, "kept": 2}) == {**ended, "kept": 2}
+
+
 def test_nothing_within_it_is_said() -> None:
     budget = UtilityBudget(0.95, BEFORE)
     budget.see(look(1, 1.0, 0.1))
@@ -201,3 +244,90 @@ def test_a_resumed_run_remembers_what_it_saw(tmp_path: Path) -> None:
     budget.on_train_begin(None, state, None)  # pyright: ignore[reportArgumentType]
     assert budget.kept is not None and (budget.kept.epoch, budget.kept.step) == (2, 10)
     assert not budget.see(look(3, 0.5, 0.8))
+
+
+# -- with a way back ---------------------------------------------------------------------------------------------------
+
+BACK = {
+    "benchmark": "{name: fable, authors: 20, facts: 3, split: forget20}",  # enough rows for a goal
+    "evaluate": "{max_new_tokens: 4, limit: 8, each_epoch_limit: 8, stop_when_forgotten: true, keep_nearest: true}",
+}
+"""Utility in the end is measured of the same rows as on the way."""
+DISTILLED = "{forget: {name: uld_distilled, layers: 1, r: 8, epochs: 6, learning_rate: 4e-3}}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "share", "keys"),
+    [
+        ("npo+nll", 0.9, {}),
+        ("npo+nll", 0.85, {"model__lora__r": "8"}),
+        (DISTILLED, 0.9, {"train__learning_rate": "2e-3"}),
+    ],
+    ids=["full", "lora", "distilled"],
+)
+def test_it_may_be_overdrawn_on_the_way_where_the_way_back_restores_it(
+    method: str, share: float, keys: dict[str, str], tmp_path: Path
+) -> None:
+    target, row = unlearn(tmp_path / "run", method, str(share), **BACK, **keys)
+    goal, least = target["goal"]["forget_probability"], share * target["metrics"]["retain_probability"]
+    assert min(step["metrics"]["retain_probability"] for step in row["trajectory"]) < least
+    assert row["metrics"]["retain_probability"] >= least and row["metrics"]["forget_probability"] <= goal
+    assert 0 < row["stopped"]["share"] < 1 and "the least at which the goal holds" in row["stopped"]["why"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [{}, {"model__lora__r": "8"}], ids=["full", "lora"])
+def test_the_budget_goes_before_the_goal_where_no_share_keeps_both(adapter: dict[str, str], tmp_path: Path) -> None:
+    target, row = unlearn(tmp_path / "run", "npo", "0.97", **BACK, **adapter)
+    goal, before = target["goal"]["forget_probability"], target["metrics"]
+    metrics, stopped = row["metrics"], row["stopped"]
+    on_the_way = [step["metrics"]["retain_probability"] for step in row["trajectory"]]
+    assert on_the_way[-1] < FLOOR * before["retain_probability"] <= min(on_the_way[:-1])
+    assert metrics["retain_probability"] >= 0.97 * before["retain_probability"]
+    assert goal < metrics["forget_probability"] < before["forget_probability"]
+    said = [show("", metrics[name]) for name in ("forget_probability", "retain_probability")]
+    assert "is under 0.5 of the target's" in stopped["why"] and stopped["kept"] == len(on_the_way) - 1
+    assert (
+        f"the goal was not reached within the budget: of the way from the target's weights {100 * stopped['share']:.0f}"
+        f" % is kept (forget probability {said[0]}, retain probability {said[1]})" in stopped["why"]
+    )
+    page = write_markdown([tmp_path / "run"], tmp_path / "page.md").read_text(encoding="utf-8")
+    assert f"npo, seed 0 {stopped['why']}." in page and "Forgetting more cost too much of the rest." in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["npo", "npo+nll"], ids=["ended by the floor", "ended by the goal"])
+def test_a_run_that_was_killed_on_the_way_back_ends_the_same(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, whole = unlearn(tmp_path / "whole", method, "0.97", **BACK)
+    moved = Line.go_to
+
+    def until_a_half(self: Line, share: float) -> None:
+        moved(self, share)
+        if share == 0.5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Line, "go_to", until_a_half)
+        unlearn(tmp_path / "cut", method, "0.97", **BACK)
+    assert not (tmp_path / "cut" / "model").exists()
+    *_, resumed = run(recipe_of(tmp_path / "cut", method, "0.97", **BACK), resume=True)
+    assert [resumed[key] for key in ("stopped", "metrics")] == [whole[key] for key in ("stopped", "metrics")]
+    for ours, theirs in zip(
+        *(load(tmp_path / each / "model")[0].parameters() for each in ("cut", "whole")), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.slow
+def test_without_a_goal_there_is_no_way_back_and_training_stops_at_the_budget(tmp_path: Path) -> None:
+    """Too few rows have names or numbers."""
+    few = {key: value for key, value in BACK.items() if key != "benchmark"}
+    target, row = unlearn(tmp_path / "run", "ga", "0.9", **few)
+    assert (
+        "goal" not in target
+        and "share" not in row["stopped"]
+        and "is under 0.9 of the target's" in row["stopped"]["why"]
+    )

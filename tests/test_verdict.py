@@ -267,6 +267,10 @@ RATE = {"train": {"learning_rate": 2e-5, "num_train_epochs": 4}}
 UNKNOWN = {**ALONE, "target": {**TARGET, SAID: 0.2, LIKELY: 0.1}}
 RUINED = {**GONE, "retain_rouge_l_recall": 0.2}
 OVER = {"stopped": {"why": "stopped after epoch 2, where retain probability .5 is under 0.9 of the target's .9"}}
+WAY = (
+    "of the way from the target's weights 30 % is kept (forget probability .5), since retain probability further on is"
+)
+BACK = {"stopped": {"why": f"the goal was not reached within the budget: {WAY} under 0.9 of the target's .9"}}
 
 
 @pytest.mark.parametrize(
@@ -286,6 +290,13 @@ OVER = {"stopped": {"why": "stopped after epoch 2, where retain probability .5 i
             "npo+nll",
             {SAID: 0.5, LIKELY: 0.5},
             OVER,
+            "--train.learning_rate 1e-05 --train.num_train_epochs 8",
+        ),
+        (
+            OWN | RATE,
+            "npo+nll",
+            {SAID: 0.5, LIKELY: 0.5},
+            BACK,
             "--train.learning_rate 1e-05 --train.num_train_epochs 8",
         ),
         (OWN, "npo+nll", GONE, ALONE, "--retrained MODEL"),

@@ -36,7 +36,7 @@ from expunge.pipeline.inputs import (
     with_general_questions,
 )
 from expunge.pipeline.methods import Material, Models, build, teaching, weights
-from expunge.pipeline.nearest import FURTHER, Nearest, keep_nearest
+from expunge.pipeline.nearest import FURTHER, keep_nearest
 from expunge.pipeline.parallel import side_by_side
 from expunge.pipeline.rundir import (
     Result,
@@ -201,9 +201,9 @@ def unlearn(session: Session, method: Method) -> tuple[Result, Evaluation]:
     assert start is not None, "the target is measured first"
     directory = method_directory(recipe, method, session.results.out)
     distance: Distance | None = None
-    share = recipe.evaluate.utility_budget
-    budget = None if share is None else UtilityBudget(share, session.before)
-    further = FURTHER if recipe.evaluate.keep_nearest else 1
+    share, way_back = recipe.evaluate.utility_budget, recipe.evaluate.keep_nearest and session.goal is not None
+    budget = None if share is None else UtilityBudget(share, session.before, way_back=way_back)
+    further = FURTHER if way_back else 1
     goal = None if session.goal is None else ForgetGoal(session.goal, further=further)
     faster = _faster(session)
 
@@ -235,6 +235,8 @@ def unlearn(session: Session, method: Method) -> tuple[Result, Evaluation]:
         training.train()
         ended_by = budget if budget is not None and budget.over else goal or budget
         stopped = None if ended_by is None else ended_by.outcome()
+        if stopped is not None and budget is not None:
+            stopped = budget.choice(stopped)
         if stopped is not None and faster is not None and faster.raised:
             stopped = {**stopped, "why": f"{stopped['why']}; {faster.words}"}
         if stopped is not None:
@@ -242,9 +244,13 @@ def unlearn(session: Session, method: Method) -> tuple[Result, Evaluation]:
         if budget is not None and budget.kept is not None:
             trainer.restore(budget.kept.step)
         model = training.unlearned()
-        if stopped is not None and (nearest := _nearest(session, model, training.tokenizer)) is not None:
-            log.info("%s: %s", method.name, nearest)
-            stopped = {**stopped, "share": nearest.share, "why": f"{stopped['why']}; {nearest}"}
+        if stopped is not None and goal is not None and way_back:
+            line = Line(model, None if recipe.model.lora else weights(recipe, session.target)(trains=True))
+            forgets = partial(session.forget_probability, model, training.tokenizer)
+            nearest = keep_nearest(line, forgets, goal.most, budget=budget, metrics=partial(on_the_way, model))
+            if nearest is not None:
+                log.info("%s: %s", method.name, nearest)
+                stopped = {**stopped, "share": nearest.share, "why": f"{stopped['why']}; {nearest}"}
     unlearned = loading.as_saved(model, training.dtype)
     evaluation = session.measure(unlearned, training.tokenizer, distance)
     if ranks.first():
@@ -269,16 +275,6 @@ def _faster(session: Session) -> FasterWhenStuck | None:
         return None
     (before,) = (row["metrics"]["forget_probability"] for row in session.results.rows if row["method"] == "target")
     return FasterWhenStuck(before, session.goal)
-
-
-def _nearest(session: Session, model: CausalLM, tokenizer: "PreTrainedTokenizerBase") -> Nearest | None:
-    """Go back on the line to the target as far as the recipe's goal allows; `None` where it asks for no such thing."""
-    recipe, goal = session.recipe, session.goal
-    if goal is None or not recipe.evaluate.keep_nearest:
-        return None
-    adapter = recipe.model.lora is not None
-    line = Line(model, None if adapter else weights(recipe, session.target)(trains=True))
-    return keep_nearest(line, partial(session.forget_probability, model, tokenizer), goal)
 
 
 @dataclass(frozen=True)

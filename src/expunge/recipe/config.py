@@ -132,7 +132,8 @@ class EvaluateConfig(Section):
         gt=0,
         le=1,
         description="stop when an evaluation on the way finds less than this share of the target's utility (model "
-        "utility if full, else retain probability), and keep the epoch that forgot best before",
+        "utility if full, else retain probability), and keep the epoch that forgot best before; with keep_nearest only "
+        "less than half of it stops, and the budget is judged after the way back",
     )
     stop_when_forgotten: bool = Field(
         default=False,
@@ -142,7 +143,7 @@ class EvaluateConfig(Section):
     keep_nearest: bool = Field(
         default=False,
         description="with stop_when_forgotten: train somewhat further, then go back on the line towards the target's "
-        "weights as far as that still holds",
+        "weights as far as that still holds, or further where a utility_budget asks for it",
     )
     raise_rate: bool = Field(
         default=False,

@@ -120,7 +120,7 @@ def _too_little(entry: Entry, recipe: Mapping[str, Any], state: str) -> Advice:
     ended = str((entry.runs[0].get("stopped") or {}).get("why", ""))
     if " is under " in ended:
         return Advice(
-            "Training ended because it cost too much of the rest. Take smaller steps, and more of them:",
+            "Forgetting more cost too much of the rest. Take smaller steps, and more of them:",
             {key: f"{rate / 2:.2g}", length: f"{2 * epochs:g}"},
         )
     if state == "no":
