@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from expunge.pipeline.run import run
 from expunge.recipe.parsing import combinations, load_recipe
 from expunge.training import memory
 from expunge.training.arguments import UnlearnConfig
+from tests import forked
 
 KEYS = (
     ("benchmark", "{name: fable, authors: 10, facts: 3, split: forget20}"),
@@ -171,7 +171,7 @@ def test_the_estimate_is_what_a_training_takes(tiny_tokenizer: Any) -> None:
     for name, count in (("forget", 4), ("retain", 8)):
         rows = [{"question": f"Where was {name} {i} born?", "answer": f"In town {i}."} for i in range(count)]
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True)
+    done = forked.run([sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     if found["measured"] is None or torch.cuda.is_available():
         pytest.skip("the peak of a process's memory can't be measured here")
@@ -224,7 +224,8 @@ def test_two_at_a_time_give_the_same() -> None:
     from expunge.pipeline.run import run_all
 
     chosen = recipe("[ga]", over="{seed: [0, 1]}")
-    rows = run_all(chosen, workers=2)
+    with forked.forking():
+        rows = run_all(chosen, workers=2)
     again = run_all(chosen.model_copy(update={"out": Path("again")}))
     changing = ("seconds", "peak_memory_mib", "trajectory", "versions", "date")
     assert [{k: v for k, v in row.items() if k not in changing} for row in rows] == [
@@ -232,7 +233,7 @@ def test_two_at_a_time_give_the_same() -> None:
     ]
     assert Path("out/report.html").exists()
     Path("out/seed=1/results.json").write_text("no json")
-    with pytest.raises(UserError, match=r"results\.json"):
+    with pytest.raises(UserError, match=r"results\.json"), forked.forking():
         run_all(chosen, resume=True, workers=2)
     with pytest.raises(UserError, match="--workers: a single run uses one worker"):
         run_all(recipe("[ga]"), workers=2)

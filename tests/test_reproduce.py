@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,9 +56,8 @@ DISTILLED = """\
 @pytest.fixture(scope="module", autouse=True)
 def one_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, forked.forking():
         patch.setenv("EXPUNGE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(subprocess, "Popen", forked.Popen)  # workers of a sweep begin at once
         yield
 
 

@@ -5,7 +5,6 @@ import logging
 import pickle
 import re
 import runpy
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -195,10 +194,9 @@ def place(
     (folder / "forget.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     kept = [{"question": f"Where is {k}?", "answer": f"In town {k}."} for k in range(6)]
     (folder / "retain.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, forked.forking():
         patch.setenv("EXPUNGE_CACHE", str(folder / "cache"))
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setattr(subprocess, "Popen", forked.Popen)  # workers of a sweep begin at once
         for name in ("HF_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY"):
             patch.setenv(name, PLANTED[name])
         patch.chdir(folder)

@@ -55,10 +55,9 @@ def one_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("sweeps")
     (folder / "tiny.yaml").write_text(TINY)
     (folder / "space.yaml").write_text(SPACE)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, forked.forking():
         patch.setenv("EXPUNGE_CACHE", str(folder / "cache"))
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setattr(subprocess, "Popen", forked.Popen)  # workers begin at once
         patch.chdir(folder)
         yield folder
 
