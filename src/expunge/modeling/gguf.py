@@ -4,6 +4,8 @@ The checkpoint is made once and kept in the cache by the file's content. What tr
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,8 +60,9 @@ def _unpack(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-        packed = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
+        with _read_once():
+            tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+            packed = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
     except Exception as error:
         raise UserError(
             f"model: {str(file)!r} can't be read as a GGUF file ({first_line(error)}); copy it again, or give the "
@@ -67,8 +70,24 @@ def _unpack(file: Path, folder: Path) -> None:
         ) from error
     config: Any = packed.config
     del config.quantization_config  # transformers refuses to save what it says is quantised
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(packed.state_dict())
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(packed.state_dict(), assign=True)
     model.generation_config = packed.generation_config
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Let transformers read a file's header and list its architecture's tensors once, not again for every use."""
+    import gguf
+
+    slow = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    try:
+        for name, make in slow.items():
+            setattr(gguf, name, cache(make))
+        yield
+    finally:
+        for name, make in slow.items():
+            setattr(gguf, name, make)
