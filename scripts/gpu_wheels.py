@@ -20,6 +20,8 @@ PACKAGES = (
     "annotated-types", "bitsandbytes", "datasets", "dill", "gguf", "httpcore2", "httpx2", "multiprocess", "nltk",
     "pydantic", "pydantic-core", "torchao", "truststore", "typing-inspection", "xxhash",
 )  # fmt: skip
+RIVALS = ("liger-kernel==0.8.5", "cut-cross-entropy==25.1.1")
+"""Fused losses that `expunge bench head` measures beside ours."""
 SOURCES = ("rouge-score",)
 """Packages that the index has no wheel of: built here, for any Python."""
 PLATFORMS = [f"manylinux_2_{n}_x86_64" for n in (28, 27, 24, 17, 5)] + ["manylinux2014_x86_64", "manylinux1_x86_64"]
@@ -72,7 +74,7 @@ def main() -> None:
     target = ["--only-binary=:all:", "--implementation", "cp", "--python-version", args.python]
     platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
     wanted = [f"{name}=={pins[name]}" for name in PACKAGES]
-    pip("download", "--no-deps", *target, *platforms, "-d", str(args.folder), *wanted)
+    pip("download", "--no-deps", *target, *platforms, "-d", str(args.folder), *wanted, *RIVALS)
     pip("wheel", "--no-deps", "-w", str(args.folder), *(f"{name}=={pins[name]}" for name in SOURCES))
     with tempfile.TemporaryDirectory() as folder:
         pip("wheel", "--no-deps", "-w", folder, str(ROOT))  # its metadata; the code is that of the checkout

@@ -58,8 +58,8 @@ def measure(
 
     `questions` to forget, and other sets in proportion, asked with the `prompts` of `PROMPTS`. `what` is all of an
     evaluation, by a model that knows nothing or by one that knows the retain answers, or its scores alone. Raises
-    `AssertionError` where the two ways differ by more than 1e-5 in a log-probability a token, or in more than one
-    answer in a hundred: rounding decides between two tokens that tie.
+    `AssertionError` where the two ways differ by more than 1e-5 (of what is over 1) in a log-probability a token, or in
+    more than one answer in a hundred: rounding decides between two tokens that tie.
     """
     from tqdm.auto import tqdm
 
@@ -199,7 +199,7 @@ def _check(naive: Records, ours: Records) -> None:
     asked = same = 0
     for name, records in naive.items():
         for a, b in zip(records, ours[name], strict=True):
-            assert abs(a["logp_mean"] - b["logp_mean"]) < 1e-5, (name, a, b)
+            assert abs(a["logp_mean"] - b["logp_mean"]) < 1e-5 * max(1, abs(a["logp_mean"])), (name, a, b)
             assert abs(a["truth_ratio"] / b["truth_ratio"] - 1) < 1e-4, (name, a, b)
             for metric in ("extraction_strength", "exact_memorization"):
                 assert a.get(metric) == b.get(metric), (name, a, b)

@@ -29,20 +29,27 @@ def count_flops(step: Callable[[], object]) -> int:
     """Floating-point operations of one `step` in matrix products and attention."""
     from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+    # torch's own counts know neither a CPU's attention nor queries with more heads than keys and values have.
     def forward(query: Any, key: Any, value: Any, *_args: Any, **_options: Any) -> int:
-        return sdpa_flop_count(query, key, value)
+        return sdpa_flop_count(query, *(_with_heads(x, query) for x in (key, value)))
 
     def backward(gradient: Any, query: Any, key: Any, value: Any, *_args: Any, **_options: Any) -> int:
-        return sdpa_backward_flop_count(gradient, query, key, value)
+        return sdpa_backward_flop_count(gradient, query, *(_with_heads(x, query) for x in (key, value)))
 
     aten: Any = torch.ops.aten
-    on_cpu = {  # the counter knows CUDA's
-        aten._scaled_dot_product_flash_attention_for_cpu: forward,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
-    }
-    with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
+    counts = {}
+    for kind in ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention"):
+        counts[getattr(aten, f"_scaled_dot_product_{kind}")] = forward
+        counts[getattr(aten, f"_scaled_dot_product_{kind}_backward")] = backward
+    with FlopCounterMode(display=False, custom_mapping=counts) as counter:
         step()
     return counter.get_total_flops()
+
+
+def _with_heads(shape: Any, query: Any) -> tuple[int, ...]:
+    """The shape of keys or values as if every head of the query had its own."""
+    rows, _, *rest = shape
+    return (rows, query[1], *rest)
 
 
 def utilisation(flops: int, ms: float, device: str) -> float | None:

@@ -34,6 +34,13 @@ def whole(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     _show(args, bench, bench.measure(args.shape, methods=methods, **size, threads=args.threads))
 
 
+def head(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
+    from expunge.bench import head as bench
+
+    _check(args)
+    _show(args, bench, bench.measure(args.shape, tokens=args.tokens, rounds=args.rounds or 7, threads=args.threads))
+
+
 def growth(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     from expunge.bench import growth as bench
     from expunge.recipe.parsing import read_mapping
@@ -73,6 +80,7 @@ def _check(args: argparse.Namespace) -> None:
         "questions": (1, None),
         "threads": (1, MOST_THREADS),
         "length": (2, 4_096),
+        "tokens": (2, 2**20),
         "sequences": (2, 4_096),
     }
     for name, (least, most) in limits.items():

@@ -379,6 +379,11 @@ def _parser() -> _Parser:
     sub.add_argument("--rounds", type=int, help="steps that count (default 5)")
     result_options(sub)
 
+    sub = measurement("head", bench_commands.head, "the loss at the head beside dense logits and others' fused kernels")
+    sub.add_argument("--tokens", type=int, default=2048, help="supervised tokens (default %(default)s)")
+    sub.add_argument("--rounds", type=int, help="turns of each that count (default 7)")
+    result_options(sub)
+
     sub = measurement(
         "growth", bench_commands.growth, "how a training step grows with vocabulary, length, forget set and K"
     )
