@@ -58,48 +58,47 @@ def test_it_talks(real_model: Path) -> None:
     assert "Paris" in said.text
 
 
-@pytest.mark.parametrize(
-    ("methods", "lora"),
-    [("[npo+kl, {forget: {name: uld, epochs: 1, layers: 2, r: 4}}]", False), ("[npo+nll]", True)],
-    ids=["full-and-uld", "lora"],
-)
-def test_a_step_is_measured_and_saved(
-    methods: str, lora: bool, real_model: Path, few_layers: Path, tmp_path: Path
-) -> None:
-    """An adapter on the GGUF file, and all weights of a model of four layers."""
-    out = tmp_path / "out"
+def test_a_step_of_every_kind_is_measured_and_saved(few_layers: Path, tmp_path: Path) -> None:
+    """All weights of a model of four layers, and an assistant."""
     keys: list[tuple[str, Any]] = [
-        ("model", str(real_model if lora else few_layers)),
+        ("model", str(few_layers)),
         ("data.forget", rows("Ann Bo Cy Di", tmp_path / "forget.jsonl")),
         ("data.retain", rows("Ida Jon Kim Leo", tmp_path / "retain.jsonl")),
-        ("methods", methods),
+        ("methods", "[npo+kl, {forget: {name: uld, epochs: 1, layers: 2, r: 4}}]"),
         ("train", "{max_steps: 1, per_device_train_batch_size: 2, learning_rate: 1e-4}"),
         ("evaluate", "{each_epoch: off, general: false, max_new_tokens: 4, limit: 2}"),
         ("anyway", "true"),
-        ("out", str(out)),
-        *([("model.lora.r", "4")] if lora else []),
+        ("out", str(tmp_path / "out")),
     ]
     target, *unlearned = run(load_recipe(None, keys))
-    folders = [out / "model"] if len(unlearned) == 1 else [out / row["method"] / "model" for row in unlearned]
-    for row, folder in zip(unlearned, folders, strict=True):
-        before, after = (each["metrics"]["forget_probability"] for each in (target, row))
-        assert 0 < before < 1 and 0 < after < 1 and before != after
-        model, tokenizer = load(folder)
-        encoded = encode(question_row("Where was Ann Lindqvist born?", "."), tokenizer)
-        with torch.no_grad():
-            logits = model(torch.tensor([encoded.input_ids])).logits
-        assert logits.isfinite().all()
+    for row in unlearned:
+        moved(target, row, tmp_path / "out" / row["method"] / "model")
 
 
-def test_the_demo_finds_the_model_that_was_fetched(
+def test_the_demo_takes_a_step_with_the_model_that_was_fetched(
     real_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command's own model and world; with `finetune` it would be taught first, which takes minutes."""
+    """The command's own model and world, and an adapter; with `finetune` it would be taught first, for minutes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shipped, "real_model", lambda: real_model)
-    keys = {"finetune": "null", "methods": "[]", "anyway": "true", "benchmark.facts": "3",
+    keys = {"finetune": "null", "method": "npo+nll", "anyway": "true", "benchmark.facts": "3",
             "benchmark.split": "forget10", "evaluate.limit": "1", "evaluate.general": "false",
-            "evaluate.max_new_tokens": "4"}  # fmt: skip
+            "evaluate.each_epoch": "off", "evaluate.max_new_tokens": "2", "model.lora.r": "4",
+            "train.max_steps": "1", "train.per_device_train_batch_size": "2"}  # fmt: skip
     assert main(["demo", "--real", *(f"--{key}={value}" for key, value in keys.items())]) == 0
-    (row,) = json.loads(Path("runs/demo-real/results.json").read_text(encoding="utf-8"))
-    assert row["method"] == "target" and 0 < row["metrics"]["forget_probability"] < 0.5
+    out = Path("runs/demo-real")
+    target, unlearned = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert target["method"] == "target" and 0 < target["metrics"]["forget_probability"] < 0.5
+    moved(target, unlearned, out / "model")
+    assert json.loads((out / "model/adapter_config.json").read_text())["base_model_name_or_path"] == str(real_model)
+
+
+def moved(target: Any, row: Any, folder: Path) -> None:
+    """Check that a step changed what is measured, and that the model in the folder answers."""
+    before, after = (each["metrics"]["forget_probability"] for each in (target, row))
+    assert 0 < before < 1 and 0 < after < 1 and before != after
+    model, tokenizer = load(folder)
+    encoded = encode(question_row("Where was Ann Lindqvist born?", "."), tokenizer)
+    with torch.no_grad():
+        logits = model(torch.tensor([encoded.input_ids])).logits
+    assert logits.isfinite().all()
