@@ -168,9 +168,11 @@ def test_the_demo(run: Run, tmp_path: Path) -> None:
     size = {**small["model"]["scratch"], "layers": 2}  # uld's assistant is a smaller one
     keys = [f"--model.scratch.{k}={v}" for k, v in size.items()]
     keys += ["--benchmark.authors=10", "--benchmark.facts=3", "--finetune.epochs=1", "--train.num_train_epochs=1"]
-    for _ in range(2):  # it may be run again
-        code, out, _ = run("demo", *keys, "--evaluate.max_new_tokens=4", "--evaluate.limit=2")
-        assert code == 0 and "unilogit+nll" in out and "uld_distilled" in out
+    keys += ["--evaluate.max_new_tokens=4", "--evaluate.limit=2", "--evaluate.each_epoch_limit=2"]
+    code, out, _ = run("demo", *keys)
+    assert code == 0 and "unilogit+nll" in out and "uld_distilled" in out
+    code, out, _ = run("demo", *keys, "--methods=[ga]")  # it may be run again
+    assert code == 0 and "uld_distilled" not in out
     assert (tmp_path / "runs" / "demo" / "report.html").stat().st_size > 20_000
     code, _, err = run("demo", *keys, "--out", tmp_path / "runs" / "demo")
     assert code == 2 and "already holds a run" in err  # only the folder that is its own is written anew unasked

@@ -53,9 +53,10 @@ def follow(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
             _, run, *words = shlex.split(command)
             assert main([run, "small.yaml", *smaller(words, world)]) == 0
         elif kind == "python":
-            text = text.replace('"fable"', repr(world)).replace(
-                '{"layers": 2, "hidden": 64}', '{"layers": 1, "hidden": 16}'
-            )
+            common = "".join(f"{key!r}: {value!r}, " for key, value in SMALL.items() if key != "model")
+            text = text.replace('"benchmark": "fable",', f'"benchmark": {world!r}, {common}')
+            text = text.replace('"fable"', repr(world))
+            text = text.replace('{"layers": 2, "hidden": 64}', repr(SMALL["model"]["scratch"]))
             exec(compile(text, page, "exec"), {})
         elif kind == "yaml":
             recipe_of({**base, **yaml.safe_load(text)})

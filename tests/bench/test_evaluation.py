@@ -1,6 +1,7 @@
 """The evaluation benchmark: two ways that find the same numbers, held against each other; times are never asserted."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from expunge.bench import evaluation
-from expunge.bench.shapes import SHAPES, Shape
+from expunge.bench.shapes import SHAPES, Shape, word_tokenizer
 from expunge.cli.main import main
 from expunge.evals import tofu
 
@@ -17,7 +18,7 @@ SMALLEST = Shape(layers=2, hidden=32, intermediate=48, heads=2, kv_heads=1, voca
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SHAPES, "tiny", SMALLEST)
+    monkeypatch.setitem(SHAPES, "tiny", replace(SMALLEST, layers=1))
 
 
 def test_rows_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,7 +39,7 @@ def test_rows_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_the_retain_answers_are_known() -> None:
-    model, tokenizer = evaluation._model(SMALLEST), evaluation._tokenizer(100)
+    model, tokenizer = evaluation._model(SMALLEST), word_tokenizer(100)
     benchmark = evaluation._benchmark(6, 100, "plain")
     evaluation._let_know(model, tokenizer, benchmark)
     found = tofu.evaluate_questions(model, tokenizer, benchmark, progress=False).metrics
@@ -47,7 +48,7 @@ def test_the_retain_answers_are_known() -> None:
 
 def test_another_number_is_noticed() -> None:
     """What the measurement asserts of the two ways: it fails if either is wrong anywhere."""
-    model, tokenizer = evaluation._model(SMALLEST), evaluation._tokenizer(100)
+    model, tokenizer = evaluation._model(SMALLEST), word_tokenizer(100)
     benchmark = evaluation._benchmark(3, 100, "chat")
     naive = evaluation.naive(model, tokenizer, benchmark, generate=True)
     ours = tofu.evaluate_questions(model, tokenizer, benchmark, progress=False).records

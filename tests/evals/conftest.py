@@ -1,7 +1,7 @@
 """A byte-level tokenizer, two tiny random models, of rotary and of learned positions, and the harness kept local."""
 
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -71,10 +71,15 @@ def model(request: pytest.FixtureRequest) -> LlamaForCausalLM | GPT2LMHeadModel:
 def only_local_tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tasks of a test alone (the harness's own index takes ten seconds), their data kept in a folder of ours."""
     import datasets.config
-    from lm_eval import tasks
+    from lm_eval import tasks, utils
+    from torch.utils import collect_env
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tasks, "TaskManager", partial(tasks.TaskManager, include_defaults=False))
+        # It compiles a task's templates again for every question.
+        patch.setattr(utils.env, "from_string", cache(utils.env.from_string))
+        # It asks pip, git and the like about the machine in every result.
+        patch.setattr(collect_env, "get_pretty_env_info", cache(collect_env.get_pretty_env_info))
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
         torch.set_num_threads(1)
         yield

@@ -133,7 +133,7 @@ def test_as_by_hand(models: Callable[[int], Any], tiny_tokenizer: Any) -> None:
 
 def test_a_run_measures_it(tmp_path: Path) -> None:
     shape = {"scratch": {"layers": 2, "hidden": 32, "heads": 2, "vocab": 400, "context": 96}}
-    recipe = {**FABLE, "model": shape, "finetune": {"epochs": 20, "learning_rate": 4e-3, "batch_size": 8}}
+    recipe = {**FABLE, "model": shape, "finetune": {"epochs": 10, "learning_rate": 6e-3, "batch_size": 8}}
     recipe |= {"evaluate": {**FABLE["evaluate"], "each_epoch": "off", "depth": True}, "out": str(tmp_path / "out")}
     strong = {"forget": "ga", "label": "strong", "train": {"learning_rate": 1e-2}}
     rows = run(parse_recipe({**recipe, "methods": ["npo+nll", strong, "uld"]}, where="test"))

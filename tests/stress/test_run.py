@@ -17,7 +17,7 @@ from tests.small import FABLE
 pytest.importorskip("gguf", reason="needs the extra expunge[gguf]")
 
 ATTACKS = "quantization,wording"
-TAUGHT = {"epochs": 30, "learning_rate": 4e-3, "batch_size": 8, "retrained": 2}
+TAUGHT = {"epochs": 15, "learning_rate": 6e-3, "batch_size": 8, "retrained": 2}
 SHAPE = {"scratch": {"layers": 2, "hidden": 32, "heads": 2, "vocab": 400, "context": 96}}
 
 

@@ -81,7 +81,7 @@ def measure(
             if what == KNOWN:
                 _let_know(model, tokenizer, asked)
             for name in way:
-                way[name](_benchmark(4, size.vocab, kind))  # warms up
+                way[name](_benchmark(min(4, questions), size.vocab, kind))  # warms up
             times = race({name: partial(_keep, records, name, way[name], asked) for name in way}, rounds, warm=True)
             _check(records["naive"], records["ours"])
             naive_s, ours_s = (times[name] / 1000 for name in way)
