@@ -26,6 +26,10 @@ QUIET = ("-p", "no:cacheprovider", "-p", "no:benchmark", "-W", "default")
 Part = Callable[[bool], Any]
 
 
+MACHINE = ("device", "python", "torch", "transformers", "peft", "accelerate", "expunge", "threads")
+SHAPE_NAMES = {"8b": "8 billion parameters", "1b": "1 billion"}
+
+
 def tests(_quick: bool) -> dict[str, Any]:
     """The tests that need a device, in eight processes."""
     words = ["-m", "pytest", "tests/gpu", "-q", *QUIET, "--durations=8", "--tb=short", "-n", "8"]
@@ -114,27 +118,27 @@ PARTS: dict[str, Part] = {
 
 
 def page(results: dict[str, Any]) -> str:
-    """The measurements as one page."""
+    """The measurements as one page, in the order of the parts."""
     import importlib
 
-    parts = [
-        "# On a GPU\n\nMade by `scripts/gpu-check` on one machine, in one run; the command that repeats a part stands"
-        " above its table."
-    ]
+    machine: dict[str, str] = {}
+    parts = []
     for name in PARTS:
-        if not (found := results.get(name, {}).get("found")) or name == "tests":
-            continue
-        if name == "ceilings":
-            parts.append(
-                f"The device itself: {found['bf16_tflops']:,.0f} TFLOP/s in a bfloat16 product of 8,192, "
-                f"{found['copy_tb']:.1f} TB/s in a copy."
-            )
+        found = results.get(name, {}).get("found")
+        if not found or "rows" not in found:
             continue
         kind, _, shape = name.partition("-")
         bench = importlib.import_module(f"expunge.bench.{kind}")
-        made = bench.markdown(found, command=f"expunge bench {kind} --shape {shape}")
-        parts.append(made.replace("# ", "## ", 1).rstrip() + "\n")
-    return "\n\n".join(parts) + "\n"
+        machine |= {key: str(found[key]) for key in MACHINE}
+        made: str = bench.markdown(found, command=f"scripts/gpu-check --only {name}")
+        lines = [line for line in made.splitlines() if line[2:].partition(":")[0] not in (*MACHINE, "shape")]
+        parts.append("\n".join([f"## {lines[0].removeprefix('# ')}: {SHAPE_NAMES[shape]}", *lines[1:]]).strip())
+    device = results["ceilings"]["found"]
+    head = (
+        f"# On one GPU\n\nMade by `scripts/gpu-check` in one run, on random weights. The device itself reaches "
+        f"{device['bf16_tflops']:,.0f} TFLOP/s in a bfloat16\nproduct and {device['copy_tb']:.1f} TB/s in a copy.\n\n"
+    )
+    return head + "".join(f"- {key}: {value}\n" for key, value in machine.items()) + "\n" + "\n\n".join(parts) + "\n"
 
 
 def main() -> int:

@@ -180,8 +180,7 @@ def markdown(costs: dict[str, Any], *, command: str) -> str:
         f"""# What an unlearning step costs
 
 Forward and backward of {costs["sequences"]} sequences of {costs["length"]} tokens, half of them to forget, every token
-supervised{again}; medians in one process, and the peak of memory beyond weights and optimizer in a process
-for each:""",
+supervised{again}; medians in one process, and the peak of memory beyond weights and optimizer:""",
         command,
         table(costs),
         "Floor: plain fine-tuning on the same tokens. Naive: as OpenUnlearning's trainers do it, a forward for each "
