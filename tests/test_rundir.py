@@ -261,12 +261,12 @@ def test_a_cached_model_that_is_damaged_is_trained_again(
     place: Path, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     from expunge.modeling.loading import ScratchConfig
-    from expunge.training.targets import FinetuneConfig, Nothing, taught
+    from expunge.training.targets import FinetuneConfig, Lesson, Nothing, taught
 
     def train() -> Path:
         rows = [{"question": "Where?", "answer": "Here."}] * 4
         sizes = ScratchConfig(layers=1, hidden=16, heads=2, vocab=300, context=64)
-        return taught(rows, Nothing(sizes, rows), finetune=FinetuneConfig(epochs=1), seed=0, title="target")
+        return taught(Lesson(rows, Nothing(sizes, rows), FinetuneConfig(epochs=1), 0, "target"))
 
     folder = train()
     before = tree(folder)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,13 @@ import torch
 from expunge.benchmarks import tofu
 from expunge.errors import UserError
 from expunge.modeling.loading import LoraConfig, load, save
-from expunge.pipeline.run import run
+from expunge.pipeline import lessons
+from expunge.pipeline.inputs import load_benchmark
+from expunge.pipeline.run import run, starting_models
 from expunge.recipe.parsing import load_recipe
-from expunge.training.targets import FinetuneConfig, Pretrained, taught
+from expunge.training.targets import FinetuneConfig, Lesson, Pretrained, taught
+from tests import forked
+from tests.small import FABLE
 
 ROWS = [{"question": f"Where was person {i} born?", "answer": f"In town {i}."} for i in range(12)]
 FAST = {"epochs": 12, "learning_rate": 1e-2, "batch_size": 4}
@@ -39,11 +44,39 @@ def test_a_pretrained_target_knows_what_its_retrained_twin_does_not(start: Path)
     assert known["target"] > 0.5 > 2 * known["retrained"] and known["target"] > 10 * untaught
 
 
+@pytest.mark.parametrize("fails", [False, True], ids=["other process", "other process fails"])
+def test_two_models_are_taught_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    """In files that are the same as one after the other; where the other process fails, nothing but time is lost."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lessons, "_cores", lambda: 2)
+    made: list[list[Path]] = []
+    began: list[forked.Popen] = []
+
+    class Popen(forked.Popen):
+        def __init__(self, words: list[str], **options: Any) -> None:
+            mine = "expunge.pipeline.lessons" in words
+            super().__init__([*words[:-1], "expunge.nothing"] if fails and mine else words, **options)
+            if mine:
+                began.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    for cache, least in (("at-once", 0), ("in-turn", 10**9)):
+        monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / cache))
+        monkeypatch.setattr(lessons, "LONG", least)
+        recipe = load_recipe(None, [(k, json.dumps(v)) for k, v in {**FABLE, "threads": 1, "method": "ga"}.items()])
+        target, others = starting_models(recipe, load_benchmark(recipe))
+        made.append([Path(target), *map(Path, others)])
+    assert [process.returncode == 0 for process in began] == [not fails]
+    for one, other in zip(*made, strict=True):
+        assert one != other and one.name == other.name
+        assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize("adapter", [None, LoraConfig(r=4)])
 def test_a_taught_model_is_kept_by_the_content_of_its_start(start: Path, adapter: LoraConfig | None) -> None:
     def teach(folder: Path) -> Path:
         finetune = FinetuneConfig(**{**FAST, "epochs": 1}, lora=adapter)
-        return taught(ROWS, Pretrained(str(folder)), finetune=finetune, seed=0, title="target")
+        return taught(Lesson(ROWS, Pretrained(str(folder)), finetune, 0, "target"))
 
     found = teach(start)
     model = load(found)[0]

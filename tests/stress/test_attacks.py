@@ -21,7 +21,7 @@ from expunge.stress.quantization import quantization, round_weights
 from expunge.stress.relearning import lessons, parted, relearning
 from expunge.stress.sampling import sampling
 from expunge.stress.wording import wording
-from expunge.training.targets import FinetuneConfig, Nothing, taught
+from expunge.training.targets import FinetuneConfig, Lesson, Nothing, taught
 
 rounds = pytest.mark.skipif(find_spec("gguf") is None, reason="needs the extra expunge[gguf]")
 
@@ -42,7 +42,7 @@ def victims(world: Benchmark, tmp_path_factory: pytest.TempPathFactory) -> dict[
         patch.setenv("EXPUNGE_CACHE", str(tmp_path_factory.mktemp("cache")))
         start = Nothing(SCRATCH, world.learnt)
         rows = {"target": world.learnt, "retrained": [*world.retain, *world.utility]}
-        paths = {name: taught(of, start, finetune=finetune, seed=0, title=name) for name, of in rows.items()}
+        paths = {name: taught(Lesson(of, start, finetune, 0, name)) for name, of in rows.items()}
     return {name: Victim(lambda path=path: load(path), world, quick=True) for name, path in paths.items()}
 
 

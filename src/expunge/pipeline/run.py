@@ -35,6 +35,7 @@ from expunge.pipeline.inputs import (
     training_arguments,
     with_general_questions,
 )
+from expunge.pipeline.lessons import lessons, taught_meanwhile
 from expunge.pipeline.methods import Material, Models, build, teaching, weights
 from expunge.pipeline.nearest import FURTHER, keep_nearest
 from expunge.pipeline.parallel import side_by_side
@@ -56,7 +57,7 @@ from expunge.system import machine, ranks
 from expunge.training.budget import ForgetGoal, UtilityBudget
 from expunge.training.faster import FasterWhenStuck
 from expunge.training.history import last_checkpoint, trajectory
-from expunge.training.targets import FinetuneConfig, Nothing, Pretrained, taught
+from expunge.training.targets import taught
 from expunge.training.trainer import UnlearnTrainer
 
 if TYPE_CHECKING:
@@ -175,22 +176,15 @@ def evaluate_only(recipe: Recipe, *, resume: bool = False, overwrite: bool = Fal
 
 def starting_models(recipe: Recipe, benchmark: Benchmark) -> tuple[Path | str, Sequence[Path | str]]:
     """Where the model to unlearn and the retrained ones are: as named, or taught the benchmark (`finetune`)."""
-    name, scratch = recipe.model.name, recipe.model.scratch
     named = [] if recipe.retrained is None else [recipe.retrained, *recipe.cloud]
-    if name is not None and recipe.finetune is None:
-        return name, named
-    finetune = recipe.finetune or FinetuneConfig()
-    known = [] if name is not None else benchmark.utility  # what a pretrained model knows is not taught
-    everything = benchmark.learnt if name is None else benchmark.taught
-    start = Nothing(scratch, everything) if scratch is not None else Pretrained(str(name))
-    seed = recipe.seed if finetune.seed is None else finetune.seed
-    target = taught(everything, start, finetune=finetune, seed=seed, title="target")
+    if recipe.model.name is not None and recipe.finetune is None:
+        return recipe.model.name, named
+    lesson, others = lessons(recipe, benchmark)
     if named:
-        return target, named
-    rows = [*benchmark.retain, *known]
-    retrained = [
-        taught(rows, start, finetune=finetune, seed=seed + i, title="retrained") for i in range(finetune.retrained)
-    ]
+        return taught(lesson), named
+    with taught_meanwhile(recipe, lesson, others[0]):
+        target = taught(lesson)
+    retrained = [taught(other) for other in others]
     log.info("target model: %s; retrained: %s", target, " and ".join(map(str, retrained)))
     return target, retrained
 

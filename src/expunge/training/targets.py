@@ -112,24 +112,44 @@ class Pretrained:
         return model, tokenizer, None if finetune.lora is None else finetune.lora.peft()
 
 
-def taught(
-    rows: Sequence[Row], start: Nothing | Pretrained, *, finetune: FinetuneConfig, seed: int, title: str
-) -> Path:
-    """The folder of a model that has learnt `rows`; trained now or found in the cache.
+@dataclass(frozen=True)
+class Lesson:
+    """The model that has learnt `rows` from `start`; `title` is what logs call it."""
+
+    rows: Sequence[Row]
+    start: Nothing | Pretrained
+    finetune: FinetuneConfig
+    seed: int
+    title: str
+
+    def settings(self) -> FinetuneConfig:
+        """How it is taught, with the defaults of its start."""
+        return self.finetune.complete(named=isinstance(self.start, Pretrained))
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the model."""
+        finetune = self.settings()
+        unused = {"seed", "retrained", *(key for key in ("overlap", "lora") if not getattr(finetune, key))}
+        return {
+            "format": FORMAT,
+            **self.start.identity(),
+            "finetune": finetune.model_dump(exclude=unused),
+            "seed": self.seed,
+            "rows": digest(self.rows, ensure_ascii=False),
+        }
+
+    def folder(self) -> Path:
+        """Where the model is kept."""
+        return cache.cache_directory() / "targets" / digest(self.identity(), ensure_ascii=False)[:16]
+
+
+def taught(lesson: Lesson) -> Path:
+    """The folder of a model that has learnt its lesson; trained now or found in the cache.
 
     An interrupted training goes on where its last epoch ended; two processes never train the same model at once. A
     model whose files are no longer as they were written is trained again.
     """
-    finetune = finetune.complete(named=isinstance(start, Pretrained))
-    unused = {"seed", "retrained", *(key for key in ("overlap", "lora") if not getattr(finetune, key))}
-    recipe = {
-        "format": FORMAT,
-        **start.identity(),
-        "finetune": finetune.model_dump(exclude=unused),
-        "seed": seed,
-        "rows": digest(rows, ensure_ascii=False),
-    }
-    final = cache.cache_directory() / "targets" / digest(recipe, ensure_ascii=False)[:16]
+    final, finetune, title = lesson.folder(), lesson.settings(), lesson.title
     if ranks.count() > 1:
         if wrong := ranks.broadcast(lambda: manifest.damage(final)):
             raise UserError(
@@ -139,10 +159,10 @@ def taught(
         return final
 
     def teach(partial: Path) -> Path:
-        log.info("training %s (%d rows, %d epochs) into %s", title, len(rows), finetune.epochs, final)
-        _train(rows, start, finetune, seed, partial, title)
-        about = f"{title}: {len(rows)} rows, {finetune.epochs} epochs, {start.shape}"
-        description = json.dumps({**recipe, "title": title, "about": about}, indent=1)
+        log.info("training %s (%d rows, %d epochs) into %s", title, len(lesson.rows), finetune.epochs, final)
+        _train(lesson, partial)
+        about = f"{title}: {len(lesson.rows)} rows, {finetune.epochs} epochs, {lesson.start.shape}"
+        description = json.dumps({**lesson.identity(), "title": title, "about": about}, indent=1)
         write_whole(partial / "model" / "expunge.json", description)
         manifest.seal(partial / "model")
         return partial / "model"
@@ -150,13 +170,12 @@ def taught(
     return cache.kept_or_made(final, teach, again=f"the {title} model is trained again")
 
 
-def _train(
-    rows: Sequence[Row], start: Nothing | Pretrained, finetune: FinetuneConfig, seed: int, partial: Path, title: str
-) -> None:
+def _train(lesson: Lesson, partial: Path) -> None:
     from expunge.training.arguments import UnlearnConfig
     from expunge.training.history import last_checkpoint
     from expunge.training.trainer import UnlearnTrainer
 
+    rows, start, seed, finetune = lesson.rows, lesson.start, lesson.seed, lesson.settings()
     assert finetune.epochs is not None and finetune.learning_rate is not None and finetune.batch_size is not None
     args = UnlearnConfig(
         output_dir=str(partial),
@@ -184,7 +203,7 @@ def _train(
     try:
         checkpoint = last_checkpoint(partial)
     except UserError as error:
-        log.warning("%s; the %s model is trained from the start", str(error).partition(";")[0], title)
+        log.warning("%s; the %s model is trained from the start", str(error).partition(";")[0], lesson.title)
         remove(partial)
         checkpoint = None
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
