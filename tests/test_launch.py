@@ -103,6 +103,7 @@ def test_a_launched_run_is_that_of_one_process(
     launch += ["--num_processes", "2", "--main_process_port", "0", "-m", "expunge"]
     command = [*launch, *words, each, "2", "--out", str(tmp_path / "two")]
     here = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "DS_ACCELERATOR": "cpu"}
+    here[forked.THEIRS] = "1"
     done = forked.run(command, capture_output=True, text=True, env=here, timeout=800, check=False)
     assert done.returncode == 0, done.stderr[-6000:]
     assert done.stdout.count("results, records and report") == 1  # one of them speaks
