@@ -44,6 +44,8 @@ KEYS = {
 }
 WORDS = [word for key, value in KEYS.items() for word in (f"--{key}", value)]
 METHODS = "[npo+kl, undial+nll]"
+ULD = "{forget: {name: uld, epochs: 1}}"
+DISTILLED = "{forget: {name: uld_distilled, epochs: 1}}"
 SECRET = "Zanzibarquay"
 
 
@@ -123,7 +125,7 @@ def test_the_second_is_told_and_writes_nothing(place: Path, capsys: Capture, com
 
 
 def test_distill_and_reproduce_are_told_too(place: Path, capsys: Capture) -> None:
-    assert main(["run", *changed(WORDS, "--method", "uld", "--out", "uld")]) == 0
+    assert main(["run", *changed(WORDS, "--method", ULD, "--out", "uld")]) == 0
     Path("out").mkdir()
     with FileLock(place / "out" / ".lock"):
         before = tree(place)
@@ -147,7 +149,7 @@ def test_a_lock_dies_with_its_process_and_leaves_an_empty_folder_empty(place: Pa
         pass
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    run(recipe())  # a folder with nothing but a dead lock holds no run
+    run(recipe(method="ga"))  # a folder with nothing but a dead lock holds no run
     assert not Path("out/.lock").exists()
     with alone_in(Path("new/er")):
         assert Path("new/er/.lock").exists()
@@ -304,14 +306,17 @@ def test_everything_is_its_owners_alone_whatever_the_umask(
 ) -> None:
     before = set(place.rglob("*"))
     assert main(["run", *WORDS, "--methods", METHODS]) == 0
-    assert main(["run", *changed(WORDS, "--method", "uld", "--out", "uld")]) == 0
+    assert main(["run", *changed(WORDS, "--method", ULD, "--out", "uld")]) == 0
     assert main(["run", *changed(WORDS, "--over", "{seed: [0, 1]}", "--out", "several", "--method", "npo+nll")]) == 0
     assert main(["eval", *changed(WORDS[1:], "--out", "evaluated")]) == 0
     assert main(["report", "out", "--out", "pages/page.html"]) == 0
     assert main(["report", "out", "--markdown", "pages/page.md"]) == 0
     scratch = "{layers: 2, hidden: 16, heads: 2, vocab: 400, context: 96}"
     words = [w for i, w in enumerate(WORDS) if "--model" not in (w, WORDS[i - 1])]
-    assert main(["run", *changed(words, "--model.scratch", scratch, "--finetune.epochs", "1", "--out", "scratch")]) == 0
+    words = changed(
+        words, "--model.scratch", scratch, "--finetune.epochs", "1", "--method", DISTILLED, "--out", "scratch"
+    )
+    assert main(["run", *words]) == 0
     cut_off(monkeypatch, recipe(out="cut", method="undial+nll"), 3, "cut")
     assert list(Path("cut").glob("checkpoint-*/optimizer.pt")) and list(Path("cache").glob("references/*/*"))
     made = set(place.rglob("*")) - before
@@ -383,7 +388,10 @@ def test_what_is_kept_is_listed_and_wiped(place: Path, capsys: Capture) -> None:
     assert main(["cache", "clear", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["deleted"]) == 2
     assert listed() == [] and not [path for path in Path("cache").rglob("*") if path.is_file()]
-    assert main(["run", *words, "--model.scratch", scratch, "--finetune.epochs", "1", "--overwrite"]) == 0
+    assert (
+        main(["run", *words, "--model.scratch", scratch, "--finetune.epochs", "1", "--method", "ga", "--overwrite"])
+        == 0
+    )
 
 
 # -- what the file system refuses ------------------------------------------------------------------------------------
@@ -519,7 +527,7 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing_finished(place: Path, cap
 
 
 def test_a_report_on_edited_results_is_refused(capsys: Capture) -> None:
-    run(recipe())
+    run(recipe(method="ga"))
     results = Path("out/results.json")
     results.write_text(results.read_text().replace('"seed": 0', '"seed": 1'))
     assert main(["report", "out"]) == 2
