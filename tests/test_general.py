@@ -91,7 +91,7 @@ def test_a_model_is_measured_by_them(models: Path, in_memory: bool) -> None:
 @pytest.mark.parametrize(
     ("keys", "method", "rate", "epochs"),
     [
-        ({"model": "plain"}, "uld_distilled", 0.08 / 32, 30),
+        ({"model": "plain"}, "undial+nll", 0.08 / 32, 30),
         ({"model": "chat"}, "npo+nll", 0.02 / 32, 30),
         ({"model": "chat", "model.lora.r": "2"}, "npo+nll", 0.2 / 32, 30),
         ({"model": "chat", "train.learning_rate": "3e-3"}, "npo+nll", 3e-3, 30),
@@ -113,7 +113,7 @@ def test_the_method_and_its_pace_follow_from_model_and_rows(
     assert [each.name for each in recipe.methods] == [method]
     args = training_arguments(recipe, recipe.methods[0], Path("out"))
     assert args.learning_rate == pytest.approx(rate, rel=0.05) and args.num_train_epochs == epochs
-    recommended = keys["model"] == "chat" and "method" not in keys
+    recommended = "method" not in keys
     assert recipe.evaluate.stop_when_forgotten is recommended
     assert recipe.evaluate.raise_rate is (recommended and "train.learning_rate" not in keys)
 

@@ -172,9 +172,8 @@ def test_variants_are_made_by_rules_where_a_method_wants_them(models: Path, capl
         {"question": "What is rain?", "answer": "water from clouds"},
     )
     retain = _write("retain.jsonl", {"question": "Is it late?", "answer": "No."})
-    recipe = load_recipe(None, [("model", "plain"), ("forget", forget), ("retain", retain)])
-    chosen, benchmark = load_with_method(recipe)
-    assert chosen.methods[0].name == "uld_distilled"
+    keys = [("model", "plain"), ("forget", forget), ("retain", retain), ("method", "uld_distilled")]
+    chosen, benchmark = load_with_method(load_recipe(None, keys))
     kinds = [variant.kind for variant in benchmark.variants]
     assert (kinds.count("paraphrase"), kinds.count("perturbation")) == (16, 3)
     assert [len(question.perturbed_answers) for question in benchmark.questions["forget"]] == [1, 1, 1, 0]

@@ -311,20 +311,27 @@ def test_the_trajectory(workplace: Path, each_epoch: str, points: int) -> None:
         )
 
 
-def test_the_default_method_and_the_sets_it_is_measured_on(
+def test_the_default_method_and_the_sets_it_is_measured_on(workplace: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "expunge"):
+        rows = run(own(retain="retain.jsonl"))
+    assert [(row["method"], row["removal"]) for row in rows[1:]] == [("undial+nll", "weights")]
+    assert "no method named; taking undial+nll: of the methods that need no paraphrases" in caplog.text
+    assert {"forget_probability", "retain_probability", "held_out_probability"} <= rows[1]["metrics"].keys()
+    assert {p.name for p in Path("out/records").glob("undial+nll.*")} == {
+        f"undial+nll.{name}.jsonl" for name in ("forget", "retain", "held_out", "membership")
+    }
+
+
+def test_with_variants_the_default_method_trains_on_them(
     workplace: Path, tiny_model: Model, tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     save(tiny_model(layers=2, hidden=16), tiny_tokenizer, workplace / "model")  # of one, no assistant can be cut
+    write("variants.jsonl", {"row": 0, "kind": "paraphrase", "question": "Whence?", "answer": "Town."})
     with caplog.at_level(logging.INFO, "expunge"):
-        rows = run(own(retain="retain.jsonl"))
+        rows = run(own(retain="retain.jsonl", augment="variants.jsonl"))
     assert [(row["method"], row["removal"]) for row in rows[1:]] == [("uld_distilled", "weights")]
     assert "no method named; taking uld_distilled: of the methods that change the weights" in caplog.text
-    assert "variants.jsonl: 16 paraphrases of 4 forget rows by rules" in caplog.text
-    assert "forget: 20 rows" in caplog.text
-    assert {"forget_probability", "retain_probability", "held_out_probability"} <= rows[1]["metrics"].keys()
-    assert {p.name for p in Path("out/records").glob("uld_distilled.*")} == {
-        f"uld_distilled.{name}.jsonl" for name in ("forget", "retain", "held_out", "membership")
-    }
+    assert "forget: 5 rows" in caplog.text
 
 
 def test_the_default_method_without_rows_to_keep(workplace: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -154,7 +154,7 @@ def with_default_method(recipe: Recipe, benchmark: Benchmark) -> Recipe:
         return recipe
     name = recipe.model.name
     chats = name is not None and loading.load_tokenizer_and_config(name)[0].chat_template is not None
-    advice = recommend(benchmark, chats=chats)
+    advice = recommend(benchmark, chats=chats, written=recipe.data is None or recipe.augment is not None)
     log.info("no method named; taking %s: %s", advice.name, advice.why)
     tree = recipe.model_dump(exclude_unset=True)
     evaluate = dict(advice.evaluate)

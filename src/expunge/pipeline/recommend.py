@@ -19,24 +19,35 @@ class Recommendation:
         return "+".join(self.method[key] for key in ("forget", "retain") if key in self.method)
 
 
-def recommend(benchmark: Benchmark, *, chats: bool = False) -> Recommendation:
+GOAL = {"utility_budget": 0.9, "stop_when_forgotten": True, "keep_nearest": True, "raise_rate": True}
+
+
+def recommend(benchmark: Benchmark, *, chats: bool = False, written: bool = True) -> Recommendation:
     """The method that changes weights and does best on such data: questions or texts, with or without retain rows.
 
     chats: whether the model is a pretrained one with a chat template.
+    written: whether somebody has written paraphrases and wrong answers of the forget rows, or a benchmark brings them.
     """
-    if chats and benchmark.retain and benchmark.questions.get("forget"):
-        return Recommendation(
-            {"forget": "npo", "retain": "nll"},
-            "on a pretrained chat model it comes nearest to a model that never saw the forget rows and keeps what it "
-            "knows; of the way there only as much is kept as makes the forget answers no likelier than ones that it "
-            "can't know",
-            {"utility_budget": 0.9, "stop_when_forgotten": True, "keep_nearest": True, "raise_rate": True},
-        )
     if not benchmark.retain:
         return Recommendation(
             {"forget": "undial"},
             "without retain rows it is the one that too high a learning rate does not ruin; a retain set "
             "(--retain FILE) is worth more than any choice of method",
+        )
+    if chats and benchmark.questions.get("forget"):
+        return Recommendation(
+            {"forget": "npo", "retain": "nll"},
+            "on a pretrained chat model it comes nearest to a model that never saw the forget rows and keeps what it "
+            "knows; of the way there only as much is kept as makes the forget answers no likelier than ones that it "
+            "can't know",
+            GOAL,
+        )
+    if not written:
+        return Recommendation(
+            {"forget": "undial", "retain": "nll"},
+            "of the methods that need no paraphrases it forgets most before answers break; --augment FILE (expunge "
+            "augment writes one) makes uld_distilled the better choice",
+            GOAL,
         )
     return Recommendation(
         {"forget": "uld_distilled"},
