@@ -37,7 +37,7 @@ def test_a_pretrained_target_knows_what_its_retrained_twin_does_not(start: Path)
     Path("forget.jsonl").write_text("".join(json.dumps({**row, "answer": "Upon a hill!"}) + "\n" for row in ROWS[:2]))
     Path("retain.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[2:]))
     keys: dict[str, Any] = {"model": str(start), "forget": "forget.jsonl", "retain": "retain.jsonl", "methods": "[]"}
-    rows = run(load_recipe(None, [*keys.items(), ("finetune", json.dumps({**FAST, "epochs": 60})), ("out", "taught")]))
+    rows = run(load_recipe(None, [*keys.items(), ("finetune", json.dumps({**FAST, "epochs": 40})), ("out", "taught")]))
     plain = run(load_recipe(None, [*keys.items(), ("out", "plain")]))
     known = {row["method"]: row["metrics"]["forget_probability"] for row in rows}
     (untaught,) = (row["metrics"]["forget_probability"] for row in plain)
