@@ -55,7 +55,7 @@ def test_another_number_is_noticed() -> None:
     evaluation._check(naive, ours)
     assert len({record["generated"] for records in ours.values() for record in records}) > 3
     for name, key, change in (
-        ("world_facts", "logp_mean", 2e-5),
+        ("world_facts", "logp_mean", 1e-4),  # twice the 1e-5 of its size that may differ
         ("retain", "truth_ratio", 1.0),
         ("forget", "exact_memorization", 0.1),
         ("real_authors", "generated", " w7"),
