@@ -18,10 +18,10 @@ DENSE_BF16 = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e1
 
 def milliseconds(step: Callable[[], object]) -> float:
     """The time of one `step`, on CUDA until the device has done it."""
-    _synchronize()
+    synchronize()
     begun = time.perf_counter()
     step()
-    _synchronize()
+    synchronize()
     return 1000 * (time.perf_counter() - begun)
 
 
@@ -91,6 +91,7 @@ def page(head: str, command: str, table: Table, legend: str, result: Mapping[str
     return f"{head}\n\n    {one_line(command)}\n\n{table.markdown()}\n{legend}\n\n{machine}"
 
 
-def _synchronize() -> None:
+def synchronize() -> None:
+    """Wait until the device has done what it was given; on a CPU nothing."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -14,7 +14,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from expunge.bench.shapes import SHAPES, Shape, word_tokenizer
-from expunge.bench.turns import own_cache, page, title, utilisation
+from expunge.bench.turns import own_cache, page, synchronize, title, utilisation
 from expunge.objectives import split_method
 from expunge.report.table import Table, left, right
 from expunge.system.machine import peak_memory, resident, versions
@@ -24,6 +24,7 @@ from expunge.training.trainer import UnlearnTrainer
 
 METHODS = ("npo+kl", "unilogit+nll")
 """Those of the recipe for eight billion parameters on one GPU."""
+OPTIM = "adamw_torch_8bit"
 WARM_UP = 2
 """Steps that do not count: the optimizer is compiled in the first, and its states are made there."""
 
@@ -36,17 +37,17 @@ class _StepTimes(TrainerCallback):
         self._begun = 0.0
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        _wait()
+        synchronize()
         self._begun = time.perf_counter()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        _wait()
+        synchronize()
         self.ms.append(1000 * (time.perf_counter() - self._begun))
 
 
 def measure(
     shape: str, *, methods: tuple[str, ...] = METHODS, sequences: int = 16, length: int = 512, rounds: int = 5,
-    threads: int | None = None,
+    threads: int | None = None, optim: str = OPTIM,
 ) -> dict[str, Any]:  # fmt: skip
     """`{shape, device, …, rows}`; a row: `{objective, parameters, step_ms, mfu, peak_mib, estimate_mib}`.
 
@@ -58,7 +59,7 @@ def measure(
     if threads is not None:
         torch.set_num_threads(threads)
     about, size = versions(), SHAPES[shape]
-    rows = [{"objective": m, **_row(m, size, sequences, length, rounds, about["device"])} for m in methods]
+    rows = [{"objective": m, **_row(m, size, sequences, length, rounds, about["device"], optim)} for m in methods]
     return {"shape": shape, "sequences": sequences, "length": length, **about, "rows": rows}
 
 
@@ -94,7 +95,7 @@ forget, by the trainer: bfloat16 weights with stochastic rounding, 8-bit optimiz
     )
 
 
-def _row(method: str, size: Shape, sequences: int, length: int, rounds: int, device: str) -> dict[str, Any]:
+def _row(method: str, size: Shape, sequences: int, length: int, rounds: int, device: str, optim: str) -> dict[str, Any]:
     tokenizer = word_tokenizer(size.vocab)
     generator = torch.Generator().manual_seed(0)
     count = sequences // 2 * (rounds + WARM_UP)
@@ -104,8 +105,8 @@ def _row(method: str, size: Shape, sequences: int, length: int, rounds: int, dev
     with own_cache(), tempfile.TemporaryDirectory() as folder:
         args = UnlearnConfig(
             output_dir=folder, max_steps=rounds + WARM_UP, per_device_train_batch_size=sequences // 2,
-            optim="adamw_torch_8bit", optim_args="bf16_stochastic_round=True", activation_checkpointing=True,
-            save_strategy="no", disable_tqdm=True,
+            optim=optim, optim_args="bf16_stochastic_round=True" if optim == OPTIM else None,
+            activation_checkpointing=True, save_strategy="no", disable_tqdm=True,
         )  # fmt: skip
         gc.collect()
         cuda = torch.cuda.is_available()
@@ -140,8 +141,3 @@ def _useful(size: Shape, parameters: int, sequences: int, length: int) -> int:
     """
     multiply = parameters - size.vocab * size.hidden  # the embedding is looked up
     return sequences * length * (6 * multiply + 12 * size.layers * size.hidden * length)
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
