@@ -130,10 +130,13 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: evaluate("model", forget=ROWS, limits=3),
         "evaluate: unknown key 'evaluate.limits'. Did you mean 'evaluate.limit'?",
     ),
-    "no rows": (lambda: evaluate("model"), "evaluate: give either a benchmark or your own data (--forget FILE)."),
+    "no rows": (
+        lambda: evaluate("model"),
+        "evaluate: give either a benchmark or your own data (--forget FILE; in Python forget=).",
+    ),
     "both": (
         lambda: evaluate("model", benchmark="fable", forget=ROWS),
-        "evaluate: give either a benchmark or your own data (--forget FILE).",
+        "evaluate: give either a benchmark or your own data (--forget FILE; in Python forget=).",
     ),
     "an empty list": (lambda: evaluate("model", forget=[]), "the forget set has no rows; give at least one."),
     "no format": (lambda: evaluate("model", forget=[{"q": "?"}]), "forget: row 0: no known column"),

@@ -82,7 +82,9 @@ def test_exactly_the_share_is_within_it() -> None:
     # Without a forget quality the less is remembered the better.
     assert not budget.see(Look(2, 2, {"retain_probability": 0.4, "forget_probability": 0.6}))
     assert budget.see(Look(3, 3, {"retain_probability": 0.4, "forget_probability": 0.1}))
-    assert (outcome := budget.outcome()) and outcome["why"].startswith("ended after epoch 3, where retain probability")
+    assert (outcome := budget.outcome()) and outcome["why"].startswith(
+        "ended after epoch 3, its last, where retain probability"
+    )
 
 
 def test_the_goal_is_reached_when_the_forget_answers_are_no_likelier_than_unknown_ones() -> None:

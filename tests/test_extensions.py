@@ -72,6 +72,12 @@ LOSSES = """
             return s.logp_N - s.reference_logp_N
 
 
+    class Mistaken(Mine):
+        @property
+        def needs(self) -> Needs:
+            return Needs(logpp=True)
+
+
     class Failing(Mine):
         def loss(self, s: Signals) -> Tensor:
             return s.logp_N @ torch.zeros(2)
@@ -230,6 +236,7 @@ def test_the_plan_knows_it(workplace: Path, capsys: pytest.CaptureFixture[str]) 
         ("BySequence", r"must return one number for each sequence, \[2\] .*, got shape \[5\]"),
         ("Unasked", r"own\.losses:Unasked\.loss: reference_logp_N was not asked for; give reference_logp in needs\."),
         ("Failing", r"own\.losses:Failing\.loss fails: RuntimeError: "),
+        ("Mistaken", r"own\.losses:Mistaken\.needs fails: TypeError: .*'logpp'; it returns Needs of logp, log_odds, "),
     ],
 )
 def test_a_loss_is_tried_before_anything_is_written(

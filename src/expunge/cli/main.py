@@ -447,7 +447,9 @@ def _split(words: Sequence[str], command: _Parser, parser: _Parser) -> tuple[lis
                 if not rest or rest[0].startswith("--"):
                     if any(name in other.options for other in parser.commands.values()):
                         raise UserError(f"{word} is no option of {command.prog}; see {command.prog} --help.")
-                    raise UserError(f"{word} needs a value: {word} VALUE.{did_you_mean(word, command.options)}")
+                    if near := did_you_mean(word, command.options):
+                        raise UserError(f"{word} is no option of {command.prog}.{near}")
+                    raise UserError(f"{word} needs a value: {word} VALUE.")
                 value = rest.pop(0)
             pairs.append((name.lstrip("-").replace("-", "_"), value))
     return options, pairs

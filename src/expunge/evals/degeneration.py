@@ -129,7 +129,9 @@ class Usual:
         self.readings = {kind: _read_elsewhere(model, tokenizer, prompts) for kind, prompts in kinds.items()}
         for kind, readings in self.readings.items():
             if len(readings) < FEWEST:
-                log.warning("%s: too few prompts to learn how the target answers; broken text shows by itself", kind)
+                log.warning(
+                    "%s: too few prompts to learn how the target answers; broken text is judged by itself", kind
+                )
         del model
         gc.collect()
 

@@ -15,7 +15,7 @@ from expunge.objectives.base import Needs, Objective, Signals
 class GA(Objective):
     """Gradient ascent: raise the negative log-likelihood of the forget answers. Loss ℓ, unbounded below.
 
-    Use as the baseline that shows collapse; hardly ever for real.
+    Use as the baseline that shows collapse; hardly ever for a model that is to be used.
     Source: Jang et al. 2023, arXiv 2210.01504, eq. 2.
     """
 

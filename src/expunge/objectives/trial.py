@@ -30,12 +30,25 @@ class _AskedSignals(Signals):
         return value
 
 
+def needs_of(objective: Objective) -> Needs:
+    """What the objective needs. Raise `UserError` where a user's own fails to say it."""
+    try:
+        return objective.needs
+    except Exception as error:
+        known = ", ".join(field.name for field in fields(Needs))
+        raise UserError(
+            f"{objective.recipe_name()}.needs fails: {type(error).__name__}: {first_line(error)}; it returns Needs of "
+            f"{known}."
+        ) from error
+
+
 def check_loss(objective: Objective, *, vocab_size: int, hidden_size: int) -> None:
     """Raise `UserError` for a loss that fails, that reads what it did not ask for, or that is not one number for each
     token ([N]) or sequence ([B]), as the objective's `per` says."""
     name = objective.recipe_name()
     generator = torch.Generator().manual_seed(0)
-    signals = _signals(objective.needs, vocab_size, hidden_size, generator)
+    needs = needs_of(objective)
+    signals = _signals(needs, vocab_size, hidden_size, generator)
     try:
         loss = objective.loss(signals)
     except UserError as error:

@@ -434,7 +434,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
         if (self.benchmark is None) == (self.data is None):
-            raise ValueError("give either a benchmark or your own data (--forget FILE)")
+            raise ValueError("give either a benchmark or your own data (--forget FILE; in Python forget=)")
         taught = self.model.scratch is not None or self.finetune is not None
         if self.evaluate.depth and self.retrained is None and not taught:
             raise ValueError("evaluate.depth: it is measured against a retrained model; name one (--retrained MODEL)")

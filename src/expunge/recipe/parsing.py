@@ -380,7 +380,8 @@ def _sentence(error: ValidationError, *, single: bool) -> tuple[str, str]:
         case "value_error":
             message = str(first["ctx"]["error"]) if "ctx" in first else first["msg"]
             mark = "." if path.endswith("train") else ": "  # of a training key the message begins with its name
-            sentence = f"{path + mark if path else ''}{message.removesuffix('.')}."
+            end = "" if message.endswith(("?", ".")) else "."
+            sentence = f"{path + mark if path else ''}{message}{end}"
         case "union_tag_invalid":
             known = str(first.get("ctx", {}).get("expected_tags", "")).replace("'", "").split(", ")
             tag = str(first.get("ctx", {}).get("tag", given))

@@ -39,10 +39,9 @@ def forgotten_words(found: Forgotten) -> tuple[str, str]:
         case "not measured":
             return "Cannot be told", "Nothing about the forget rows was measured."
         case "never known":
-            known = " and ".join(f"{percent(m.name, m.before)} {_unit(m.name)}" for m in found.measures if m.before)
             return (
                 "Cannot be told",
-                f"The model hardly knew these answers before ({known}): there was little to forget.",
+                f"The model hardly knew these answers before: there was little to forget. {_numbers(found)}",
             )
         case "broken text":
             return "Cannot be told", "Its answers are broken text. Who cannot speak may still know."
@@ -59,7 +58,7 @@ def damage_words(found: Damage) -> tuple[str, str]:
     if not found.kept and found.state == "not known":
         return "Not known", "What should stay was not measured both before and after."
     lost = [k for k in found.kept if k.extent not in ("none", "not known")]
-    shown = lost or [k for k in found.kept if k.of != GENERAL][:1]
+    shown = lost or [k for k in found.kept if k.of != GENERAL and k.before > 0][:1]
     shown += [k for k in found.kept if k.of == GENERAL and k not in shown]
     words = [_kept(k) for k in shown]
     words += [f"Of {SETS.get(k.of, k.metric)} it had none right before." for k in found.kept if k.before <= 0]
@@ -84,7 +83,8 @@ def returns_words(judgement: Judgement) -> tuple[str, str]:
     if worst is None and judgement.unlearned and judgement.removal == "inference":
         return "Yes", "Whoever has the files takes the assistant off, and has the model from before."
     if worst is None:
-        return "Not tested", "Further training or compressing the model can bring answers back; this was not tried."
+        tries = "this was not tried (expunge stress tries it)."
+        return "Not tested", f"Further training or compressing the model can bring answers back; {tries}"
     heads = {"yes": "Yes", "partly": "Partly", "no": "Hardly", "cannot be told": "Cannot be told"}
     never = (
         "a model that never knew them" if worst.control else "nothing at all, since no model that never knew was there"

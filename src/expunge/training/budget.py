@@ -77,7 +77,7 @@ class UtilityBudget(TrainerCallback):
         words = f"{METRICS[self.utility].label} {show(self.utility, end.metrics[self.utility])} is"
         limit = self.limit(self._least) + (", too little for a way back" if self.over and self.way_back else "")
         why = f"stopped after epoch {end.epoch:g}, where {words} under {limit}" if self.over else (
-            f"ended after epoch {end.epoch:g}, where {words} still at least {limit}"
+            f"ended after epoch {end.epoch:g}, its last, where {words} still at least {limit}"
         )  # fmt: skip
         if self.kept is None:
             why += "; no earlier epoch was evaluated within the budget, so this one is kept"

@@ -52,15 +52,16 @@ def check_terms(
             f"{objective.title} prefers another answer to each forget row, and row {first} has none; give wrong "
             f"answers (--augment FILE; expunge augment writes one), or rows with chosen and rejected."
         )
-    if objective is not None and objective.needs.refusal and lacks and not refusals:
-        raise UserError(
-            f"{objective.title} prefers a refusal to the answer, and there are no refusals; give some, or use npo."
-        )
     text = config.get_text_config()
     layers = text.num_hidden_layers
     for term in (objective, retain):
         if term is not None and not is_ours(type(term)):
             check_loss(term, vocab_size=text.vocab_size, hidden_size=text.hidden_size)
+    if objective is not None and objective.needs.refusal and lacks and not refusals:
+        raise UserError(
+            f"{objective.title} prefers a refusal to the answer, and there are no refusals; give some, or use npo."
+        )
+    for term in (objective, retain):
         if term is not None and term.needs.layer is not None and term.needs.layer >= layers:
             raise UserError(
                 f"method: layer {term.needs.layer} of {type(term).__name__} is out of range; the model has layers "

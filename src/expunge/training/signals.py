@@ -15,6 +15,7 @@ from expunge.data.pairs import Role
 from expunge.modeling.agreement import ways_of
 from expunge.modeling.forward import forward_supervised
 from expunge.objectives.base import Needs, Objective, Share, Signals
+from expunge.objectives.trial import needs_of
 from expunge.training.at_head import AtHead
 from expunge.training.layout import Layout
 from expunge.training.reference import Reference
@@ -22,11 +23,11 @@ from expunge.training.reference import Reference
 
 def needs_by_role(objective: Objective | None, retain: Objective | None) -> dict[Role, Needs]:
     """The needs of each role's sequences: the forget objective's, for refusals too where it has them."""
-    forget = objective.needs if objective is not None else Needs()
+    forget = needs_of(objective) if objective is not None else Needs()
     return {
         Role.FORGET: forget,
         Role.REFUSAL: forget if forget.refusal else Needs(),
-        Role.RETAIN: retain.needs if retain is not None else Needs(),
+        Role.RETAIN: needs_of(retain) if retain is not None else Needs(),
     }
 
 
