@@ -31,7 +31,7 @@ class _AskedSignals(Signals):
 
 
 def needs_of(objective: Objective) -> Needs:
-    """What the objective needs. Raise `UserError` where a user's own fails to say it."""
+    """The objective's needs. Raise `UserError` where a user's own objective fails to name them."""
     try:
         return objective.needs
     except Exception as error:

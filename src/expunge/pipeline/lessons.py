@@ -1,4 +1,4 @@
-"""What the models of a run are taught, and the retrained one's lesson in a process of its own.
+"""Lessons of a run's models; the retrained one can be taught in a process of its own.
 
 `python -m expunge.pipeline.lessons` teaches the retrained model of the recipe that it reads from its input.
 """
