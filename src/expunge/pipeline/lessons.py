@@ -39,13 +39,14 @@ def lessons(recipe: Recipe, benchmark: Benchmark) -> tuple[Lesson, list[Lesson]]
 def taught_meanwhile(recipe: Recipe, target: Lesson, retrained: Lesson) -> Iterator[None]:
     """Teach the retrained model in another process while the body teaches the target, where there are cores for both.
 
-    Only under `threads`, which both then have: a model's last digits depend on their number. A process that fails says
-    nothing: whoever asks for its model next teaches it, or says why that cannot be.
+    Only models from nothing, since two pretrained ones may not fit into memory, and only under `threads`, which both
+    then have: a model's last digits depend on their number. A process that fails says nothing: whoever asks for its
+    model next teaches it, or says why that cannot be.
     """
     epochs = retrained.settings().epochs or 0
-    alone = recipe.threads is None or torch.cuda.is_available() or ranks.count() > 1 or recipe.data is not None
-    short = epochs * len(retrained.rows) < LONG or any(lesson.folder().exists() for lesson in (target, retrained))
-    if alone or short or 2 * (recipe.threads or 1) > _cores():
+    alone = recipe.model.scratch is None or recipe.data is not None or torch.cuda.is_available() or ranks.count() > 1
+    short = epochs * len(retrained.rows) < LONG or any(lesson.folder.exists() for lesson in (target, retrained))
+    if alone or short or recipe.threads is None or 2 * recipe.threads > _cores():
         yield
         return
     with subprocess.Popen(

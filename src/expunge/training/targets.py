@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,7 @@ class Lesson:
         """How it is taught, with the defaults of its start."""
         return self.finetune.complete(named=isinstance(self.start, Pretrained))
 
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """Everything that decides the model."""
         finetune = self.settings()
@@ -138,9 +140,10 @@ class Lesson:
             "rows": digest(self.rows, ensure_ascii=False),
         }
 
+    @property
     def folder(self) -> Path:
         """Where the model is kept."""
-        return cache.cache_directory() / "targets" / digest(self.identity(), ensure_ascii=False)[:16]
+        return cache.cache_directory() / "targets" / digest(self.identity, ensure_ascii=False)[:16]
 
 
 def taught(lesson: Lesson) -> Path:
@@ -149,7 +152,7 @@ def taught(lesson: Lesson) -> Path:
     An interrupted training goes on where its last epoch ended; two processes never train the same model at once. A
     model whose files are no longer as they were written is trained again.
     """
-    final, finetune, title = lesson.folder(), lesson.settings(), lesson.title
+    final, finetune, title = lesson.folder, lesson.settings(), lesson.title
     if ranks.count() > 1:
         if wrong := ranks.broadcast(lambda: manifest.damage(final)):
             raise UserError(
@@ -162,7 +165,7 @@ def taught(lesson: Lesson) -> Path:
         log.info("training %s (%d rows, %d epochs) into %s", title, len(lesson.rows), finetune.epochs, final)
         _train(lesson, partial)
         about = f"{title}: {len(lesson.rows)} rows, {finetune.epochs} epochs, {lesson.start.shape}"
-        description = json.dumps({**lesson.identity(), "title": title, "about": about}, indent=1)
+        description = json.dumps({**lesson.identity, "title": title, "about": about}, indent=1)
         write_whole(partial / "model" / "expunge.json", description)
         manifest.seal(partial / "model")
         return partial / "model"
