@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-LEDGER: dict[str, Any] = {}
 STEPS = ("npo+kl", "unilogit+nll", "undial+nll", "npo+nll", "unilogit+kl")
 """Methods of which a step is measured at eight billion parameters."""
 SMALL = ("npo+kl", "unilogit+nll", "undial+nll", "npo+nll", "dpo+nll", "uld")
@@ -38,7 +37,7 @@ def tests(_quick: bool) -> dict[str, Any]:
 
 
 def ceilings(_quick: bool) -> dict[str, float]:
-    """What the device can do: a bfloat16 product in TFLOP/s, a copy in TB/s (bytes read and written)."""
+    """Speed of the device itself: a bfloat16 product in TFLOP/s, a copy in TB/s (bytes read and written)."""
     x = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     y = torch.randn(2**30, device="cuda", dtype=torch.bfloat16)
     product = _seconds(lambda: x @ x)
@@ -114,7 +113,7 @@ PARTS: dict[str, Part] = {
     "decode-1b": decode("1b"),
     "evaluation-1b": evaluation("1b"),
 }
-"""What matters most comes first: a run that is cut off leaves its first parts."""
+"""In order of importance: a run that is cut off leaves its first parts."""
 
 
 def page(results: dict[str, Any]) -> str:
@@ -159,26 +158,27 @@ def main() -> int:
     if not torch.cuda.is_available():
         sys.exit("gpu-check: no CUDA device is here; torch.cuda.is_available() says so.")
     args.out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {}
     begun, failed = time.perf_counter(), False
     for name in chosen:
         if time.perf_counter() - begun > 60 * args.minutes:
-            LEDGER[name] = {"skipped": f"{args.minutes:g} minutes were over"}
+            results[name] = {"skipped": f"{args.minutes:g} minutes were over"}
         else:
             start = time.perf_counter()
             try:
-                LEDGER[name] = {"found": PARTS[name](args.quick)}
+                results[name] = {"found": PARTS[name](args.quick)}
             except Exception:
-                LEDGER[name] = {"failed": traceback.format_exc()}
-            LEDGER[name]["seconds"] = time.perf_counter() - start
+                results[name] = {"failed": traceback.format_exc()}
+            results[name]["seconds"] = time.perf_counter() - start
             gc.collect()
             torch.cuda.empty_cache()
-        found = LEDGER[name].get("found", {})
-        bad = "failed" in LEDGER[name] or found.get("exit", 0) != 0
+        found = results[name].get("found", {})
+        bad = "failed" in results[name] or found.get("exit", 0) != 0
         failed = failed or bad
-        print(f"{name}: {'FAILED' if bad else 'done'} in {LEDGER[name].get('seconds', 0):.0f} s", flush=True)
+        print(f"{name}: {'FAILED' if bad else 'done'} in {results[name].get('seconds', 0):.0f} s", flush=True)
         if bad:
-            print(LEDGER[name].get("failed") or found.get("said"), flush=True)
-        (args.out / "gpu.json").write_text(json.dumps(LEDGER, indent=1))
+            print(results[name].get("failed") or found.get("said"), flush=True)
+        (args.out / "gpu.json").write_text(json.dumps(results, indent=1))
     return 1 if failed else 0
 
 

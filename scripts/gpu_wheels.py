@@ -32,7 +32,7 @@ def pip(*words: str) -> None:
 
 
 def versions() -> dict[str, str]:
-    """What constraints.txt pins."""
+    """Versions by package name, as constraints.txt pins them."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = (line.split("==") for line in lines if "==" in line and not line.startswith("#"))
     return {name.strip().replace("_", "-").lower(): version.strip() for name, version in pins}

@@ -35,7 +35,7 @@ class Way:
         return {"retain_probability": 0.73 if self.share <= self.keeps else 0.4, "forget_probability": 0.0}
 
     def kept(self, share: float | None = None) -> Nearest | None:
-        """What is kept, with a budget of this share of the target's utility."""
+        """The point that is kept, with a budget of this share of the target's utility."""
         line: Any = self
         before = {"retain_probability": 0.8, "forget_probability": 1.0}
         budget = None if share is None else UtilityBudget(share, before, way_back=True)

@@ -354,7 +354,7 @@ def test_the_tasks_of_the_harness_are_known(
     own = Path(tasks.__file__).parent
 
     def some_of_them() -> Any:
-        """What is made without arguments, which is an index of everything, over few of its folders."""
+        """The task manager that is made without arguments, with an index of few folders in place of all."""
         return limited(include_path=[own / "mmlu" / "default", own / "arc"])
 
     monkeypatch.setattr(tasks, "TaskManager", some_of_them)

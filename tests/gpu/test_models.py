@@ -1,4 +1,4 @@
-"""What only CUDA has: flash attention, 4-bit weights, 8-bit optimizers; and answers that are those of a CPU."""
+"""Flash attention, 4-bit weights and 8-bit optimizers on CUDA, and the same answers there as on a CPU."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from expunge.bench.shapes import SHAPES
-from expunge.bench.turns import milliseconds, page, title
+from expunge.bench.turns import page, take_turns, title
 from expunge.modeling.logprobs import CHUNK, Chunk, Head, score_of, token_numbers
 from expunge.report.table import Table, left, right
-from expunge.system.machine import peak_memory, versions
+from expunge.system.machine import allocated, peak_memory, versions
 
 Way = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(hidden states [N, D], head [V, D], targets [N]) → mean cross-entropy."""
@@ -50,16 +50,12 @@ def measure(shape: str, *, tokens: int = 2_048, rounds: int = 7, threads: int | 
     exact_VD = wide_VD.grad
     assert exact_VD is not None
     ways = _ways(cuda)
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for i in range(rounds + 2):  # kernels are compiled and tuned in the first
-        for name, way in ways.items():
-            took = milliseconds(lambda way=way: turn(way))
-            if i >= 2:
-                times[name].append(took)
+    # Kernels are compiled and tuned in the turns that do not count.
+    times = take_turns({name: partial(turn, way) for name, way in ways.items()}, rounds, uncounted=2)
     rows = []
     for name, way in ways.items():
         hidden_ND.grad = weight_VD.grad = None
-        before = torch.cuda.memory_allocated() / 2**20 if cuda else 0.0
+        before = allocated()
         with peak_memory() as during:
             turn(way)
         assert weight_VD.grad is not None

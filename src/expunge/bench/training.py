@@ -23,7 +23,7 @@ from torch import Tensor
 from expunge.bench import naive, picture
 from expunge.bench.apart import in_own_process
 from expunge.bench.shapes import SHAPES, Shape
-from expunge.bench.turns import count_flops, milliseconds, own_cache, page, title, utilisation
+from expunge.bench.turns import count_flops, own_cache, page, take_turns, title, utilisation
 from expunge.data.encode import Encoded
 from expunge.data.pairs import Collator, Role, Sets
 from expunge.modeling.agreement import ways_of
@@ -31,7 +31,7 @@ from expunge.modeling.causal import CausalLM
 from expunge.objectives import FORGET, RETAIN, Needs, Objective
 from expunge.objectives.base import Share
 from expunge.report.table import Table, left, right
-from expunge.system.machine import peak_memory, resident, versions
+from expunge.system.machine import allocated, peak_memory, resident, versions
 from expunge.training.layout import LaidOut
 from expunge.training.signals import gather_signals, needs_by_role
 
@@ -152,9 +152,9 @@ def step_of(
         "naive": lambda: _naive(method, model, batch),
         "ours": lambda: partial(ours(method, model, sets), batch),
     }
-    before = _allocated()
+    before = allocated()
     loss = make[kind]()
-    return Step(model, loss, _allocated() - before)
+    return Step(model, loss, allocated() - before)
 
 
 def table(result: dict[str, Any]) -> Table:
@@ -264,12 +264,7 @@ def assistant(model: CausalLM, layers: int | None = None) -> Any:
 
 def race(steps: Mapping[str, Callable[[], object]], rounds: int, *, warm: bool = False) -> dict[str, float]:
     """Median milliseconds, in turns; unless they are `warm`, the first turn of each does not count."""
-    times: dict[str, list[float]] = {kind: [] for kind in steps}
-    for turn in range(rounds + (not warm)):
-        for kind, step in steps.items():
-            took = milliseconds(step)
-            if warm or turn:
-                times[kind].append(took)
+    times = take_turns(steps, rounds, uncounted=0 if warm else 1)
     return {kind: statistics.median(values) for kind, values in times.items()}
 
 
@@ -289,16 +284,11 @@ def measure_peak(
 def _peak_on_device(step: Step) -> float:
     """MiB of CUDA memory that `step` holds at most beyond weights, its reference included."""
     step.model.zero_grad()
-    before = _allocated()
+    before = allocated()
     with peak_memory() as during:
         step()
     assert during.mib is not None
     return during.mib - before + step.held_mib
-
-
-def _allocated() -> float:
-    """MiB of CUDA memory in use; 0 without CUDA."""
-    return torch.cuda.memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
 
 
 def beyond_weights(
@@ -313,7 +303,7 @@ def beyond_weights(
         warm_up(model)
         model.zero_grad()
         gc.collect()
-        before = _allocated() if torch.cuda.is_available() else resident()
+        before = allocated() if torch.cuda.is_available() else resident()
         with peak_memory() as during:
             work(model)
     return None if during.mib is None or before is None else during.mib - before

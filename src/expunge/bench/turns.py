@@ -25,6 +25,17 @@ def milliseconds(step: Callable[[], object]) -> float:
     return 1000 * (time.perf_counter() - begun)
 
 
+def take_turns(steps: Mapping[str, Callable[[], object]], rounds: int, *, uncounted: int) -> dict[str, list[float]]:
+    """Milliseconds of `rounds` turns of every step, in which each follows the other; `uncounted` turns go before."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(uncounted + rounds):
+        for name, step in steps.items():
+            took = milliseconds(step)
+            if turn >= uncounted:
+                times[name].append(took)
+    return times
+
+
 def count_flops(step: Callable[[], object]) -> int:
     """Floating-point operations of one `step` in matrix products and attention."""
     from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count

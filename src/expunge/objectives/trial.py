@@ -47,8 +47,7 @@ def check_loss(objective: Objective, *, vocab_size: int, hidden_size: int) -> No
     token ([N]) or sequence ([B]), as the objective's `per` says."""
     name = objective.recipe_name()
     generator = torch.Generator().manual_seed(0)
-    needs = needs_of(objective)
-    signals = _signals(needs, vocab_size, hidden_size, generator)
+    signals = _signals(needs_of(objective), vocab_size, hidden_size, generator)
     try:
         loss = objective.loss(signals)
     except UserError as error:

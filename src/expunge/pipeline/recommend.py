@@ -20,6 +20,7 @@ class Recommendation:
 
 
 GOAL = {"utility_budget": 0.9, "stop_when_forgotten": True, "keep_nearest": True, "raise_rate": True}
+"""Keys of `evaluate` that train until the forget answers are no likelier than ones that the target can't know."""
 
 
 def recommend(benchmark: Benchmark, *, chats: bool = False, written: bool = True) -> Recommendation:

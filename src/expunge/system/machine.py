@@ -42,6 +42,11 @@ def resident() -> float | None:
         return None
 
 
+def allocated() -> float:
+    """MiB of CUDA memory in use; 0 without CUDA."""
+    return torch.cuda.memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
+
+
 def versions() -> dict[str, str]:
     """The versions and the machine that a result depends on besides its recipe."""
     names = ("expunge", "torch", "transformers", "peft", "accelerate")

@@ -57,16 +57,16 @@ def check_terms(
     for term in (objective, retain):
         if term is not None and not is_ours(type(term)):
             check_loss(term, vocab_size=text.vocab_size, hidden_size=text.hidden_size)
-    if objective is not None and objective.needs.refusal and lacks and not refusals:
-        raise UserError(
-            f"{objective.title} prefers a refusal to the answer, and there are no refusals; give some, or use npo."
-        )
-    for term in (objective, retain):
         if term is not None and term.needs.layer is not None and term.needs.layer >= layers:
             raise UserError(
                 f"method: layer {term.needs.layer} of {type(term).__name__} is out of range; the model has layers "
                 f"0 to {layers - 1}, so give one of these as layer."
             )
+    # Only now, since an objective of one's own may fail to name its needs.
+    if objective is not None and objective.needs.refusal and lacks and not refusals:
+        raise UserError(
+            f"{objective.title} prefers a refusal to the answer, and there are no refusals; give some, or use npo."
+        )
     if objective is not None and retain is not None:
         check_disjoint(forget_rows, retain_rows)
 
