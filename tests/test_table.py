@@ -98,3 +98,9 @@ def test_json_is_what_the_rows_were_made_of() -> None:
     assert json.loads(table.json()) == records
     assert table.markdown() == "| name | size |\n| :-- | :-- |\n| a | 2 KiB |\n\nso\n"
     assert json.loads(Table(table.columns, table.rows).json()) == [{"name": "a", "size": "2 KiB"}]
+
+
+def test_a_table_without_rows_has_its_head() -> None:
+    table = Table(left("a", "b"), [])
+    assert "<th" in table.html() and table.markdown().startswith("| a") and json.loads(table.json()) == []
+    assert "a" in shown(table)

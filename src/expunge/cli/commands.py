@@ -282,6 +282,24 @@ def chat(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     chat(names, max_new_tokens=args.max_new_tokens, console=console())
 
 
+def find(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
+    from expunge.data.files import local_path
+    from expunge.requests.find import find
+    from expunge.requests.found import check_out, summary, write_found
+    from expunge.requests.people import read_people
+    from expunge.requests.sources import search_in
+
+    out = local_path(args.out, "out")
+    check_out(out, overwrite=args.overwrite)
+    people = read_people(args.who)
+    records = search_in(args.data, but=out)
+    found = find(people, records, least=args.least)
+    files = write_found(out, people, records, found, least=args.least)
+    print_table(summary(people, found), as_json=args.json)
+    if not args.json:
+        print(f"{len(records):,} records searched; written: {', '.join(map(str, files))}")
+
+
 def report(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     from expunge.data.files import file_to_write, local_path
     from expunge.pipeline.rundir import results_damage

@@ -337,6 +337,28 @@ def _parser() -> _Parser:
     sub.add_argument("--against", help="a second model, such as the one before unlearning")
     sub.add_argument("--max-new-tokens", type=int, help="of an answer (default 256, or what the context leaves)")
 
+    sub = command(
+        "find",
+        commands.find,
+        "find the rows about a person: by name, with typing errors, by identifier, and near-copies; nothing is sent "
+        "anywhere (extra: expunge[requests])",
+    )
+    sub.add_argument("--who", required=True, help="YAML file of a person or a list: name, aliases, identifiers, text")
+    sub.add_argument(
+        "--in",
+        dest="data",
+        nargs="+",
+        required=True,
+        metavar="DATA",
+        help="files (JSON, JSONL, CSV, Parquet, text), folders with all that lies in them, hub names",
+    )
+    sub.add_argument(
+        "--least", type=float, default=0.8, help="score from which on a row is taken, .5 to 1 (default %(default)s)"
+    )
+    sub.add_argument("--out", default="runs/find", help="folder (default %(default)s)")
+    sub.add_argument("--overwrite", action="store_true", help="replace an earlier search there")
+    sub.add_argument("--json", action="store_true", help="print what was found as JSON instead of a table")
+
     sub = command("report", commands.report, "write report.html, or a Markdown page, from finished runs")
     sub.add_argument("directory", nargs="+", type=Path, help="run directories")
     sub.add_argument("--out", type=Path, help="HTML file (default report.html in the first directory)")

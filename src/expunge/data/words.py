@@ -31,6 +31,16 @@ def words(text: str) -> list[str]:
     return _WORD.findall(_INVISIBLE.sub("", caseless(text)))
 
 
+def placed(text: str) -> list[tuple[int, int]]:
+    """Where the words of a text without format characters begin and end (`visible_only`), in order."""
+    return [match.span() for match in _WORD.finditer(text)]
+
+
+def visible_only(text: str) -> str:
+    """The text without format characters: soft hyphens, joiners; a zero width space becomes a plain one."""
+    return _INVISIBLE.sub("", text).replace("\u200b", " ")
+
+
 def words_and_marks(text: str) -> list[str]:
     """The words of a text in their own case and the punctuation marks and symbols between them, runs of one as one."""
     plain = _INVISIBLE.sub("", unicodedata.normalize("NFC", text))

@@ -160,7 +160,7 @@ class Table:
             for column, start in zip(self.columns, starts, strict=True)
         )
         lines += [f"<tr>{''.join(heads)}</tr>", "</thead>", "<tbody>"]
-        for row, following in zip(self._rows, [*self._rows[1:], None], strict=True):
+        for row, following in zip(self._rows, [*self._rows, None][1:], strict=True):
             last = row.reference and following is not None and not following.reference
             tag = _html(Part(row.tag, f"tag {'good' if row.tag == 'best' else 'bad'}")) if row.tag else ""
             name, *cells = map(_html, row.cells)
