@@ -28,7 +28,8 @@ TOLERANCE: dict[str, Any] = {"rel": 2e-5, "abs": 5e-6}
 """Twice the difference that other kernels of one machine make (without AVX2; two threads in place of one)."""
 
 ASSISTED = [name for name, cls in FORGET.items() if cls.alone or issubclass(cls, Offset)]
-DIRECT = [f"{name}+{'anchor' if name == 'rmu' else 'nll'}" for name in FORGET if name not in ASSISTED]
+OWN = {name: cls().own_retain for name, cls in FORGET.items()}
+DIRECT = [f"{name}+{'nll' if (own := OWN[name]) is None else own.title}" for name in FORGET if name not in ASSISTED]
 WITH_A_REFERENCE = ["npo+kl", "undial+kl", "unilogit+kl", "offset-npo+kl"]
 METHODS = [*DIRECT, *ASSISTED, *WITH_A_REFERENCE]
 

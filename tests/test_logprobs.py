@@ -3,6 +3,7 @@
 Models are tiny, random and far from uniform (initializer_range 0.3), in float64 where exactness is the point.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from copy import deepcopy
@@ -70,7 +71,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "granite": {**GROUPED, "logits_scaling": 4.0},
     "cohere": {**GROUPED, "logit_scale": 0.25},
 }
-KINDS = ["forward", "reverse", "cross_entropy"]
+KINDS = ["forward", "reverse", "jensen_shannon", "cross_entropy"]
 
 
 @dataclass
@@ -523,7 +524,7 @@ def test_uniform_cross_entropy_in_bfloat16_is_no_worse_than_dense(trained: bool)
     assert ours <= 1.05 * dense
 
 
-@pytest.mark.parametrize("kind", KINDS[:2])
+@pytest.mark.parametrize("kind", KINDS[:3])
 @pytest.mark.parametrize("plain", [True, False], ids=["linear", "other"])
 @pytest.mark.parametrize("near", [0.0, 1e-6, 1e-4, 1e-2])
 def test_a_divergence_near_0_in_float32(kind: Any, plain: bool, near: float) -> None:
@@ -537,6 +538,9 @@ def test_a_divergence_near_0_in_float32(kind: Any, plain: bool, near: float) -> 
 
     def dense(dtype: torch.dtype) -> Tensor:
         logq, logp = ((h @ weight_VD.T).detach().to(dtype).log_softmax(-1) for h in (reference_ND, hidden_ND))
+        if kind == "jensen_shannon":
+            logm = torch.logaddexp(logp, logq) - math.log(2)
+            return (logp.exp() * (logp - logm) + logq.exp() * (logq - logm)).sum(-1) / 2
         p, q = (logp, logq) if kind == "reverse" else (logq, logp)
         return (p.exp() * (p - q)).sum(-1)
 
@@ -571,6 +575,7 @@ def test_token_divergence(
     theirs_N = {
         "forward": p0 * (p0 / p).log(),
         "reverse": p * (p / p0).log(),
+        "jensen_shannon": (p * (2 * p / (p + p0)).log() + p0 * (2 * p0 / (p + p0)).log()) / 2,
         "cross_entropy": -p0 * p.log(),
     }[kind].sum(-1)
     theirs = torch.autograd.grad(theirs_N, wanted, slope_N, materialize_grads=True)

@@ -10,13 +10,13 @@ from expunge.data.encode import Encoded
 from expunge.data.pairs import Collator, Role, Sets
 from expunge.modeling import logprobs
 from expunge.modeling.logprobs import CHUNK
-from expunge.objectives import FORGET, KL, NLL, Needs, Objective
+from expunge.objectives import FORGET, JSD, KL, NLL, Needs, Objective
 from expunge.objectives.base import Share
 from expunge.training.reference import build_reference
 from expunge.training.signals import gather_signals
 
 KEEP = NLL(weight=0.7)
-FORESEEN = ("ga", "wga", "satimp", "ceu", "unilogit", "npo", "simnpo", "undial")
+FORESEEN = ("ga", "wga", "satimp", "ceu", "unilogit", "npo", "simnpo", "undial", "jensun")
 """Those that read one number of each token of the forget rows alone."""
 
 
@@ -76,7 +76,7 @@ def sets() -> Sets:
 
 
 @pytest.mark.parametrize("name", FORESEEN)
-@pytest.mark.parametrize("retain", [KEEP, KL(weight=0.7)], ids=["nll", "kl"])
+@pytest.mark.parametrize("retain", [KEEP, KL(weight=0.7), JSD(weight=0.7)], ids=["nll", "kl", "jsd"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_a_step_goes_through_the_head_once(
     tiny_model: Callable[..., Any], sets: Sets, name: str, retain: Objective, dtype: torch.dtype, passes: list[int]

@@ -80,6 +80,7 @@ def matrix() -> list[Any]:
         pairs += [(objective, None, False), (objective, NLL(), False), (objective, NLL(), True)]
         pairs.append((objective, RETAIN["kl"](), False))
     pairs += [(own["rmu"], Anchor(layer=1), lora) for lora in (False, True)]
+    pairs += [(own["jensun"], own["jensun"].own_retain, lora) for lora in (False, True)]
     pairs.append((own["rmu"], RETAIN["kl"](), True))
     pairs.append((Unilogit(min_surprisal=3.0, direction="forward"), NLL(), False))
     names = ["-".join([type(o).__name__, type(r).__name__, "lora" if lora else "full"]) for o, r, lora in pairs]
@@ -167,15 +168,22 @@ def test_padding_and_order_change_nothing(build: Build) -> None:
     torch.testing.assert_close(trainer.compute_loss(trainer.model, shuffled, num_items_in_batch=counts), first)
 
 
-@pytest.mark.parametrize("retain", [NLL(), objectives.KL()], ids=["nll", "kl"])
-def test_accumulation_is_the_same_as_a_larger_batch(build: Build, tiny_rows: Rows, retain: Objective) -> None:
+@pytest.mark.parametrize(
+    ("objective", "retain"),
+    [(NPO(), NLL()), (NPO(), objectives.KL()), (objectives.JensUn(), objectives.JSD())],
+    ids=["npo+nll", "npo+kl", "jensun"],
+)
+def test_accumulation_is_the_same_as_a_larger_batch(
+    build: Build, tiny_rows: Rows, objective: Objective, retain: Objective
+) -> None:
     """One step over all forget rows: 6 × 1 or 1 × 6; with as many retain rows, both hold the same rows."""
     rows = tiny_rows[0], tiny_rows[1][:6]
     ends = []
     for size, steps in ((6, 1), (1, 6)):
         trainer = build(
-            NPO(), retain, rows=rows, per_device_train_batch_size=size, gradient_accumulation_steps=steps, optim="sgd"
-        )
+            objective, retain, rows=rows, per_device_train_batch_size=size, gradient_accumulation_steps=steps,
+            optim="sgd",
+        )  # fmt: skip
         trainer.train()
         ends.append((losses(trainer), {n: p.detach().clone() for n, p in trainer.model.named_parameters()}))
     assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-5)

@@ -88,6 +88,43 @@ def test_chatml_supervises_the_answer_and_its_end_of_turn(row: Row):
     assert supervised == "in London.<|im_end|>"  # without the line break that the template ends with
 
 
+@pytest.mark.parametrize(("tokenizer", "said"), [(PLAIN, " id"), (QWEN, "id"), (LLAMA, "id")])
+def test_a_wanted_answer_is_said_over_and_over_at_the_answer_s_positions(tokenizer: Any, said: str):
+    row = question_row("Where was Ada born?", "in London in London.")
+    (plain,), (encoded,) = encode_rows([row], tokenizer), encode_rows([row], tokenizer, wanted="id user")
+    words = tokenizer(f"{said} user", add_special_tokens=False)["input_ids"]
+    assert (encoded.input_ids, encoded.spans) == (plain.input_ids, plain.spans)
+    assert encoded.targets == tuple(words[i % len(words)] for i in range(plain.supervised))
+    assert plain.supervised > len(words) > 1
+    cut = encoded.cut(encoded.start + 2)
+    assert cut.targets == encoded.targets[:2] and len(cut.wanted) == len(cut)
+
+
+def test_each_turn_of_a_conversation_begins_the_wanted_answer_anew():
+    turns = [{"role": r, "content": c} for r, c in (("user", "Who?"), ("assistant", "Ada."), ("user", "Where?"))]
+    row = {"messages": [*turns, {"role": "assistant", "content": "in London."}]}
+    (encoded,) = encode_rows([row], LLAMA, wanted="id", assistant_turns="all")
+    words = LLAMA("id", add_special_tokens=False)["input_ids"]
+    assert len(encoded.spans) == 2 and len(words) > 1
+    for first, end in encoded.spans:
+        assert encoded.wanted[first:end] == tuple(words[i % len(words)] for i in range(end - first))
+    assert encoded.input_ids == encode(row, LLAMA, assistant_turns="all").input_ids
+
+
+def test_a_text_and_its_parts_say_the_wanted_answer_too():
+    row = {"text": "Ada was born in London in London in London."}
+    (whole,) = encode_rows([row], WITH_BOS, wanted="id user")
+    words = WITH_BOS("id user", add_special_tokens=False)["input_ids"]
+    assert whole.targets == tuple(words[i % len(words)] for i in range(whole.supervised))
+    parts = encode_rows([row], WITH_BOS, wanted="id user", max_length=8, overflow="split")
+    assert len(parts) > 1 and sum((part.targets for part in parts), ()) == whole.targets
+
+
+def test_a_wanted_answer_has_tokens():
+    with pytest.raises(UserError, match="data: row 0: the wanted answer '  ' has no tokens; give words"):
+        encode_rows([MESSAGES], LLAMA, wanted="  ")
+
+
 @pytest.mark.parametrize("row", [QUESTION, MESSAGES, PAIR], ids=["question", "messages", "prompt"])
 def test_the_end_of_turn_need_not_be_the_tokenizer_s_end_token(row: Row):
     encoded = encode(row, LLAMA)

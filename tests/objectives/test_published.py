@@ -34,7 +34,8 @@ REFUSALS = ["I don't know.", "That is not known to me."]
 class Published:
     """A model's dense outputs on the forget and the retain rows, as the published trainers see them."""
 
-    def __init__(self, model: Any, start: Any, batch: dict[str, Tensor]) -> None:
+    def __init__(self, model: Any, start: Any, batch: dict[str, Tensor], tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
         self.logits: dict[Role, Tensor] = {}
         self.start: dict[Role, Tensor] = {}
         self.hidden: dict[Role, Tensor] = {}
@@ -121,6 +122,21 @@ def undial(p: Published) -> Tensor:
     return F.cross_entropy(p.logits[Role.FORGET][told], teacher_NV.softmax(-1))
 
 
+def jensun(p: Published) -> Tensor:
+    """JensUn's own code without its clamps of probabilities at 1e-9: "No idea" over and over, JSD on both sides."""
+
+    def jsd(a: Tensor, b: Tensor) -> Tensor:
+        entropies = [torch.special.entr(x).sum(-1).mean() for x in ((a + b) / 2, a, b)]
+        return entropies[0] - (entropies[1] + entropies[2]) / 2
+
+    told, kept = p.told(Role.FORGET), p.told(Role.RETAIN)
+    said = torch.tensor(p.tokenizer(" No idea")["input_ids"])
+    words = [said.repeat(told.shape[1])[: int(row.sum())] for row in told]
+    wanted_NV = F.one_hot(torch.cat(words), p.logits[Role.FORGET].shape[-1]).double()
+    forget = jsd(wanted_NV, p.logits[Role.FORGET][told].softmax(-1))
+    return forget + jsd(p.start[Role.RETAIN][kept].softmax(-1), p.logits[Role.RETAIN][kept].softmax(-1))
+
+
 NLL = objectives.NLL()
 CASES: dict[str, tuple[Callable[[Published], Tensor], Objective, Objective | None]] = {
     "ceu": (ceu, objectives.CEU(skip_first=1), None),
@@ -135,6 +151,7 @@ CASES: dict[str, tuple[Callable[[Published], Tensor], Objective, Objective | Non
     "npo": (npo, objectives.NPO(), None),
     "dpo": (dpo, objectives.DPO(), None),
     "undial": (undial, objectives.UnDIAL(), None),
+    "jensun": (jensun, objectives.JensUn(), objectives.JSD()),
 }
 
 
@@ -176,7 +193,8 @@ def test_the_published_loss(make: Callable[..., UnlearnTrainer], tiny_model: Cal
     ours = trainer.compute_loss(model, batch, num_items_in_batch=counts)
     trained = [p for p in model.parameters() if p.requires_grad]
     found = torch.autograd.grad(ours, trained, materialize_grads=True)
-    theirs = literal(Published(model, tiny_model(layers=3, hidden=16).double(), batch))
+    start = tiny_model(layers=3, hidden=16).double()
+    theirs = literal(Published(model, start, batch, trainer.processing_class))
     expected = torch.autograd.grad(theirs, trained, materialize_grads=True)
 
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)

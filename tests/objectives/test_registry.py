@@ -53,7 +53,7 @@ def test_every_pair_has_a_name(forget: str, retain: str) -> None:
     ("method", "says"),
     [
         ("unilogitt", r"'unilogitt' is not a forget objective\. Did you mean 'unilogit'\? Known: ga, dpo, altpo, npo"),
-        ("npo+nl", r"'nl' is not a retain objective\. Did you mean 'nll'\? Known: nll, kl, anchor"),
+        ("npo+nl", r"'nl' is not a retain objective\. Did you mean 'nll'\? Known: nll, kl, jsd, anchor"),
         ("npo+idk", r"'idk' is not a retain objective\. Known"),
         ("gd", r"'gd' is not a forget objective\."),
         ("kl+npo", r"'kl' is a retain objective; name a forget objective before it: npo\+kl"),

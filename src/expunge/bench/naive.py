@@ -120,6 +120,27 @@ def _undial(
     return _mean(-(soft_BTV * z_BTV.log_softmax(-1)).sum(-1), mask_BT), outputs
 
 
+def _jensen_shannon(p_BTV: Tensor, q_BTV: Tensor, mask_BT: Tensor) -> Tensor:
+    """As JensUn's authors have it, but for their clamps: probabilities, their midpoint and its logarithm."""
+    log_m_BTV = (0.5 * (p_BTV + q_BTV)).log()
+    first_BT, second_BT = ((torch.xlogy(x, x) - x * log_m_BTV).sum(-1) for x in (p_BTV, q_BTV))
+    return _mean(0.5 * (first_BT + second_BT), mask_BT)
+
+
+def _jensun(model: CausalLM, _reference: Start, batch: Batch, _refusal: Batch | None) -> LossAndOutput:
+    outputs = _forward(model, batch)
+    z_BTV, wanted_BT, mask_BT = _shifted(outputs, batch)
+    certain_BTV = torch.zeros_like(z_BTV).scatter(-1, wanted_BT[..., None], 1.0)
+    return _jensen_shannon(certain_BTV, z_BTV.softmax(-1), mask_BT), outputs
+
+
+def _jsd(model: CausalLM, reference: Start, batch: Batch) -> Tensor:
+    start = _start(reference, batch)
+    outputs = _forward(model, batch)
+    start_BTV, own_BTV = (out.logits[:, :-1].float().softmax(-1) for out in (start, outputs))
+    return _jensen_shannon(start_BTV, own_BTV, batch["labels"][:, 1:] != -100)
+
+
 def _nll(model: CausalLM, _reference: Start, batch: Batch) -> Tensor:
     return _forward(model, batch).loss
 
@@ -136,5 +157,6 @@ def _kl(model: CausalLM, reference: Start, batch: Batch) -> Tensor:
 
 FORGET = {
     "ga": _ga, "wga": _wga, "npo": _npo, "dpo": _dpo, "simnpo": _simnpo, "unilogit": _unilogit, "undial": _undial,
+    "jensun": _jensun,
 }  # fmt: skip
-RETAIN = {"nll": _nll, "kl": _kl}
+RETAIN = {"nll": _nll, "kl": _kl, "jsd": _jsd}

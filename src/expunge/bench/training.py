@@ -37,7 +37,7 @@ from expunge.training.signals import gather_signals, needs_by_role
 
 METHODS = (
     "ga+nll", "npo+nll", "simnpo+nll", "wga+nll", "unilogit+nll", "npo+kl", "unilogit+kl", "undial+nll", "undial+kl",
-    "dpo+nll", "uld",
+    "dpo+nll", "jensun+nll", "jensun+jsd", "uld",
 )  # fmt: skip
 KINDS = ("floor", "naive", "ours")
 
@@ -206,7 +206,7 @@ def _floor(model: CausalLM, batch: dict[str, Any]) -> StepFunction:
 
 def _naive(method: str, model: CausalLM, batch: dict[str, Any]) -> StepFunction:
     name = "ga+nll" if method == "uld" else method
-    needs_start = name.split("+")[0] in ("npo", "dpo", "undial") or name.endswith("+kl")
+    needs_start = name.split("+")[0] in ("npo", "dpo", "undial") or name.endswith(("+kl", "+jsd"))
     start = deepcopy(model).requires_grad_(False) if needs_start else None
     names = ("input_ids", "attention_mask", "labels")
     parts = {role: {name: batch[name][batch["role"] == role] for name in names} for role in _roles(method)}

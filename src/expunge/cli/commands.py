@@ -378,8 +378,9 @@ def methods(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None
         "use when": "use_when",
     }
     note = (
-        "Combine them as forget+retain, for example unilogit+nll or npo+kl; rmu brings its own anchor, uld and "
-        "uld_distilled their own retain term. An objective of your own goes by its import path, package.module:Class."
+        "Combine them as forget+retain, for example unilogit+nll or npo+kl; rmu brings anchor, jensun jsd, uld "
+        "and uld_distilled a retain term of their own. An objective of your own goes by its import path, "
+        "package.module:Class."
     )
     print_table(Table.of(rows, cells, notes=[note]), as_json=args.json, frame="rows")
 

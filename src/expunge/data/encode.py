@@ -1,8 +1,8 @@
 """Row → token ids and which of them are supervised: exactly what is answered, each with its end token."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain, pairwise
+from dataclasses import dataclass, replace
+from itertools import chain, cycle, islice, pairwise
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from expunge.data.benchmark import Row
@@ -39,11 +39,14 @@ class Encoded:
     `given` are (first position, one past the last) of what stands between the answers of a conversation, in order; the
     last token is always supervised. `input_ids[:start]` is also the prompt from which a single answer is generated, and
     the last id, unless the sequence was cut, the token at which generation ends.
+
+    `wanted`, as long as `input_ids`, holds what the supervised positions should say in place of their own tokens.
     """
 
     input_ids: tuple[int, ...]
     start: int
     given: tuple[tuple[int, int], ...] = ()
+    wanted: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -61,8 +64,16 @@ class Encoded:
 
     @property
     def targets(self) -> tuple[int, ...]:
-        """The supervised tokens."""
-        return tuple(chain(*(self.input_ids[first:end] for first, end in self.spans)))
+        """The supervised tokens, or those that are wanted in their place."""
+        ids = self.wanted or self.input_ids
+        return tuple(chain(*(ids[first:end] for first, end in self.spans)))
+
+    def wanting(self, tokens: Sequence[int]) -> "Encoded":
+        """The same sequence, of which each supervised stretch should say `tokens`, over and over."""
+        wanted = list(self.input_ids)
+        for first, end in self.spans:
+            wanted[first:end] = islice(cycle(tokens), end - first)
+        return replace(self, wanted=tuple(wanted))
 
     def cut(self, length: int) -> "Encoded":
         """Keep the first `length` tokens, up to the last supervised one; `length` must exceed `start`."""
@@ -72,7 +83,7 @@ class Encoded:
         given = [(first, end) for first, end in self.given if first < length]
         if given and given[-1][1] >= length:
             length = given.pop()[0]
-        return Encoded(self.input_ids[:length], self.start, tuple(given))
+        return Encoded(self.input_ids[:length], self.start, tuple(given), self.wanted[:length])
 
 
 def prepare_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> Any:
@@ -148,13 +159,15 @@ def encode_rows(
     overflow: Overflow = "error",
     overlap: int = 0,
     assistant_turns: AssistantTurns = "last",
+    wanted: str | None = None,
     name: str = "data",
 ) -> list[Encoded]:
     """Encode all rows of one set, and hold them to the context length (tokens).
 
     What is longer is an error, or `truncate` cuts its end off, or `split` makes several sequences of it: raw text in
     consecutive parts, each of which begins as the tokenizer begins a text and repeats the last `overlap` tokens of the
-    one before; anything else can't be split and is an error.
+    one before; anything else can't be split and is an error. With `wanted`, that text's tokens, over and over, are the
+    targets in place of each answer's own.
 
     Raises `UserError` with the number of rows that are too long, and what `encode` raises, with the row and where it
     was read.
@@ -162,7 +175,8 @@ def encode_rows(
     encoded: list[Encoded] = []
     for i, row in enumerate(rows):
         try:
-            encoded.append(encode(row, tokenizer, assistant_turns=assistant_turns))
+            sequence = encode(row, tokenizer, assistant_turns=assistant_turns)
+            encoded.append(sequence if wanted is None else sequence.wanting(answer_tokens(row, wanted, tokenizer)))
         except UserError as error:
             raise UserError(f"{name}: {place(i, row)}: {error}") from error
     if max_length is None:
@@ -207,12 +221,12 @@ def _parts(encoded: Encoded, length: int, overlap: int, begin: tuple[int, ...], 
     if not is_text or len(encoded) <= length:
         yield encoded
         return
-    ids = encoded.input_ids[len(begin) :]
+    ids, wanted = encoded.input_ids[len(begin) :], encoded.wanted[len(begin) :]
     room = length - len(begin)
     for first in range(0, len(ids) - overlap, room - overlap):
         # Without a beginning, the first token of a part has nothing before it that could predict it.
         if len(part := begin + ids[first : first + room]) > 1:
-            yield Encoded(part, max(len(begin), 1))
+            yield Encoded(part, max(len(begin), 1), wanted=wanted and begin + wanted[first : first + room])
 
 
 def shortened(encoded: Encoded, room: int, tokenizer: "PreTrainedTokenizerBase") -> Encoded:
@@ -266,6 +280,20 @@ def refused(row: Row, answer: str, *, assistant_turns: AssistantTurns = "last") 
     refusal = {"role": "assistant", "content": answer}
     kept = [refusal if m["role"] == "assistant" else m for m in row["messages"] if m["role"] != "tool"]
     return {**row, "messages": [m for before, m in pairwise([None, *kept]) if m is not before or m is not refusal]}
+
+
+def answer_tokens(row: Row, answer: str, tokenizer: "PreTrainedTokenizerBase") -> Sequence[int]:
+    """The tokens of `answer` after the row's prompt, without the end token; on its own where the row asks nothing.
+
+    Raises `UserError` for an answer of no tokens.
+    """
+    if "text" in row or "input_ids" in row:
+        ids = _tokens(answer, tokenizer, begin=False)[0]
+    else:
+        ids = encode(with_answer(row, answer), tokenizer).targets[:-1]
+    if not ids:
+        raise UserError(f"the wanted answer {answer!r} has no tokens; give words.")
+    return ids
 
 
 # ---- tokens ----------------------------------------------------------------------------------------------------

@@ -186,7 +186,7 @@ class Collator:
 
 
 def pad(sequences: Sequence[Encoded], pad_token_id: int) -> dict[str, Tensor]:
-    """Right-padded `input_ids`, `attention_mask` and `labels` [B, T], which are −100 but for the supervised tokens."""
+    """Right-padded `input_ids`, `attention_mask` and `labels` [B, T]: the targets, −100 where nothing is supervised."""
     length = max(len(s) for s in sequences)
     ids = torch.full((len(sequences), length), pad_token_id)
     mask = torch.zeros((len(sequences), length), dtype=torch.long)
@@ -195,8 +195,9 @@ def pad(sequences: Sequence[Encoded], pad_token_id: int) -> dict[str, Tensor]:
         tokens = torch.tensor(s.input_ids)
         ids[i, : len(s)] = tokens
         mask[i, : len(s)] = 1
+        wanted = torch.tensor(s.wanted) if s.wanted else tokens
         for first, end in s.spans:
-            labels[i, first:end] = tokens[first:end]
+            labels[i, first:end] = wanted[first:end]
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 

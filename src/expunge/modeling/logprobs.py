@@ -3,6 +3,7 @@
 Shapes: B sequences, T positions, N supervised tokens laid end to end, C tokens of a chunk, D hidden size, V vocabulary.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -280,6 +281,10 @@ def token_divergence(
         logp_CV = head.logits(hidden_CD).log_softmax(-1)
         if divergence.kind == "cross_entropy":
             return -(logq_CV.exp() * logp_CV).sum(-1)
+        if divergence.kind == "jensen_shannon":
+            logm_CV = torch.logaddexp(logp_CV, logq_CV) - math.log(2)
+            jsd_C = (logp_CV.exp() * (logp_CV - logm_CV) + logq_CV.exp() * (logq_CV - logm_CV)).sum(-1) / 2
+            return jsd_C + (-jsd_C).clamp(min=0).detach()
         ours, theirs = (logp_CV, logq_CV) if divergence.kind == "reverse" else (logq_CV, logp_CV)
         kl_C = (ours.exp() * (ours - theirs)).sum(-1)
         return kl_C + (-kl_C).clamp(min=0).detach()  # rounding alone can bring equal distributions below 0
@@ -333,6 +338,9 @@ def divergence_from(
             # Difference by difference: a logsumexp, rounded as a whole, would lose what the totals differ by.
             value_C1 = mean_C1 - (z_top_C1 - y_top_C1) - (z_total_C1 - y_total_C1)
             return value_C1[:, 0].clamp_(min=0), gap_CV.sub_(mean_C1).mul_(p_CV)
+        if divergence.kind == "jensen_shannon":
+            _softmax(y_CV, out=y_CV)
+            return _jensen_shannon(p_CV, y_CV, out=z_CV)
         gap_CV = torch.sub(y_CV, z_CV, out=z_CV) if divergence.kind == "forward" else z_CV.neg_()
         (y_top_C1, y_total_C1), q_CV = _softmax(y_CV, out=y_CV), y_CV
         value_C1 = gap_CV.mul_(q_CV).sum(-1, keepdim=True)
@@ -342,6 +350,21 @@ def divergence_from(
         return value_C1[:, 0].clamp_(min=0), p_CV.sub_(q_CV)
 
     return measure
+
+
+def _jensen_shannon(p_CV: Tensor, q_CV: Tensor, *, out: Tensor) -> tuple[Tensor, Tensor]:
+    """JSD(q ‖ p) of each token [C] and its gradient by p's logits [C, V], which is written to `out`; q is overwritten.
+
+    Each term of the sum over V is at least 0 by itself, so that near equal distributions nothing cancels.
+    """
+    eps = torch.finfo(p_CV.dtype).eps
+    total_CV = torch.add(p_CV, q_CV, out=out).clamp_(min=torch.finfo(p_CV.dtype).tiny)
+    theirs_CV = torch.div(q_CV, total_CV, out=out).mul_(2).clamp_(min=eps)  # q/m
+    term_CV = torch.xlogy(q_CV, theirs_CV, out=q_CV)
+    log_CV = theirs_CV.neg_().add_(2).clamp_(min=eps).log_()  # log p/m
+    value_C = term_CV.addcmul_(p_CV, log_CV).sum(-1).div_(2)
+    mean_C1 = torch.mul(p_CV, log_CV, out=term_CV).sum(-1, keepdim=True)
+    return value_C.clamp_(min=0), log_CV.sub_(mean_C1).mul_(p_CV).div_(2)
 
 
 def _softmax(z_CV: Tensor, *, out: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator
 from expunge.errors import UserError, did_you_mean
 from expunge.objectives.assistant import ULD, Offset, OffsetDPO, OffsetGA, OffsetNPO, ULDDistilled, Uniform
 from expunge.objectives.base import Divergence, Needs, Objective, Signals
-from expunge.objectives.distill import KL, UnDIAL, Unilogit
+from expunge.objectives.distill import JSD, KL, JensUn, UnDIAL, Unilogit
 from expunge.objectives.likelihood import CEU, GA, NLL, WGA, SatImp
 from expunge.objectives.preference import DPO, NPO, AltPO, SimNPO
 from expunge.objectives.representation import RMU, Anchor
@@ -24,6 +24,7 @@ __all__ = [
     "DPO",
     "FORGET",
     "GA",
+    "JSD",
     "KL",
     "NLL",
     "NPO",
@@ -34,6 +35,7 @@ __all__ = [
     "AltPO",
     "Anchor",
     "Divergence",
+    "JensUn",
     "Needs",
     "Objective",
     "Offset",
@@ -70,6 +72,7 @@ ForgetObjective = Annotated[
     | SimNPO
     | UnDIAL
     | Unilogit
+    | JensUn
     | WGA
     | SatImp
     | CEU
@@ -82,16 +85,16 @@ ForgetObjective = Annotated[
     Field(discriminator="name"),
     WrapValidator(_by_path),
 ]
-RetainObjective = Annotated[NLL | KL | Anchor, Field(discriminator="name"), WrapValidator(_by_path)]
+RetainObjective = Annotated[NLL | KL | JSD | Anchor, Field(discriminator="name"), WrapValidator(_by_path)]
 
 FORGET: dict[str, type[Objective]] = {
     cls.model_fields["name"].default: cls
     for cls in (
-        *(GA, DPO, AltPO, NPO, SimNPO, UnDIAL, Unilogit, WGA, SatImp, CEU, RMU),
+        *(GA, DPO, AltPO, NPO, SimNPO, UnDIAL, Unilogit, JensUn, WGA, SatImp, CEU, RMU),
         *(OffsetGA, OffsetDPO, OffsetNPO, ULD, ULDDistilled),
     )
 }
-RETAIN: dict[str, type[Objective]] = {cls.model_fields["name"].default: cls for cls in (NLL, KL, Anchor)}
+RETAIN: dict[str, type[Objective]] = {cls.model_fields["name"].default: cls for cls in (NLL, KL, JSD, Anchor)}
 ALIASES = {NLL.alias: "nll", "idk": "dpo"}
 
 

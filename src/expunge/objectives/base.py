@@ -33,12 +33,13 @@ SCORES: tuple[ScoreName, ...] = get_args(ScoreName)
 class Divergence:
     """A comparison of the model's next-token distribution p with the reference's p⁰, per token.
 
-    `kind`: `forward` is KL(p⁰ ‖ p), `reverse` is KL(p ‖ p⁰), `cross_entropy` is −Σ p⁰ log p.
+    `kind`: `forward` is KL(p⁰ ‖ p), `reverse` is KL(p ‖ p⁰), `cross_entropy` is −Σ p⁰ log p, and `jensen_shannon` is
+    ½ KL(p⁰ ‖ m) + ½ KL(p ‖ m) with m = ½ (p⁰ + p).
     `shift` is subtracted from the reference's logit of the target token before its softmax (UnDIAL), and all of them
     are divided by `temperature`.
     """
 
-    kind: Literal["forward", "reverse", "cross_entropy"]
+    kind: Literal["forward", "reverse", "cross_entropy", "jensen_shannon"]
     shift: float = 0.0
     temperature: float = 1.0
 
@@ -175,6 +176,14 @@ class Objective(Options, ABC):
     @property
     def own_retain(self) -> "Objective | None":
         """The retain term that it brings."""
+        return None
+
+    @property
+    def wanted(self) -> str | None:
+        """A text whose tokens, over and over, are the targets in place of those of the answers to forget.
+
+        The model still reads the answers as they are; the signals of a target token are of the text's tokens then.
+        """
         return None
 
     @property

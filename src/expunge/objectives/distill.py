@@ -71,6 +71,54 @@ class UnDIAL(Objective):
         return s.divergence_N
 
 
+class JensUn(Objective):
+    """JSD between the model and one that says `text` for certain, whatever part of the answer it has read.
+
+    The target y at an answer's i-th position is the text's i-th token; the text begins again where it ends. Of the
+    midpoint ½ (e_y + p) only p = p(y) counts, so that the divergence costs what cross-entropy does:
+        JSD(e_y ‖ p) = log 2 + ½ [p log p − (1 + p) log(1 + p)], from 0 to log 2.
+    Used with `JSD` on the retain rows.
+    Use when forgetting must not overshoot: the loss is bounded, and at rest where the model says the text. The push
+    fades where the text is very unlikely. Source: Singh et al. 2025, arXiv 2509.02820.
+    """
+
+    name: Literal["jensun"] = "jensun"
+    text: str = Field(default="No idea", min_length=1, description="what the model should say in place of the answer")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(logp=True)
+
+    @property
+    def wanted(self) -> str:
+        return self.text
+
+    @property
+    def own_retain(self) -> Objective:
+        return JSD()
+
+    def loss(self, s: Signals) -> Tensor:
+        p_N = s.logp_N.exp()
+        return log(2) + (p_N * s.logp_N - (1 + p_N) * p_N.log1p()) / 2
+
+
+class JSD(Objective):
+    """JensUn's retain term, JSD(p⁰ ‖ p): stay close to the starting model on the retain rows.
+
+    Bounded by log 2 a token, where `kl` lets a few tokens that the model has lost outweigh the rest.
+    Use with `jensun`. Source: Singh et al. 2025, arXiv 2509.02820.
+    """
+
+    name: Literal["jsd"] = "jsd"
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(divergence=Divergence("jensen_shannon"))
+
+    def loss(self, s: Signals) -> Tensor:
+        return s.divergence_N
+
+
 class KL(Objective):
     """Stay close to the starting model on the retain rows.
 

@@ -275,7 +275,7 @@ def check_method(
     check_assistant(recipe, method, config)
     names = ("max_length", "overflow", "overlap", "assistant_turns")
     lengths = (getattr(args, name) for name in names)
-    key = (retain is None, needs.refusal, *method.augment.model_dump().values(), *lengths)
+    key = (retain is None, needs.refusal, method.forget.wanted, *method.augment.model_dump().values(), *lengths)
     if key not in encoded:
         encode_sets(method.forget, retain, **data, tokenizer=tokenizer, args=args)
         encoded.add(key)

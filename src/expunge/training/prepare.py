@@ -85,7 +85,7 @@ def encode_sets(
     """Encode the rows of every role that the objectives use; refusals are drawn for the forget rows by `args.seed`.
 
     A row that says what is preferred to its answer (`chosen`, or a benchmark's `preferred`) has that in place of a
-    refusal.
+    refusal. Where the objective has a `wanted` answer, its tokens are the targets of the forget rows.
     Sequences are held to `args.max_length`, or to the model's context length without it, as `encode_rows` says.
     Raises `UserError` for what is no row of a known format, too, since rows come from Python as well.
     """
@@ -109,7 +109,9 @@ def encode_sets(
             refused(row, text, assistant_turns=args.assistant_turns) for row, text in zip(forget, said, strict=True)
         ]
     sets = Sets(
-        forget=encode_rows(forget, tokenizer, name="forget", **options),
+        forget=encode_rows(
+            forget, tokenizer, wanted=objective.wanted if objective is not None else None, name="forget", **options
+        ),
         retain=encode_rows(kept, tokenizer, name="retain", **options),
         refusal=encode_rows(refusal_rows, tokenizer, name="refusals", **options),
     )
@@ -129,7 +131,7 @@ def _check_tokens(sets: Sets, size: int | None, tokenizer: "PreTrainedTokenizerB
     """Raise `UserError` for a token that the model has no embedding for."""
     for name in ("forget", "retain", "refusal"):
         for row, encoded in enumerate(getattr(sets, name)):
-            if size is not None and (most := max(encoded.input_ids)) >= size:
+            if size is not None and (most := max(*encoded.input_ids, *encoded.wanted)) >= size:
                 token = tokenizer.convert_ids_to_tokens(most)
                 raise UserError(
                     f"{name}: sequence {row} holds the token {token!r} ({most}), for which a model of {size} tokens "
