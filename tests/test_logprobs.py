@@ -400,7 +400,10 @@ def dense_logits(hidden_ND: Tensor, head: Head, layer: nn.Linear) -> Tensor:
 SIZES = [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 77]
 
 
-ASKED: list[tuple[ScoreName, ...]] = [("logp",), ("uniform_ce", "log_odds"), ("log_odds", "logp", "uniform_ce", "logp")]
+ASKED: list[tuple[ScoreName, ...]] = [
+    ("logp",), ("uniform_ce", "log_odds"), ("log_odds", "logp", "uniform_ce", "logp"), ("margin",),
+    ("margin", "uniform_ce", "margin", "log_odds"),
+]  # fmt: skip
 
 
 def divided(tokens: int, scores: tuple[ScoreName, ...]) -> list[tuple[ScoreName, int]]:
@@ -414,6 +417,7 @@ def dense_scores(z_NV: Tensor, target_N: Tensor, asked: list[tuple[ScoreName, in
     p_N = p_NV[at]
     rest_N = p_NV.sum(-1) - p_N
     literal = {"logp": p_N.log(), "log_odds": (p_N / rest_N).log(), "uniform_ce": -p_NV.log().mean(-1)}
+    literal["margin"] = z_NV.amax(-1) - z_NV.mean(-1)
     owner = [score for score, size in asked for _ in range(size)]
     return torch.stack([literal[score][i] for i, score in enumerate(owner)]) if owner else p_N
 
@@ -886,7 +890,7 @@ def test_log_probabilities_hold_one_chunk_of_logits(large_vocabulary: tuple[Any,
 
 
 @pytest.mark.parametrize("trained", [True, False], ids=["trained", "frozen"])
-@pytest.mark.parametrize("score", ["log_odds", "uniform_ce"])
+@pytest.mark.parametrize("score", ["log_odds", "uniform_ce", "margin"])
 def test_scores_hold_one_chunk_of_logits(large_vocabulary: tuple[Any, Batch], score: ScoreName, trained: bool) -> None:
     """A trained head's largest tensor is a chunk of logits, a frozen one's a block of the logits of all tokens."""
     head = Head.of(large_vocabulary[0])

@@ -16,7 +16,7 @@ from expunge.training.reference import build_reference
 from expunge.training.signals import gather_signals
 
 KEEP = NLL(weight=0.7)
-FORESEEN = ("ga", "wga", "satimp", "ceu", "unilogit", "npo", "simnpo", "undial", "jensun")
+FORESEEN = ("ga", "wga", "satimp", "ceu", "unilogit", "npo", "simnpo", "undial", "jensun", "pdu")
 """Those that read one number of each token of the forget rows alone."""
 
 

@@ -83,6 +83,8 @@ def signals_of(reference_NV: Tensor, target_N: Tensor) -> Callable[[Objective, T
                 s.reference_logp_N = reference_N[rows]
             if needs.uniform_ce:
                 s.uniform_ce_N = -z_NV[rows].log_softmax(-1).mean(-1)
+            if needs.margin:
+                s.margin_N = z_NV[rows].max(-1).values - z_NV[rows].mean(-1)
             if needs.divergence is not None:
                 s.divergence_N = token_divergence(
                     z_NV[rows], identity, reference_NV[rows].to(z_NV), identity, target_N[rows], needs.divergence

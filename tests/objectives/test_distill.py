@@ -15,7 +15,7 @@ import torch
 from mpmath import mpf
 from torch import Tensor
 
-from expunge.objectives import JSD, KL, JensUn, Objective, Signals, UnDIAL, Unilogit
+from expunge.objectives import JSD, KL, PDU, JensUn, Objective, Signals, UnDIAL, Unilogit
 
 Real = Any  # mpmath makes the class of its numbers when it is imported
 Compare = Callable[[Objective, Callable[[Tensor, Tensor], Tensor]], None]
@@ -260,6 +260,13 @@ def test_jensun_is_between_0_and_log_2() -> None:
 def test_jsd(assert_equals_definition: Compare, reference_NV: Tensor, answers: list[slice]) -> None:
     size = answers[-1].stop
     assert_equals_definition(JSD(), lambda z, _: jensen_shannon(reference_NV[:size].softmax(-1), z[:size].softmax(-1)))
+
+
+def test_pdu(assert_equals_definition: Compare, answers: list[slice]) -> None:
+    size = answers[-1].stop
+    assert_equals_definition(
+        PDU(), lambda z, _: torch.stack([(max(row) - sum(row) / len(row)) ** 2 for row in z[:size]])
+    )
 
 
 @pytest.mark.parametrize("objective", [UnDIAL(beta=0.0), KL(), KL(direction="reverse"), JSD()])

@@ -122,6 +122,13 @@ def undial(p: Published) -> Tensor:
     return F.cross_entropy(p.logits[Role.FORGET][told], teacher_NV.softmax(-1))
 
 
+def pdu(p: Published) -> Tensor:
+    """OpenUnlearning, `pdu.py` without its dual updates, over supervised positions instead of all."""
+    z_NV = p.logits[Role.FORGET][p.told(Role.FORGET)]
+    forget = ((z_NV.max(-1)[0] - z_NV.mean(-1)) ** 2).mean()
+    return forget + p.nll(Role.RETAIN).sum() / p.told(Role.RETAIN).sum()
+
+
 def jensun(p: Published) -> Tensor:
     """JensUn's own code without its clamps of probabilities at 1e-9: "No idea" over and over, JSD on both sides."""
 
@@ -152,6 +159,7 @@ CASES: dict[str, tuple[Callable[[Published], Tensor], Objective, Objective | Non
     "dpo": (dpo, objectives.DPO(), None),
     "undial": (undial, objectives.UnDIAL(), None),
     "jensun": (jensun, objectives.JensUn(), objectives.JSD()),
+    "pdu": (pdu, objectives.PDU(), NLL),
 }
 
 

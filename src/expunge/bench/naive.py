@@ -134,6 +134,12 @@ def _jensun(model: CausalLM, _reference: Start, batch: Batch, _refusal: Batch | 
     return _jensen_shannon(certain_BTV, z_BTV.softmax(-1), mask_BT), outputs
 
 
+def _pdu(model: CausalLM, _reference: Start, batch: Batch, _refusal: Batch | None) -> LossAndOutput:
+    outputs = _forward(model, batch)
+    z_BTV, _, mask_BT = _shifted(outputs, batch)
+    return _mean((z_BTV.max(-1).values - z_BTV.mean(-1)).square(), mask_BT), outputs
+
+
 def _jsd(model: CausalLM, reference: Start, batch: Batch) -> Tensor:
     start = _start(reference, batch)
     outputs = _forward(model, batch)
@@ -157,6 +163,6 @@ def _kl(model: CausalLM, reference: Start, batch: Batch) -> Tensor:
 
 FORGET = {
     "ga": _ga, "wga": _wga, "npo": _npo, "dpo": _dpo, "simnpo": _simnpo, "unilogit": _unilogit, "undial": _undial,
-    "jensun": _jensun,
+    "jensun": _jensun, "pdu": _pdu,
 }  # fmt: skip
 RETAIN = {"nll": _nll, "kl": _kl, "jsd": _jsd}

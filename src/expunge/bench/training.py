@@ -37,7 +37,7 @@ from expunge.training.signals import gather_signals, needs_by_role
 
 METHODS = (
     "ga+nll", "npo+nll", "simnpo+nll", "wga+nll", "unilogit+nll", "npo+kl", "unilogit+kl", "undial+nll", "undial+kl",
-    "dpo+nll", "jensun+nll", "jensun+jsd", "uld",
+    "dpo+nll", "jensun+nll", "jensun+jsd", "pdu+nll", "uld",
 )  # fmt: skip
 KINDS = ("floor", "naive", "ours")
 

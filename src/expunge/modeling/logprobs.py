@@ -176,7 +176,7 @@ def token_scores(hidden_ND: Tensor, target_N: Tensor, head: Head, asked: Sequenc
     """The score of each token, [N]; `asked` says which score of how many tokens, in their order.
 
     With logits z and target y, `logp` is z_y − logsumexp(z), `log_odds` is z_y − logsumexp of the other logits, and
-    `uniform_ce` is logsumexp(z) − mean(z). The log-odds, log p/(1 − p), keep every digit of p and of 1 − p that the
+    `uniform_ce` is logsumexp(z) − mean(z), and `margin` is max(z) − mean(z). The log-odds, log p/(1 − p), keep every digit of p and of 1 − p that the
     logits determine; log p in float32 keeps none of a 1 − p below 1e-7.
     """
     frozen = head.linear is not None and not (torch.is_grad_enabled() and head.linear.requires_grad)
@@ -232,6 +232,8 @@ def _scores(score: ScoreName, hidden_ND: Tensor, target_N: Tensor, head: Head) -
             return -F.cross_entropy(z_CV, target_C, reduction="none")
         if score == "uniform_ce":
             return z_CV.logsumexp(-1) - z_CV.mean(-1)
+        if score == "margin":
+            return z_CV.max(-1).values - z_CV.mean(-1)
         z_C1 = z_CV.gather(-1, target_C1)
         return z_C1[:, 0] - z_CV.scatter_(-1, target_C1, -torch.inf).logsumexp(-1)  # in place: they are newly made
 
@@ -307,6 +309,10 @@ def score_of(score: ScoreName, target_C: Tensor) -> NumberAndGradient:
             mean_C1 = z_CV.mean(-1, keepdim=True)
             top_C1, log_total_C1 = _softmax(z_CV, out=z_CV)
             return (top_C1 - mean_C1 + log_total_C1)[:, 0], z_CV.sub_(1 / z_CV.shape[-1])
+        if score == "margin":
+            top_C1, largest_C1 = z_CV.max(-1, keepdim=True)
+            margin_C = (top_C1 - z_CV.mean(-1, keepdim=True))[:, 0]
+            return margin_C, z_CV.fill_(-1 / z_CV.shape[-1]).scatter_add_(-1, largest_C1, torch.ones_like(top_C1))
         z_C1 = z_CV.gather(-1, target_C1)
         if score == "log_odds":
             z_CV.scatter_(-1, target_C1, -torch.inf)  # leaves the target out of the softmax
@@ -398,7 +404,7 @@ class _FrozenScores(torch.autograd.Function):
     As in attention, with the head's rows for keys and values: a score is ±(own − logsumexp(z)), with the target's logit
     or the mean logit for `own`, and its gradient by the hidden state is the target's row, or the mean row, less the
     rows' mean by their softmax, both kept up from block to block (Rabe & Staats 2021, arXiv 2112.05682). For log-odds
-    the target takes no part in the logsumexp.
+    the target takes no part in the logsumexp; a margin has the largest logit, and its row, in the logsumexp's place.
     """
 
     @staticmethod
@@ -412,6 +418,8 @@ class _FrozenScores(torch.autograd.Function):
         top_N1, total_N1 = own_N1.new_full((count, 1), -torch.inf), own_N1.new_zeros(count, 1)
         sum_ND = own_N1.new_zeros(hidden_ND.shape) if ctx.needs_input_grad[0] else None
         spans = _spans(asked)
+        margins = [slice(start, start + size) for score, start, size in spans if score == "margin"]
+        largest_N1 = target_N[:, None].clone()  # the likeliest token, where margins are asked for
         workspace = Workspace(min(block, head.vocab_size), hidden_ND)
         for first in range(0, head.vocab_size, block):
             part = head.part(slice(first, first + block))
@@ -426,6 +434,9 @@ class _FrozenScores(torch.autograd.Function):
                     rows = slice(start, start + size)
                     left_C1 = z_N1[rows].masked_fill(here_N1[rows], -torch.inf)
                     z_NV[rows].scatter_(-1, at_N1[rows], left_C1)
+            for rows in margins:
+                z_C1, at_C1 = z_NV[rows].max(-1, keepdim=True)
+                largest_N1[rows] = torch.where(z_C1 > top_N1[rows], at_C1 + first, largest_N1[rows])
             higher_N1 = torch.maximum(top_N1, z_NV.amax(-1, keepdim=True))
             shrink_N1 = (top_N1 - higher_N1).exp_()
             total_N1 = total_N1.mul_(shrink_N1).add_(z_NV.sub_(higher_N1).exp_().sum(-1, keepdim=True))
@@ -433,20 +444,24 @@ class _FrozenScores(torch.autograd.Function):
                 sum_ND.mul_(shrink_N1).add_(z_NV.to(head.linear.dtype) @ head.linear[first : first + block])
             top_N1 = higher_N1
         uniform = [slice(start, start + size) for score, start, size in spans if score == "uniform_ce"]
-        mean_D = head.linear.mean(0, dtype=wide) if uniform else own_N1.new_zeros(())
-        for rows in uniform:
+        mean_D = head.linear.mean(0, dtype=wide) if uniform or margins else own_N1.new_zeros(())
+        for rows in (*uniform, *margins):
             # No matrix product, which autocast would round.
             own_N1[rows] = head.scale * (hidden_ND[rows].to(wide) * mean_D).sum(-1, keepdim=True)
+        for rows in margins:
+            total_N1[rows] = 1.0
         score_N = (own_N1 - top_N1 - total_N1.log())[:, 0]
         if sum_ND is not None:
+            for rows in margins:
+                sum_ND[rows] = head.linear[largest_N1[rows, 0]].to(wide)
             grad_hidden_ND = head.linear[target_N].to(wide)
-            for rows in uniform:
+            for rows in (*uniform, *margins):
                 grad_hidden_ND[rows] = mean_D
             grad_hidden_ND.sub_(sum_ND.div_(total_N1)).mul_(head.scale)
-            for rows in uniform:
+            for rows in (*uniform, *margins):
                 grad_hidden_ND[rows].neg_()
             ctx.save_for_backward(grad_hidden_ND.to(hidden_ND.dtype))
-        for rows in uniform:
+        for rows in (*uniform, *margins):
             score_N[rows].neg_()
         return score_N
 

@@ -13,7 +13,7 @@ from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator
 from expunge.errors import UserError, did_you_mean
 from expunge.objectives.assistant import ULD, Offset, OffsetDPO, OffsetGA, OffsetNPO, ULDDistilled, Uniform
 from expunge.objectives.base import Divergence, Needs, Objective, Signals
-from expunge.objectives.distill import JSD, KL, JensUn, UnDIAL, Unilogit
+from expunge.objectives.distill import JSD, KL, PDU, JensUn, UnDIAL, Unilogit
 from expunge.objectives.likelihood import CEU, GA, NLL, WGA, SatImp
 from expunge.objectives.preference import DPO, NPO, AltPO, SimNPO
 from expunge.objectives.representation import RMU, Anchor
@@ -28,6 +28,7 @@ __all__ = [
     "KL",
     "NLL",
     "NPO",
+    "PDU",
     "RETAIN",
     "RMU",
     "ULD",
@@ -73,6 +74,7 @@ ForgetObjective = Annotated[
     | UnDIAL
     | Unilogit
     | JensUn
+    | PDU
     | WGA
     | SatImp
     | CEU
@@ -90,7 +92,7 @@ RetainObjective = Annotated[NLL | KL | JSD | Anchor, Field(discriminator="name")
 FORGET: dict[str, type[Objective]] = {
     cls.model_fields["name"].default: cls
     for cls in (
-        *(GA, DPO, AltPO, NPO, SimNPO, UnDIAL, Unilogit, JensUn, WGA, SatImp, CEU, RMU),
+        *(GA, DPO, AltPO, NPO, SimNPO, UnDIAL, Unilogit, JensUn, PDU, WGA, SatImp, CEU, RMU),
         *(OffsetGA, OffsetDPO, OffsetNPO, ULD, ULDDistilled),
     )
 }

@@ -24,7 +24,7 @@ Trained = Literal["model", "assistant", "difference", "student"]
 """The part that a method trains: the model itself; an assistant, alone or through the difference with the model; or,
 once the difference is there, the model towards it."""
 
-ScoreName = Literal["logp", "log_odds", "uniform_ce"]
+ScoreName = Literal["logp", "log_odds", "uniform_ce", "margin"]
 """A number of one token that the model's logits alone give; see the fields of these names in `Signals`."""
 SCORES: tuple[ScoreName, ...] = get_args(ScoreName)
 
@@ -51,6 +51,7 @@ class Needs:
     logp: bool = False
     log_odds: bool = False
     uniform_ce: bool = False
+    margin: bool = False
     reference_logp: bool = False
     divergence: Divergence | None = None
     layer: int | None = None
@@ -93,6 +94,7 @@ class Signals:
     log_odds_N        log p/(1 − p) of the target token, with gradient: log p = logsigmoid(log_odds) and log(1 − p) =
                       logsigmoid(−log_odds) to every digit, where `logp_N` has none left of a 1 − p below 1e-7
     uniform_ce_N      cross-entropy from the uniform distribution to the model's, −mean_v log p_v, nats, with gradient
+    margin_N          largest logit less the mean of all, with gradient
     reference_logp_N  log p of the target token under the starting model, no gradient
     divergence_N      as asked for by `Needs.divergence`, with gradient to the model only
     layer_ND          hidden state after the asked-for decoder layer at the positions that predict the targets
@@ -110,6 +112,7 @@ class Signals:
     logp_N: Tensor = _ABSENT
     log_odds_N: Tensor = _ABSENT
     uniform_ce_N: Tensor = _ABSENT
+    margin_N: Tensor = _ABSENT
     reference_logp_N: Tensor = _ABSENT
     divergence_N: Tensor = _ABSENT
     layer_ND: Tensor = _ABSENT

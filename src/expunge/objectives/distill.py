@@ -102,6 +102,25 @@ class JensUn(Objective):
         return log(2) + (p_N * s.logp_N - (1 + p_N) * p_N.log1p()) / 2
 
 
+class PDU(Objective):
+    """Logit-margin flattening, (max z − mean z)²: 0 where every token is equally likely, and no softmax.
+
+    The push does not fade where the model is certain, and the answer's own token has no part in it.
+    Use where the answer itself must not be told from any other. It needs a retain term: with no softmax, nothing bounds
+    what it does to other rows.
+    Source: Entesari et al. 2025, arXiv 2506.05314.
+    """
+
+    name: Literal["pdu"] = "pdu"
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(margin=True)
+
+    def loss(self, s: Signals) -> Tensor:
+        return s.margin_N.square()
+
+
 class JSD(Objective):
     """JensUn's retain term, JSD(p⁰ ‖ p): stay close to the starting model on the retain rows.
 
