@@ -175,9 +175,9 @@ def token_logps(hidden_ND: Tensor, target_N: Tensor, head: Head) -> Tensor:
 def token_scores(hidden_ND: Tensor, target_N: Tensor, head: Head, asked: Sequence[tuple[ScoreName, int]]) -> Tensor:
     """The score of each token, [N]; `asked` says which score of how many tokens, in their order.
 
-    With logits z and target y, `logp` is z_y − logsumexp(z), `log_odds` is z_y − logsumexp of the other logits, and
-    `uniform_ce` is logsumexp(z) − mean(z), and `margin` is max(z) − mean(z). The log-odds, log p/(1 − p), keep every digit of p and of 1 − p that the
-    logits determine; log p in float32 keeps none of a 1 − p below 1e-7.
+    With logits z and target y, `logp` is z_y − logsumexp(z), `log_odds` is z_y − logsumexp of the other logits,
+    `uniform_ce` is logsumexp(z) − mean(z), and `margin` is max(z) − mean(z). The log-odds, log p/(1 − p), keep every
+    digit of p and of 1 − p that the logits determine; log p in float32 keeps none of a 1 − p below 1e-7.
     """
     frozen = head.linear is not None and not (torch.is_grad_enabled() and head.linear.requires_grad)
     if frozen and head.softcap is None:
