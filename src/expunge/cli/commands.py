@@ -47,7 +47,7 @@ def run(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     anyway = [("anyway", "true")] if args.anyway else []
     recipe = _repeated(load_recipe(path, [*overrides, ("out", out), *anyway, *_redacted(args)]), args.seeds)
     if args.dry_run:
-        _refuse(args, "resume", "overwrite", *(["workers"] if args.workers != 1 else []), when="with --dry-run")
+        refuse(args, "resume", "overwrite", *(["workers"] if args.workers != 1 else []), when="with --dry-run")
         print_plan(recipe, as_json=args.json)
     else:
         _carry_out(recipe, resume=args.resume, overwrite=args.overwrite, workers=args.workers, as_json=args.json)
@@ -114,7 +114,7 @@ def reproduce(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> Non
 
     if args.name is None:
         options = ("recipe_set", "splits", "seeds", "runs", "out", "dry_run", "no_run")
-        _refuse(args, *options, when="without the name of a reproduction", overrides=overrides)
+        refuse(args, *options, when="without the name of a reproduction", overrides=overrides)
         listed = [{"name": name, "what": shipped.first_comment(path)} for name, path in shipped.reproductions().items()]
         table = Table.of(listed, {"name": "name", "what": "what"}, title="expunge reproduce NAME")
         print_table(table, as_json=args.json, frame="cells")
@@ -122,9 +122,9 @@ def reproduce(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> Non
     from expunge.reproduce import Reproduction, carry_out, missing, write
 
     if args.dry_run:
-        _refuse(args, "no_run", when="with --dry-run")
+        refuse(args, "no_run", when="with --dry-run")
     else:
-        _refuse(args, "json", when="without --dry-run")
+        refuse(args, "json", when="without --dry-run")
     what, path = Reproduction.load(args.name)
     runs, out = args.runs or Path("runs"), args.out or Path("docs/results")
     splits = args.splits.split(",") if args.splits else ()
@@ -282,24 +282,6 @@ def chat(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     chat(names, max_new_tokens=args.max_new_tokens, console=console())
 
 
-def find(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
-    from expunge.data.files import local_path
-    from expunge.requests.find import find
-    from expunge.requests.found import check_out, summary, write_found
-    from expunge.requests.people import read_people
-    from expunge.requests.sources import search_in
-
-    out = local_path(args.out, "out")
-    check_out(out, overwrite=args.overwrite)
-    people = read_people(args.who)
-    records = search_in(args.data, but=out)
-    found = find(people, records, least=args.least)
-    files = write_found(out, people, records, found, least=args.least)
-    print_table(summary(people, found), as_json=args.json)
-    if not args.json:
-        print(f"{len(records):,} records searched; written: {', '.join(map(str, files))}")
-
-
 def report(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     from expunge.data.files import file_to_write, local_path
     from expunge.pipeline.rundir import results_damage
@@ -308,7 +290,7 @@ def report(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     from expunge.report.comparison import sections
 
     if args.markdown is not None:
-        _refuse(args, "out", "redact", when="with --markdown")
+        refuse(args, "out", "redact", when="with --markdown")
     for path in args.directory:
         if wrong := results_damage(local_path(path, "report")):
             raise UserError(
@@ -396,7 +378,7 @@ def doctor(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
         raise UserError("this machine can't run expunge yet; the table above says what to do.")
 
 
-def _refuse(args: argparse.Namespace, *names: str, when: str, overrides: Sequence[tuple[str, str]] = ()) -> None:
+def refuse(args: argparse.Namespace, *names: str, when: str, overrides: Sequence[tuple[str, str]] = ()) -> None:
     """Raise `UserError` for the first of these options, and of the recipe's keys, that was given and is not used."""
     given = [name for name in names if getattr(args, name) not in (None, False)] + [key for key, _ in overrides]
     if given:

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from expunge import __version__
 from expunge.cli import bench as bench_commands
 from expunge.cli import commands
+from expunge.cli import requests as request_commands
 from expunge.errors import UserError, did_you_mean, one_sentence
 from expunge.secrets import masked_text, remember
 from expunge.system.disk import printable, writing
@@ -339,7 +340,7 @@ def _parser() -> _Parser:
 
     sub = command(
         "find",
-        commands.find,
+        request_commands.find,
         "find the rows about a person: by name, with typing errors, by identifier, and near-copies; nothing is sent "
         "anywhere (extra: expunge[requests])",
     )
@@ -358,6 +359,27 @@ def _parser() -> _Parser:
     sub.add_argument("--out", default="runs/find", help="folder (default %(default)s)")
     sub.add_argument("--overwrite", action="store_true", help="replace an earlier search there")
     sub.add_argument("--json", action="store_true", help="print what was found as JSON instead of a table")
+
+    sub = command(
+        "evidence",
+        request_commands.evidence,
+        "write evidence of a run that others can check without the data (expunge evidence RUN --out FOLDER), or check "
+        "such a folder (expunge evidence verify FOLDER) (extra: expunge[requests])",
+    )
+    sub.add_argument("what", nargs="+", help="run directory, or: verify FOLDER")
+    sub.add_argument("--out", type=Path, help="new folder of the evidence")
+    sub.add_argument("--key", type=Path, help="private key that signs; with verify the sender's public key")
+    sub.add_argument("--method", help="which, where the run has several")
+    sub.add_argument("--reference", help="number of the request, which the evidence shows")
+    sub.add_argument("--received", help="day of the request, such as 2026-11-28")
+    sub.add_argument("--data", help="with verify: file of the rows that are meant")
+    sub.add_argument("--model", help="with verify: folder of the unlearned model")
+    sub.add_argument("--json", action="store_true", help="with verify: print the checks as JSON")
+
+    sub = command("keys", request_commands.keys, "make a pair of keys to sign evidence with (extra: expunge[requests])")
+    sub.add_argument(
+        "--out", type=Path, required=True, help="file of the private key; the public one stands beside it (.pub)"
+    )
 
     sub = command("report", commands.report, "write report.html, or a Markdown page, from finished runs")
     sub.add_argument("directory", nargs="+", type=Path, help="run directories")

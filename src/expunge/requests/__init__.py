@@ -1,1 +1,4 @@
-"""Requests of persons to be forgotten: find the rows about them, and find out whether a model remembers these."""
+"""A request to be forgotten, from the letter to the evidence that somebody else can check.
+
+`find` finds the rows about a person; `evidence` writes the folder about a run, `verification` checks it.
+"""
