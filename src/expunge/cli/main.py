@@ -489,7 +489,7 @@ def _split(words: Sequence[str], command: _Parser, parser: _Parser) -> tuple[lis
         else:
             if not equals:
                 if not rest or rest[0].startswith("--"):
-                    if any(name in other.options for other in parser.commands.values()):
+                    if any(other.options.get(name) is False for other in parser.commands.values()):
                         raise UserError(f"{word} is no option of {command.prog}; see {command.prog} --help.")
                     if near := did_you_mean(word, command.options):
                         raise UserError(f"{word} is no option of {command.prog}.{near}")
