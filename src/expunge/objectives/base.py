@@ -6,10 +6,10 @@ Shapes: N supervised tokens of the batch laid end to end, B sequences, D hidden 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from expunge.system.imports import is_ours, path_of
@@ -206,6 +206,28 @@ class Objective(Options, ABC):
     @abstractmethod
     def loss(self, s: Signals) -> Tensor:
         """The loss of every token, [N], or of every sequence, [B], as `per` says."""
+
+
+class Kept(Objective):
+    """An objective on the rows to keep, whose loss may have a budget.
+
+    With one, `weight` is where the term's weight starts, and `training/dual.py` says how it goes on.
+    """
+
+    budget: float | None = Field(
+        default=None,
+        ge=0,
+        description="the loss that the term may have; its weight rises while the loss is above, and falls below",
+    )
+    budget_rate: float = Field(
+        default=1.0, gt=0, description="by how much the weight changes for a loss 1 off its budget"
+    )
+
+    @model_validator(mode="after")
+    def _rate_of_a_budget(self) -> Self:
+        if self.budget is None and self.budget_rate != type(self).model_fields["budget_rate"].default:
+            raise ValueError("budget_rate does nothing without a budget; give one, or leave budget_rate out")
+        return self
 
 
 @dataclass(frozen=True)

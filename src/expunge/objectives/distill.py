@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from expunge.objectives.base import Divergence, Needs, Objective, Signals
+from expunge.objectives.base import Divergence, Kept, Needs, Objective, Signals
 
 
 class Unilogit(Objective):
@@ -106,8 +106,7 @@ class PDU(Objective):
     """Logit-margin flattening, (max z − mean z)²: 0 where every token is equally likely, and no softmax.
 
     The push does not fade where the model is certain, and the answer's own token has no part in it.
-    Use where the answer itself must not be told from any other. It needs a retain term: with no softmax, nothing bounds
-    what it does to other rows.
+    Use with a retain term that has a `budget`, as the paper does: the loss is large, and the weight follows.
     Source: Entesari et al. 2025, arXiv 2506.05314.
     """
 
@@ -121,7 +120,7 @@ class PDU(Objective):
         return s.margin_N.square()
 
 
-class JSD(Objective):
+class JSD(Kept):
     """JensUn's retain term, JSD(p⁰ ‖ p): stay close to the starting model on the retain rows.
 
     Bounded by log 2 a token, where `kl` lets a few tokens that the model has lost outweigh the rest.
@@ -138,7 +137,7 @@ class JSD(Objective):
         return s.divergence_N
 
 
-class KL(Objective):
+class KL(Kept):
     """Stay close to the starting model on the retain rows.
 
     `forward` is KL(p⁰ ‖ p), as the published codes have it; `reverse` is KL(p ‖ p⁰), as the papers print it.

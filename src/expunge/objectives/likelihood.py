@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from expunge.objectives.base import Needs, Objective, Signals
+from expunge.objectives.base import Kept, Needs, Objective, Signals
 
 
 class GA(Objective):
@@ -99,7 +99,7 @@ class CEU(Objective):
         return loss if not self.skip_first else loss * (s.place_N >= self.skip_first)
 
 
-class NLL(Objective):
+class NLL(Kept):
     """Negative log-likelihood on the retain rows ("GD", gradient descent, in the papers).
 
     Use as the default retain objective: it costs nothing beyond the forward.

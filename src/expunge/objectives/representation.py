@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from expunge.objectives.base import Needs, Objective, Signals
+from expunge.objectives.base import Kept, Needs, Objective, Signals
 
 
 class RMU(Objective):
@@ -52,7 +52,7 @@ class RMU(Objective):
         return _squared(s.layer_ND - target, self.reduction)
 
 
-class Anchor(Objective):
+class Anchor(Kept):
     """RMU's retain term, ‖h_l − h⁰_l‖²: hidden states on the retain rows stay the starting model's.
 
     Use with `rmu`, at the same layer and with the same `reduction`.

@@ -22,6 +22,7 @@ from expunge.modeling.saving import keep_weights, same_vocabulary
 from expunge.system import manifest, ranks
 from expunge.system.disk import private, writing
 from expunge.training.budget import ForgetGoal
+from expunge.training.dual import RetainWeight
 from expunge.training.history import EvaluateEvery, LossBar, MetricsFile, Pace, checkpoint_damage, last_checkpoint
 
 
@@ -38,6 +39,7 @@ class KeptTrainer(Trainer):
     def __init__(self, evaluate: Callable[[CausalLM], dict[str, float]] | None, **kwargs: Any) -> None:
         self.evaluator = evaluate
         self._terms: list[tuple[int, dict[str, Tensor]]] = []
+        self.retain_weight: RetainWeight | None = None
         self._loss_before = 0.0  # sum over the steps before the checkpoint that training goes on from
         with private():  # it makes its folder
             # Trainer wants to see something to evaluate on; `evaluate` below never looks at it.
@@ -79,6 +81,8 @@ class KeptTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs = {**logs, **self._means()}
+            if self.retain_weight is not None:
+                logs["retain_weight"] = self.retain_weight.weight
             self._terms.clear()
         if "train_loss" in logs:  # the trainer's own leaves out the steps before a resume
             logs["train_loss"] = (self._loss_before + self._total_loss_scalar) / max(1, self.state.global_step)
@@ -115,8 +119,10 @@ class KeptTrainer(Trainer):
         trial: Any,
     ) -> tuple[int, int]:  # fmt: skip
         self._loss_before = 0.0
-        if resume_from_checkpoint is not None:
-            checkpoint = Path(resume_from_checkpoint)
+        checkpoint = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
+        if self.retain_weight is not None:
+            self.retain_weight.begin(checkpoint)
+        if checkpoint is not None:
             self._loss_before = self.pace.loss_before(checkpoint)
             spread = self.is_fsdp_enabled or self.is_deepspeed_enabled  # where the optimizer goes by other names
             if not spread and not (checkpoint / "optimizer.pt").exists():
@@ -201,6 +207,14 @@ class KeptTrainer(Trainer):
             manifest.seal(folder)
             rotate_checkpoints(str(run_dir), limit, self.state.best_model_checkpoint)
         ranks.wait()
+
+    def _loss_of(self, name: str, step: int) -> float:
+        """The loss of one term in an optimizer step that was not logged yet."""
+        parts = [terms[name] for at, terms in self._terms if at == step and name in terms]
+        total = torch.stack(parts).float().sum()
+        if self.args.world_size > 1:
+            total = torch.as_tensor(self.accelerator.reduce(total, "mean"))
+        return total.item()
 
     def _means(self) -> dict[str, float]:
         """Mean of every term since the last log; raises `TrainingDiverged` at the first that is not finite."""

@@ -6,6 +6,7 @@ launchers; its logs and checkpoints are in `keeping.py`.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,10 @@ from expunge.modeling.causal import CausalLM
 from expunge.modeling.checkpoint import fit_tokenizer
 from expunge.modeling.loading import load, load_for_training, load_tokenizer_and_config
 from expunge.modeling.saving import keep_weights, name_base
-from expunge.objectives import Objective
+from expunge.objectives import Kept, Objective
 from expunge.objectives.base import Share
 from expunge.training.arguments import UnlearnConfig
+from expunge.training.dual import RetainWeight
 from expunge.training.keeping import KeptTrainer
 from expunge.training.layout import LaidOut, Layout
 from expunge.training.modes import check_modes, switch_off_dropout, train_only
@@ -157,6 +159,9 @@ class UnlearnTrainer(KeptTrainer):
         if use_cache is not None:
             start.config.use_cache = use_cache
         self.add_callback(EpochsOrder())
+        if isinstance(self.retain, Kept) and self.retain.budget is not None:
+            self.retain_weight = RetainWeight(self.retain, partial(self._loss_of, "retain"))
+            self.add_callback(self.retain_weight)
         order = {"rows_per_step": args.rows_per_step, "rows": self._get_train_sampler().rows, "seed": args.order_seed}
         self.keep(order, every=args.eval_every)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -192,7 +197,7 @@ class UnlearnTrainer(KeptTrainer):
             role: Share(objective, times * max(1, totals[0 if objective.per == "token" else 1]))
             for role, objective, totals in (
                 (Role.FORGET, self.objective, counts[:2]),
-                (Role.RETAIN, self.retain, counts[2:]),
+                (Role.RETAIN, self.retain if self.retain_weight is None else self.retain_weight.term, counts[2:]),
             )
             if objective is not None
         }
