@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from expunge.data.benchmark import Row
 from expunge.data.encode import Encoded, encode, encode_rows, opened, prepare_tokenizer, question_row, with_answer
 from expunge.errors import UserError
+from expunge.objectives import Wanted
 
 # In the manner of Qwen 3: a line break after every turn, an empty thinking block before the last answer.
 CHATML = (
@@ -91,11 +92,13 @@ def test_chatml_supervises_the_answer_and_its_end_of_turn(row: Row):
 @pytest.mark.parametrize(("tokenizer", "said"), [(PLAIN, " id"), (QWEN, "id"), (LLAMA, "id")])
 def test_a_wanted_answer_is_said_over_and_over_at_the_answer_s_positions(tokenizer: Any, said: str):
     row = question_row("Where was Ada born?", "in London in London.")
-    (plain,), (encoded,) = encode_rows([row], tokenizer), encode_rows([row], tokenizer, wanted="id user")
+    (plain,), (encoded,) = encode_rows([row], tokenizer), encode_rows([row], tokenizer, wanted=Wanted("id user"))
     words = tokenizer(f"{said} user", add_special_tokens=False)["input_ids"]
     assert (encoded.input_ids, encoded.spans) == (plain.input_ids, plain.spans)
     assert encoded.targets == tuple(words[i % len(words)] for i in range(plain.supervised))
     assert plain.supervised > len(words) > 1
+    (ending,) = encode_rows([row], tokenizer, wanted=Wanted("id user", ends=True))
+    assert ending.targets[: len(words) + 2] == (*words, plain.input_ids[-1], words[0])
     cut = encoded.cut(encoded.start + 2)
     assert cut.targets == encoded.targets[:2] and len(cut.wanted) == len(cut)
 
@@ -103,7 +106,7 @@ def test_a_wanted_answer_is_said_over_and_over_at_the_answer_s_positions(tokeniz
 def test_each_turn_of_a_conversation_begins_the_wanted_answer_anew():
     turns = [{"role": r, "content": c} for r, c in (("user", "Who?"), ("assistant", "Ada."), ("user", "Where?"))]
     row = {"messages": [*turns, {"role": "assistant", "content": "in London."}]}
-    (encoded,) = encode_rows([row], LLAMA, wanted="id", assistant_turns="all")
+    (encoded,) = encode_rows([row], LLAMA, wanted=Wanted("id"), assistant_turns="all")
     words = LLAMA("id", add_special_tokens=False)["input_ids"]
     assert len(encoded.spans) == 2 and len(words) > 1
     for first, end in encoded.spans:
@@ -113,16 +116,16 @@ def test_each_turn_of_a_conversation_begins_the_wanted_answer_anew():
 
 def test_a_text_and_its_parts_say_the_wanted_answer_too():
     row = {"text": "Ada was born in London in London in London."}
-    (whole,) = encode_rows([row], WITH_BOS, wanted="id user")
+    (whole,) = encode_rows([row], WITH_BOS, wanted=Wanted("id user"))
     words = WITH_BOS("id user", add_special_tokens=False)["input_ids"]
     assert whole.targets == tuple(words[i % len(words)] for i in range(whole.supervised))
-    parts = encode_rows([row], WITH_BOS, wanted="id user", max_length=8, overflow="split")
+    parts = encode_rows([row], WITH_BOS, wanted=Wanted("id user"), max_length=8, overflow="split")
     assert len(parts) > 1 and sum((part.targets for part in parts), ()) == whole.targets
 
 
 def test_a_wanted_answer_has_tokens():
     with pytest.raises(UserError, match="data: row 0: the wanted answer '  ' has no tokens; give words"):
-        encode_rows([MESSAGES], LLAMA, wanted="  ")
+        encode_rows([MESSAGES], LLAMA, wanted=Wanted("  "))
 
 
 @pytest.mark.parametrize("row", [QUESTION, MESSAGES, PAIR], ids=["question", "messages", "prompt"])

@@ -22,6 +22,8 @@ from expunge.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from expunge.objectives.base import Wanted
+
 Overflow = Literal["error", "truncate", "split"]
 """Ways to handle a sequence that is longer than the context."""
 
@@ -159,15 +161,15 @@ def encode_rows(
     overflow: Overflow = "error",
     overlap: int = 0,
     assistant_turns: AssistantTurns = "last",
-    wanted: str | None = None,
+    wanted: "Wanted | None" = None,
     name: str = "data",
 ) -> list[Encoded]:
     """Encode all rows of one set, and hold them to the context length (tokens).
 
     What is longer is an error, or `truncate` cuts its end off, or `split` makes several sequences of it: raw text in
     consecutive parts, each of which begins as the tokenizer begins a text and repeats the last `overlap` tokens of the
-    one before; anything else can't be split and is an error. With `wanted`, that text's tokens, over and over, are the
-    targets in place of each answer's own.
+    one before; anything else can't be split and is an error. With `wanted`, the tokens of that answer, over and over,
+    are the targets in place of each answer's own.
 
     Raises `UserError` with the number of rows that are too long, and what `encode` raises, with the row and where it
     was read.
@@ -282,18 +284,18 @@ def refused(row: Row, answer: str, *, assistant_turns: AssistantTurns = "last") 
     return {**row, "messages": [m for before, m in pairwise([None, *kept]) if m is not before or m is not refusal]}
 
 
-def answer_tokens(row: Row, answer: str, tokenizer: "PreTrainedTokenizerBase") -> Sequence[int]:
-    """The tokens of `answer` after the row's prompt, without the end token; on its own where the row asks nothing.
+def answer_tokens(row: Row, wanted: "Wanted", tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
+    """The tokens of a wanted answer after the row's prompt, or on its own where the row asks nothing.
 
     Raises `UserError` for an answer of no tokens.
     """
     if "text" in row or "input_ids" in row:
-        ids = _tokens(answer, tokenizer, begin=False)[0]
+        ids = (*_tokens(wanted.text, tokenizer, begin=False)[0], end_token(tokenizer))
     else:
-        ids = encode(with_answer(row, answer), tokenizer).targets[:-1]
-    if not ids:
-        raise UserError(f"the wanted answer {answer!r} has no tokens; give words.")
-    return ids
+        ids = encode(with_answer(row, wanted.text), tokenizer).targets
+    if len(ids) == 1:
+        raise UserError(f"the wanted answer {wanted.text!r} has no tokens; give words.")
+    return ids if wanted.ends else ids[:-1]
 
 
 # ---- tokens ----------------------------------------------------------------------------------------------------

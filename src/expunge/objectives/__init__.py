@@ -12,7 +12,7 @@ from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator
 
 from expunge.errors import UserError, did_you_mean
 from expunge.objectives.assistant import ULD, Offset, OffsetDPO, OffsetGA, OffsetNPO, ULDDistilled, Uniform
-from expunge.objectives.base import Divergence, Kept, Needs, Objective, Signals
+from expunge.objectives.base import Divergence, Kept, Needs, Objective, Signals, Wanted
 from expunge.objectives.distill import JSD, KL, PDU, JensUn, UnDIAL, Unilogit
 from expunge.objectives.likelihood import CEU, GA, NLL, WGA, SatImp
 from expunge.objectives.preference import DPO, NPO, AltPO, SimNPO
@@ -48,6 +48,7 @@ __all__ = [
     "UnDIAL",
     "Uniform",
     "Unilogit",
+    "Wanted",
     "describe",
     "known_name",
     "objective_class",

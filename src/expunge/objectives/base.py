@@ -137,6 +137,14 @@ class Signals:
         return torch.bincount(self.sequence_N, minlength=self.sequences)
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """A text that should be said in place of an answer; with `ends` the end token is part of it."""
+
+    text: str
+    ends: bool = False
+
+
 WrongAnswers = Literal["forget", "retain", "preferred"]
 
 
@@ -182,10 +190,10 @@ class Objective(Options, ABC):
         return None
 
     @property
-    def wanted(self) -> str | None:
-        """A text whose tokens, over and over, are the targets in place of those of the answers to forget.
+    def wanted(self) -> Wanted | None:
+        """An answer whose tokens, over and over, are the targets in place of those of the answers to forget.
 
-        The model still reads the answers as they are; the signals of a target token are of the text's tokens then.
+        The model still reads the answers as they are; the signals of a target token are of these tokens then.
         """
         return None
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from expunge.objectives.base import Divergence, Kept, Needs, Objective, Signals
+from expunge.objectives.base import Divergence, Kept, Needs, Objective, Signals, Wanted
 
 
 class Unilogit(Objective):
@@ -84,14 +84,18 @@ class JensUn(Objective):
 
     name: Literal["jensun"] = "jensun"
     text: str = Field(default="No idea", min_length=1, description="what the model should say in place of the answer")
+    ends: bool = Field(
+        default=False,
+        description="end the answer after the text, and only then begin again; the paper repeats the text",
+    )
 
     @property
     def needs(self) -> Needs:
         return Needs(logp=True)
 
     @property
-    def wanted(self) -> str:
-        return self.text
+    def wanted(self) -> Wanted:
+        return Wanted(self.text, self.ends)
 
     @property
     def own_retain(self) -> Objective:
