@@ -23,7 +23,7 @@ from transformers import TrainingArguments
 import expunge
 from expunge.cli.main import _parser
 from expunge.evals.glossary import METRICS
-from expunge.objectives import FORGET, RETAIN, describe
+from expunge.objectives import FORGET, RETAIN, STEPS, Objective, describe
 from expunge.recipe.config import Method, Recipe
 from expunge.recipe.keys import (
     default_of,
@@ -188,20 +188,23 @@ def objectives_page() -> str:
     lines = [
         "# Objectives",
         "",
-        "A method is a forget objective, with or without a retain objective: `npo`, `npo+kl`. Options are set as "
+        "A method is a forget objective, with or without a retain objective: `npo`, `npo+kl`; or a step on the "
+        "weights: `repselect`. Options are set as "
         "`--method.forget.beta 0.5` or `method: {forget: {name: npo, beta: 0.5}, retain: kl}`; in Python they are "
         "arguments of the class. ℓ is the log-probability of an answer's token, p = exp ℓ, V the vocabulary's size, "
         "and superscript 0 the starting model. [Methods and papers](../papers.md) sets them beside each other.",
         "",
     ]
-    for kind, registry in (("Forget objectives", FORGET), ("Retain objectives", RETAIN)):
+    for kind, registry in (("Forget objectives", FORGET), ("Retain objectives", RETAIN), ("Steps", STEPS)):
         lines += [f"## {kind}", ""]
         for name, cls in registry.items():
             lines += [f"### `{name}`", "", f"`expunge.objectives.{cls.__name__}`", "", docstring(cls), ""]
             told = describe(cls, kind)
             reads = ", ".join(f"`{signal}`" for signal in told["reads"]) or "nothing of the head"
             reference = "asks the starting model" if told["reference"] else "asks no reference"
-            lines += [f"Reads {reads}; {reference}. Mean over {'tokens' if cls.per == 'token' else 'sequences'}. "
+            per = ("token" if cls.per == "token" else "sequence") if issubclass(cls, Objective) else ""
+            mean = f" Mean over {per}s." if per else " It has no loss."
+            lines += [f"Reads {reads}; {reference}.{mean} "
                       f"Removal: {told['removal']}.", "", *_table(cls, "", without=("name",)), ""]  # fmt: skip
     return "\n".join(lines)
 

@@ -156,7 +156,7 @@ def test_messages_lora_and_eval(run: Run, tmp_path: Path, tiny_model: Callable[.
 
 def test_listings(run: Run) -> None:
     rows = json.loads(run("methods", "--json")[1])
-    assert {row["name"] for row in rows} == {*expunge.objectives.FORGET, *expunge.objectives.RETAIN}
+    assert {row["name"] for row in rows} == {*expunge.objectives.METHODS, *expunge.objectives.RETAIN}
     assert all(row["use_when"] and row["source"] for row in rows)
     assert "unilogit" in run("methods")[1]
     code, out, _ = run("doctor", "--json")

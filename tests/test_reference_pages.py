@@ -11,7 +11,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from expunge.cli.main import _parser, main
-from expunge.objectives import FORGET, RETAIN
+from expunge.objectives import METHODS, RETAIN
 from expunge.recipe.parsing import _keys
 from expunge.recipe.schema import recipe_schema
 from expunge.training.arguments import REFUSED, UnlearnConfig
@@ -44,7 +44,7 @@ def test_every_training_key_is_described() -> None:
 def test_every_objective_is_there_with_its_paper_and_its_options() -> None:
     parts = re.split(r"^### ", PAGES["reference/objectives.md"], flags=re.MULTILINE)[1:]
     of = {part.partition("\n")[0].strip("`"): part for part in parts}
-    for name, cls in {**FORGET, **RETAIN}.items():
+    for name, cls in {**METHODS, **RETAIN}.items():
         assert "Source: " in of[name], name
         assert not {key for key in cls.model_fields if key != "name" and not _described(of[name]).get(key)}, name
 

@@ -299,6 +299,9 @@ BACK = {"stopped": {"why": f"the goal was not reached within the budget: {WAY} u
             BACK,
             "--train.learning_rate 1e-05 --train.num_train_epochs 8",
         ),
+        (OWN, "repselect", RUINED, {}, "--evaluate.utility_budget 0.95"),
+        (OWN, "repselect", {SAID: 0.88, LIKELY: 0.78}, {}, "--method.forget.distance 0.6"),
+        (OWN, "repselect", {SAID: 0.5, LIKELY: 0.5}, OVER, "--method npo+nll"),
         (OWN, "npo+nll", GONE, ALONE, "--retrained MODEL"),
         (OWN, "offset-npo+kl", GONE, {}, "--method uld_distilled"),
         (OWN, "npo+nll", GONE, {}, "chat runs/x/model"),
@@ -319,7 +322,7 @@ def test_what_next(
         assert "finetune" not in line + advice.words
 
 
-@pytest.mark.parametrize("method", ["npo+nll", "uld", "uld_distilled", "ga", "offset-npo+kl"])
+@pytest.mark.parametrize("method", ["npo+nll", "uld", "uld_distilled", "ga", "offset-npo+kl", "repselect"])
 @pytest.mark.parametrize("source", ["own", "taught", "here"])
 @pytest.mark.parametrize("metrics", [GONE, RUINED, {SAID: 0.88, LIKELY: 0.78}, {SAID: 0.5, LIKELY: 0.5}])
 def test_every_command_is_one_that_expunge_takes(

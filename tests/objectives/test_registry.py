@@ -14,10 +14,12 @@ from expunge.objectives import (
     NPO,
     RETAIN,
     RMU,
+    STEPS,
     ForgetObjective,
     Needs,
     Objective,
     Signals,
+    Way,
     describe,
     split_method,
 )
@@ -60,6 +62,7 @@ def test_every_pair_has_a_name(forget: str, retain: str) -> None:
         ("npo+", r"'' is not a retain objective\. Known"),
         ("", r"'' is not a forget objective\. Known"),
         ("uld+kl", "'uld\\+kl': uld brings its own retain term; name it without \\+kl"),
+        ("repselect+kl", "'repselect\\+kl': repselect is a step on the weights and has no retain term; name it alone"),
         ("npo+nll+kl", r"'nll\+kl' is not a retain objective\."),
     ],
 )
@@ -68,8 +71,8 @@ def test_unknown_names(method: str, says: str) -> None:
         split_method(method)
 
 
-@pytest.mark.parametrize(("registry", "kind"), [(FORGET, "forget"), (RETAIN, "retain")])
-def test_describe(registry: dict[str, type[Objective]], kind: str) -> None:
+@pytest.mark.parametrize(("registry", "kind"), [(FORGET, "forget"), (RETAIN, "retain"), (STEPS, "step")])
+def test_describe(registry: dict[str, type[Way]], kind: str) -> None:
     for name, cls in registry.items():
         row = describe(cls, kind)
         assert (row["name"], row["kind"]) == (name, kind)

@@ -346,11 +346,13 @@ def cache(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
 
 
 def methods(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
-    from expunge.objectives import FORGET, RETAIN, describe
+    from expunge.objectives import FORGET, RETAIN, STEPS, describe
     from expunge.report.table import Table
 
     rows = [
-        describe(cls, kind) for kind, registry in (("forget", FORGET), ("retain", RETAIN)) for cls in registry.values()
+        describe(cls, kind)
+        for kind, registry in (("forget", FORGET), ("retain", RETAIN), ("step", STEPS))
+        for cls in registry.values()
     ]
     cells = {
         "name": "name",
@@ -361,8 +363,8 @@ def methods(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None
     }
     note = (
         "Combine them as forget+retain, for example unilogit+nll or npo+kl; rmu brings anchor, jensun jsd, uld "
-        "and uld_distilled a retain term of their own. An objective of your own goes by its import path, "
-        "package.module:Class."
+        "and uld_distilled a retain term of their own; a step has none. An objective of your own goes by its import "
+        "path, package.module:Class."
     )
     print_table(Table.of(rows, cells, notes=[note]), as_json=args.json, frame="rows")
 

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from expunge.objectives import Objective, UnDIAL, Unilogit
+from expunge.objectives import UnDIAL, Unilogit, Way
 
 
 def kl(p_logp_NV: Tensor, q_logp_NV: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class SoftLabels:
     beta: float = 10.0
 
     @classmethod
-    def of(cls, forget: Objective) -> "SoftLabels | None":
+    def of(cls, forget: Way) -> "SoftLabels | None":
         """Those of a forget objective, if it has any."""
         match forget:
             case Unilogit():

@@ -1,22 +1,24 @@
-"""The objectives by name: any forget objective goes with any retain objective.
+"""The objectives by name: any forget objective goes with any retain objective; a step on the weights stands alone.
 
-To add one: write its class in the file of its kind and name it in `FORGET` or `RETAIN`; the recipe, the command line,
-`expunge methods` and the test matrix take it from there. One outside the package goes by its import path.
+To add one: write its class in the file of its kind and name it in `FORGET`, `RETAIN` or `STEPS`; the recipe, the
+command line, `expunge methods` and the test matrix take it from there. An objective outside the package goes by its
+import path.
 """
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator
 
 from expunge.errors import UserError, did_you_mean
 from expunge.objectives.assistant import ULD, Offset, OffsetDPO, OffsetGA, OffsetNPO, ULDDistilled, Uniform
-from expunge.objectives.base import Divergence, Kept, Needs, Objective, Signals, Wanted
+from expunge.objectives.base import Divergence, Kept, Needs, Objective, Signals, Wanted, Way
 from expunge.objectives.distill import JSD, KL, PDU, JensUn, UnDIAL, Unilogit
 from expunge.objectives.likelihood import CEU, GA, NLL, WGA, SatImp
 from expunge.objectives.preference import DPO, NPO, AltPO, SimNPO
 from expunge.objectives.representation import RMU, Anchor
+from expunge.objectives.steps import RepSelect, Step
 from expunge.system.imports import imported, is_path
 
 __all__ = [
@@ -26,11 +28,13 @@ __all__ = [
     "GA",
     "JSD",
     "KL",
+    "METHODS",
     "NLL",
     "NPO",
     "PDU",
     "RETAIN",
     "RMU",
+    "STEPS",
     "ULD",
     "WGA",
     "AltPO",
@@ -41,20 +45,25 @@ __all__ = [
     "Needs",
     "Objective",
     "Offset",
+    "RepSelect",
     "SatImp",
     "Signals",
     "SimNPO",
+    "Step",
     "ULDDistilled",
     "UnDIAL",
     "Uniform",
     "Unilogit",
     "Wanted",
+    "Way",
     "describe",
     "known_name",
     "objective_class",
     "split_method",
     "written",
 ]
+
+W = TypeVar("W", bound=Way)
 
 
 def _by_path(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
@@ -85,7 +94,8 @@ ForgetObjective = Annotated[
     | OffsetDPO
     | OffsetNPO
     | ULD
-    | ULDDistilled,
+    | ULDDistilled
+    | RepSelect,
     Field(discriminator="name"),
     WrapValidator(_by_path),
 ]
@@ -98,6 +108,9 @@ FORGET: dict[str, type[Objective]] = {
         *(OffsetGA, OffsetDPO, OffsetNPO, ULD, ULDDistilled),
     )
 }
+STEPS: dict[str, type[Step]] = {cls.model_fields["name"].default: cls for cls in (RepSelect,)}
+METHODS: dict[str, type[Way]] = {**FORGET, **STEPS}
+"""What may stand before the plus of a method's name."""
 RETAIN: dict[str, type[Objective]] = {cls.model_fields["name"].default: cls for cls in (NLL, KL, JSD, Anchor)}
 ALIASES = {NLL.alias: "nll", "idk": "dpo"}
 
@@ -109,8 +122,10 @@ def split_method(name: str) -> dict[str, Any]:
     Raises `UserError` for an unknown name, with the nearest known one, and for a path that leads to no objective.
     """
     forget, plus, retain = (part.strip() for part in name.partition("+"))
-    kind = objective_class(forget, FORGET, "forget objective")
+    kind = objective_class(forget, METHODS, "forget objective")
     parts: dict[str, Any] = {"forget": {"name": kind.recipe_name()}}
+    if plus and issubclass(kind, Step):
+        raise UserError(f"{name!r}: {forget} is a step on the weights and has no retain term; name it alone.")
     if plus and kind.alone:
         raise UserError(f"{name!r}: {forget} brings its own retain term; name it without +{retain}.")
     if plus:
@@ -118,35 +133,33 @@ def split_method(name: str) -> dict[str, Any]:
     return parts
 
 
-def objective_class(name: str, registry: dict[str, type[Objective]], what: str) -> type[Objective]:
+def objective_class(name: str, registry: Mapping[str, type[W]], what: str) -> "type[W] | type[Objective]":
     """The class behind a name in recipes, an alias or an import path; `UserError` where there is none."""
     return (
         imported(name, Objective, "objective") if is_path(name) else registry[known_name(name.lower(), registry, what)]
     )
 
 
-def known_name(name: str, registry: dict[str, type[Objective]], what: str) -> str:
+def known_name(name: str, registry: Mapping[str, type[Way]], what: str) -> str:
     """The registry's own name for what may be an alias; `UserError` for an unknown one."""
     known = ALIASES.get(name, name)
     if known not in registry:
         path = " One of your own goes by its import path, package.module:Class." if "." in name else ""
-        if registry is FORGET and name in RETAIN:
+        if registry is METHODS and name in RETAIN:
             raise UserError(f"{name!r} is a retain objective; name a forget objective before it: npo+{name}.")
         raise UserError(f"{name!r} is not a {what}.{did_you_mean(name, registry)} Known: {', '.join(registry)}.{path}")
     return known
 
 
-def written(
-    objective: Objective, *, mode: Literal["json", "python"] = "python", only_set: bool = True
-) -> dict[str, Any]:
+def written(objective: Way, *, mode: Literal["json", "python"] = "python", only_set: bool = True) -> dict[str, Any]:
     """The objective as a recipe has it: its name and its options, or `only_set` those that were given."""
     options = objective.model_dump(mode=mode, exclude_unset=only_set)
     name = {"name": objective.recipe_name()}
     return {**options, **name} if "name" in options else {**name, **options}
 
 
-def describe(cls: type[Objective], kind: str) -> dict[str, Any]:
-    """The text of `expunge methods` on an objective, read from the class itself."""
+def describe(cls: type[Way], kind: str) -> dict[str, Any]:
+    """The text of `expunge methods` on an objective or a step, read from the class itself."""
     options = {k: f.default for k, f in cls.model_fields.items() if k != "name"}
     needs = cls().needs
     text = " ".join((cls.__doc__ or "").split())

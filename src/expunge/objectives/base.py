@@ -148,17 +148,11 @@ class Wanted:
 WrongAnswers = Literal["forget", "retain", "preferred"]
 
 
-class Objective(Options, ABC):
-    """One term of the loss, `weight · mean(loss(signals))`.
+class Way(Options, ABC):
+    """What stands under `forget` in a recipe, an objective or a step on the weights: its name, and what it asks for."""
 
-    `per` says over what the trainer takes the mean: all supervised tokens of the optimizer step, or all its sequences.
-    """
-
-    per: ClassVar[Literal["token", "sequence"]] = "token"
     removal: ClassVar[Removal] = "weights"
     trains: ClassVar[Trained] = "model"
-    rate_factor: ClassVar[float] = 1.0
-    """The learning rate that suits it, as a multiple of the usual one (docs/explanation/pace.md)."""
     alone: ClassVar[bool] = False
     """Whether no other retain term than its own can be joined to it."""
     variants: ClassVar[Mapping[str, int]] = {}
@@ -167,8 +161,6 @@ class Objective(Options, ABC):
     """The rows that wrong answers to the forget questions (`perturbations`) are joined to; with `preferred` each is
     what a forget row prefers to its own answer."""
 
-    weight: float = Field(default=1.0, ge=0, description="factor of this term in the loss")
-
     @classmethod
     def recipe_name(cls) -> str:
         """The name of the class in recipes: that of its field `name`, or the import path of a class of your own."""
@@ -176,25 +168,12 @@ class Objective(Options, ABC):
 
     @property
     def title(self) -> str:
-        """The objective's name in results: as in recipes, or the name of a class of your own in lower case."""
+        """Its name in results: as in recipes, or the name of a class of your own in lower case."""
         return self.recipe_name().rpartition(":")[2].rpartition(".")[2].lower()
-
-    @property
-    def skips(self) -> int:
-        """How many supervised tokens at the start of each sequence the loss leaves out; the mean doesn't count them."""
-        return 0
 
     @property
     def own_retain(self) -> "Objective | None":
         """The retain term that it brings."""
-        return None
-
-    @property
-    def wanted(self) -> Wanted | None:
-        """An answer whose tokens, over and over, are the targets in place of those of the answers to forget.
-
-        The model still reads the answers as they are; the signals of a target token are of these tokens then.
-        """
         return None
 
     @property
@@ -210,6 +189,32 @@ class Objective(Options, ABC):
     @property
     @abstractmethod
     def needs(self) -> Needs: ...
+
+
+class Objective(Way):
+    """One term of the loss, `weight · mean(loss(signals))`.
+
+    `per` says over what the trainer takes the mean: all supervised tokens of the optimizer step, or all its sequences.
+    """
+
+    per: ClassVar[Literal["token", "sequence"]] = "token"
+    rate_factor: ClassVar[float] = 1.0
+    """The learning rate that suits it, as a multiple of the usual one (docs/explanation/pace.md)."""
+
+    weight: float = Field(default=1.0, ge=0, description="factor of this term in the loss")
+
+    @property
+    def skips(self) -> int:
+        """How many supervised tokens at the start of each sequence the loss leaves out; the mean doesn't count them."""
+        return 0
+
+    @property
+    def wanted(self) -> Wanted | None:
+        """An answer whose tokens, over and over, are the targets in place of those of the answers to forget.
+
+        The model still reads the answers as they are; the signals of a target token are of these tokens then.
+        """
+        return None
 
     @abstractmethod
     def loss(self, s: Signals) -> Tensor:

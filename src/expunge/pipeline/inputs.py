@@ -28,6 +28,7 @@ from expunge.pipeline.methods import Material, build, outlines, teaching
 from expunge.pipeline.own_rows import OwnRows
 from expunge.pipeline.pace import with_pace
 from expunge.pipeline.recommend import recommend
+from expunge.pipeline.steps import check_step
 from expunge.recipe.config import Method, Recipe, declarations
 from expunge.recipe.parsing import parse_recipe
 from expunge.stress import attacks
@@ -52,6 +53,7 @@ def check_recipe(recipe: Recipe) -> None:
     for method in recipe.methods:
         if method.forget.trains != "model" and getattr(method.forget, "teacher", None) is None:
             _check_launcher(method.forget.title)
+        check_step(recipe, method)
         training_arguments(recipe, method, Path("unused"))
     if not recipe.methods:
         _arguments(recipe, recipe.train.model_dump(exclude_unset=True), Path("unused"))
@@ -261,23 +263,23 @@ def check_method(
         "refusals": material.refusals,
         "config": config,
     }
-    check_terms(method.forget, retain, **data)
+    check_terms(method.objective, retain, **data)
     if recipe.data is not None:
-        tell_unread(method.forget, material.forget)
+        tell_unread(method.objective, material.forget)
     if recipe.evaluate.keep_nearest and method.forget.trains not in ("model", "student"):
         raise UserError(
             f"evaluate.keep_nearest: {method.forget.title} leaves the model's own weights as they are, so there is no "
             f"way back to go; leave keep_nearest out."
         )
     args = training_arguments(recipe, method, Path("unused"))
-    needs = method.forget.needs | (retain.needs if retain is not None else Needs())
+    needs = method.objective.needs | (retain.needs if retain is not None else Needs())
     check_kind(args.reference, needs, has_adapter=recipe.model.lora is not None and not method.assisted)
     check_assistant(recipe, method, config)
     names = ("max_length", "overflow", "overlap", "assistant_turns")
     lengths = (getattr(args, name) for name in names)
-    key = (retain is None, needs.refusal, method.forget.wanted, *method.augment.model_dump().values(), *lengths)
+    key = (retain is None, needs.refusal, method.objective.wanted, *method.augment.model_dump().values(), *lengths)
     if key not in encoded:
-        encode_sets(method.forget, retain, **data, tokenizer=tokenizer, args=args)
+        encode_sets(method.objective, retain, **data, tokenizer=tokenizer, args=args)
         encoded.add(key)
 
 

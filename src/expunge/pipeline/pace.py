@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from expunge.data.benchmark import Benchmark
 from expunge.modeling import loading
-from expunge.objectives import Objective
+from expunge.objectives import Objective, Step
 from expunge.pipeline.methods import Material
 from expunge.recipe.config import Method, Recipe
 from expunge.system import ranks
@@ -75,6 +75,8 @@ def _width(recipe: Recipe) -> int | None:
 
 def _pace(recipe: Recipe, method: Method, benchmark: Benchmark, width: int) -> dict[str, float]:
     """The training keys that nobody named, and their values."""
+    if isinstance(method.forget, Step):
+        return {}
     given = {*recipe.train.model_fields_set, *method.train.model_fields_set, *method.forget.pace}
     pace: dict[str, float] = {}
     if "learning_rate" not in given:

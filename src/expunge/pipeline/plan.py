@@ -10,6 +10,7 @@ import torch
 
 from expunge.data.benchmark import Benchmark
 from expunge.modeling import loading
+from expunge.objectives import Step
 from expunge.pipeline import own_rows
 from expunge.pipeline.inputs import (
     check_data,
@@ -26,6 +27,7 @@ from expunge.training.memory import Memory
 from expunge.training.modes import switch_off_dropout, train_only
 from expunge.training.prepare import encode_sets
 from expunge.training.signals import needs_by_role
+from expunge.training.stepping import only_mlps
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -76,7 +78,7 @@ def _plan(
     material, retain = Material.of(recipe, method, benchmark), method.retain_term
     args = training_arguments(recipe, method, Path("unused"))
     sets = encode_sets(
-        method.forget,
+        method.objective,
         retain,
         forget_rows=material.forget,
         retain_rows=material.retain if retain is not None else [],
@@ -86,15 +88,18 @@ def _plan(
         args=args,
     )
     world = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    steps = math.ceil(math.ceil(len(sets.forget) / world) * args.num_train_epochs)
-    needs = needs_by_role(method.forget, retain)
+    each = 1 if isinstance(method.forget, Step) else math.ceil(len(sets.forget) / world)
+    steps = math.ceil(each * args.num_train_epochs)
+    needs = needs_by_role(method.objective, retain)
     batch = memory.largest_batch(sets, needs, args)
     with torch.device("meta"):
         load = outlines(recipe, config)
         models = build(recipe, method, load)
         trained = models.trained if models.adapter is None else loading.adapt(models.trained, models.adapter)
         teacher = build(recipe, teaching(method), load).difference if method.forget.trains == "student" else None
-    if method.forget.parts is not None:
+    if isinstance(method.forget, Step):
+        only_mlps(trained)
+    elif method.forget.parts is not None:
         train_only(trained, *method.forget.parts)
     if any(need.reference for need in needs.values()) and not args.keep_dropout:
         switch_off_dropout(trained)

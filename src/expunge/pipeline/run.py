@@ -23,7 +23,7 @@ from expunge.modeling import loading
 from expunge.modeling.causal import CausalLM
 from expunge.modeling.difference import checkpoint_of
 from expunge.modeling.interpolation import Line
-from expunge.objectives import ULDDistilled
+from expunge.objectives import Step, ULDDistilled
 from expunge.pipeline import own_rows
 from expunge.pipeline.inputs import (
     check_answered,
@@ -57,6 +57,7 @@ from expunge.system import machine, ranks
 from expunge.training.budget import ForgetGoal, UtilityBudget
 from expunge.training.faster import FasterWhenStuck
 from expunge.training.history import last_checkpoint, trajectory
+from expunge.training.stepping import StepTrainer
 from expunge.training.targets import taught
 from expunge.training.trainer import UnlearnTrainer
 
@@ -321,19 +322,25 @@ def make_trainer(
     set_seed(recipe.seed)  # adapters are drawn before the trainer sets it
     models = build(recipe, method, weights(recipe, target), place=loading.whereabouts(target))
     tokenizer, _ = loading.load_tokenizer_and_config(target)
-    trainer = UnlearnTrainer(
-        models.trained,
-        args,
-        objective=method.forget,
-        retain=method.retain_term,
-        forget_dataset=material.forget,
-        retain_dataset=material.retain if method.retain_term is not None else (),
-        refusals=material.refusals,
-        processing_class=tokenizer,
-        peft_config=models.adapter,
-        teacher=teacher,
-        evaluate=None if evaluate is None else lambda trained: evaluate(models.unlearned(trained)),
-    )
+    common: dict[str, Any] = {
+        "forget_dataset": material.forget,
+        "processing_class": tokenizer,
+        "evaluate": None if evaluate is None else lambda trained: evaluate(models.unlearned(trained)),
+    }
+    if isinstance(method.forget, Step):
+        trainer = StepTrainer(models.trained, args, step=method.forget, **common)
+    else:
+        trainer = UnlearnTrainer(
+            models.trained,
+            args,
+            objective=method.forget,
+            retain=method.retain_term,
+            retain_dataset=material.retain if method.retain_term is not None else (),
+            refusals=material.refusals,
+            peft_config=models.adapter,
+            teacher=teacher,
+            **common,
+        )
     if models.base is not None:
         models.base.to(args.device)  # its first layers are there already, with the assistant
     dtype = None if models.saved_like is None else saved_dtype(recipe, models.saved_like)

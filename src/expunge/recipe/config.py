@@ -26,7 +26,7 @@ from expunge.evals.glossary import Axes, Metric
 from expunge.evals.own import UserMetric, user_metrics
 from expunge.modeling.checkpoint import checkpoint_name
 from expunge.modeling.loading import Dtype, LoraConfig, ScratchConfig
-from expunge.objectives import FORGET, ForgetObjective, Objective, RetainObjective, split_method, written
+from expunge.objectives import METHODS, ForgetObjective, Objective, RetainObjective, Step, Way, split_method, written
 from expunge.stress.options import StressOptions
 from expunge.system.imports import is_ours, is_path
 from expunge.system.options import Options
@@ -234,7 +234,7 @@ def _refuse_class(value: Any) -> None:
 def unfold_objective(value: Any) -> Any:
     """A word is short for a section with that name; an objective made in Python is written out as one."""
     _refuse_class(value)
-    if isinstance(value, Objective):
+    if isinstance(value, Way):
         return value if is_path(value.recipe_name()) else written(value)
     return {"name": value} if isinstance(value, str) else value
 
@@ -252,13 +252,13 @@ def unfold_method(value: Any) -> Any:
     _refuse_class(value)
     if isinstance(value, Mapping) and "name" in value and "forget" not in value:
         raise ValueError("the name and options of its objective stand under forget: {forget: {name: npo, beta: 0.1}}")
-    if isinstance(value, Objective):
+    if isinstance(value, Way):
         return {"forget": value}
     return split_method(value) if isinstance(value, str) else value
 
 
 def _several(value: Any) -> Any:
-    if isinstance(value, Objective):  # a sequence of its options, to pydantic
+    if isinstance(value, Way):  # a sequence of its options, to pydantic
         raise ValueError("must be a list; give [objective], or the key method")
     return value
 
@@ -277,10 +277,11 @@ class AugmentConfig(Section):
 
 
 class Method(Section):
-    """A forget objective with or without a retain objective, its share of variants, and training keys of its own."""
+    """A forget objective with or without a retain objective, or a step on the weights; its share of variants, and
+    training keys of its own."""
 
     forget: Annotated[ForgetObjective, BeforeValidator(unfold_objective)] = Field(
-        description="objective on the rows to forget"
+        description="objective on the rows to forget, or a step on the weights"
     )
     retain: Annotated[RetainObjective, BeforeValidator(unfold_objective)] | None = Field(
         default=None, description="objective on the rows to keep"
@@ -304,7 +305,7 @@ class Method(Section):
         return f"{self.forget.title}+{self.retain.title}"
 
     @field_serializer("forget", "retain")
-    def _written(self, value: Objective | None, info: SerializationInfo) -> dict[str, Any] | None:
+    def _written(self, value: Way | None, info: SerializationInfo) -> dict[str, Any] | None:
         """A class of a user's own is no part of the declared types and has no field for its name."""
         mode = "json" if info.mode == "json" else "python"
         return None if value is None else written(value, mode=mode, only_set=bool(info.exclude_unset))
@@ -313,6 +314,11 @@ class Method(Section):
     def assisted(self) -> bool:
         """Whether an assistant trains beside the model, whose own weights stay as they are."""
         return self.forget.trains in ("assistant", "difference")
+
+    @property
+    def objective(self) -> Objective:
+        """The forget objective, or the one whose gradients a step takes."""
+        return self.forget.objective if isinstance(self.forget, Step) else self.forget
 
     @property
     def retain_term(self) -> Objective | None:
@@ -335,13 +341,15 @@ class Method(Section):
     def _usual_variants(cls, data: Any) -> Any:
         """Variants for the methods that are made for them, as far as the recipe does not say how many."""
         if isinstance(data, Mapping) and isinstance(forget := unfold_objective(data.get("forget")), Mapping):
-            kind, given = FORGET.get(str(forget.get("name"))), data.get("augment", {})
+            kind, given = METHODS.get(str(forget.get("name"))), data.get("augment", {})
             if kind is not None and kind.variants and isinstance(given, Mapping):
                 return {**data, "augment": {**kind.variants, **given}}
         return data
 
     @model_validator(mode="after")
     def _alone(self) -> "Method":
+        if isinstance(self.forget, Step) and self.retain is not None:
+            raise ValueError(f"{self.forget.title} is a step on the weights and has no retain term; leave retain out")
         if self.forget.alone and self.retain is not None:
             raise ValueError(f"{self.forget.title} brings its own retain term; leave retain out")
         return self

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from transformers import TrainingArguments
 
-from expunge.objectives import FORGET, RETAIN, Objective
+from expunge.objectives import METHODS, RETAIN, Way
 from expunge.recipe.config import Method, Recipe, TrainConfig
 from expunge.training.arguments import REFUSED, UnlearnConfig
 
@@ -29,7 +29,7 @@ def listed() -> Iterator[str]:
         prefix = prefix.replace("methods[]", "method")
         yield from _section(prefix, model, {n: described(n, field) for n, field in model.model_fields.items()})
         if model is Method:
-            for side, registry in (("forget", FORGET), ("retain", RETAIN)):
+            for side, registry in (("forget", METHODS), ("retain", RETAIN)):
                 for cls in registry.values():
                     told = {n: field.description or "" for n, field in cls.model_fields.items() if n != "name"}
                     if told:
@@ -55,7 +55,7 @@ def sections(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, ty
     yield prefix, model
     for name, field in model.model_fields.items():
         for part in _models(field.annotation):
-            if name == "train" or issubclass(part, Objective):
+            if name == "train" or issubclass(part, Way):
                 continue
             key = f"{prefix}.{name}" if prefix else name
             yield from sections(part, f"{key}[]" if part is Method else key)
@@ -108,7 +108,7 @@ def described(name: str, field: FieldInfo) -> str:
         return field.description
     if name == "name":
         return "as in the heading"
-    parts = [part for part in _models(field.annotation) if not issubclass(part, Objective)]
+    parts = [part for part in _models(field.annotation) if not issubclass(part, Way)]
     return _first_paragraph(parts[0]) if len(parts) == 1 else ""
 
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from expunge import secrets
 from expunge.benchmarks.registry import BENCHMARKS, NAMES, entry_points
 from expunge.errors import UserError, did_you_mean, first_line, wrong_value
-from expunge.objectives import FORGET, RETAIN
+from expunge.objectives import METHODS, RETAIN
 from expunge.recipe.config import SHORT, Recipe, unfold_objective
 from expunge.recipe.shipped import find
 from expunge.training.targets import FinetuneConfig
@@ -28,7 +28,7 @@ def _is_text(annotation: Any) -> bool:
     return {*(typing.get_args(annotation) or (annotation,))} <= {str, Path, type(None)}
 
 
-TAGS = {*NAMES, *FORGET, *RETAIN}
+TAGS = {*NAMES, *METHODS, *RETAIN}
 
 ALIASES = {"forget": "data.forget", "retain": "data.retain", "refusals": "data.refusals", "split": "benchmark.split"}
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
+from expunge.objectives import STEPS, RepSelect
 from expunge.report.comparison import Entry
 from expunge.report.judgement import Judgement
 
@@ -111,13 +112,23 @@ def _damaged(entry: Entry, recipe: Mapping[str, Any]) -> Advice:
         return Advice("Give rows of your own that must stay, near to what is forgotten:", {"retain": "FILE"})
     if "+" not in entry.method and entry.method in ("ga", "npo", "dpo", "simnpo", "wga", "satimp", "ceu", "undial"):
         return Advice("Use a method that trains on the rows to keep as well:", {"method": "npo+nll"})
+    if _is_step(entry, recipe):
+        return Advice("Go no further than the rest allows:", {"evaluate.utility_budget": "0.95"})
     key, rate = _rate(entry, recipe)
     return Advice("Train more gently, with half the learning rate:", {key: f"{rate / 2:.2g}"})
 
 
 def _too_little(entry: Entry, recipe: Mapping[str, Any], state: str) -> Advice:
-    (key, rate), (length, epochs) = _rate(entry, recipe), _epochs(entry, recipe)
     ended = str((entry.runs[0].get("stopped") or {}).get("why", ""))
+    if _is_step(entry, recipe) and " is under " in ended:
+        return Advice(
+            "Forgetting more cost too much of the rest. Use a method that trains on the rows to keep:",
+            {"method": "npo+nll"},
+        )
+    if _is_step(entry, recipe):
+        far = _number(_section(_method(entry, recipe), "forget").get("distance"), RepSelect().distance)
+        return Advice("Go twice as far:", {"method.forget.distance": f"{2 * far:.2g}"})
+    (key, rate), (length, epochs) = _rate(entry, recipe), _epochs(entry, recipe)
     if " is under " in ended:
         return Advice(
             "Forgetting more cost too much of the rest. Take smaller steps, and more of them:",
@@ -126,6 +137,10 @@ def _too_little(entry: Entry, recipe: Mapping[str, Any], state: str) -> Advice:
     if state == "no":
         return Advice("Train more strongly, with twice the learning rate:", {key: f"{2 * rate:.2g}"})
     return Advice("Train longer:", {length: f"{2 * epochs:g}"})
+
+
+def _is_step(entry: Entry, recipe: Mapping[str, Any]) -> bool:
+    return (_named(_method(entry, recipe)) or entry.method) in STEPS
 
 
 def _rate(entry: Entry, recipe: Mapping[str, Any]) -> tuple[str, float]:

@@ -18,7 +18,7 @@ from expunge.data.formats import keeping, normalise, read_rows
 from expunge.data.pairs import Sets
 from expunge.errors import UserError, did_you_mean
 from expunge.modeling.causal import CausalLM
-from expunge.objectives import FORGET, NLL, RETAIN, Objective, objective_class, split_method
+from expunge.objectives import FORGET, METHODS, NLL, RETAIN, Objective, objective_class, split_method
 from expunge.objectives.trial import check_loss
 from expunge.system.imports import is_ours
 from expunge.training.arguments import UnlearnConfig
@@ -217,7 +217,12 @@ def objectives_of(objective: Any, retain: Any) -> tuple[Objective | None, Object
         parts = split_method(objective)
         if "retain" in parts and retain is not None:
             raise UserError(f"objective {objective!r} names a retain objective, and retain is given too; give one.")
-        kind = objective_class(parts["forget"]["name"], FORGET, "forget objective")
+        kind = objective_class(parts["forget"]["name"], METHODS, "forget objective")
+        if not issubclass(kind, Objective):
+            raise UserError(
+                f"objective {objective!r} is a step on the weights, which a recipe makes: expunge run --method "
+                f"{objective}."
+            )
         if kind.trains != "model":
             raise UserError(
                 f"objective {objective!r} trains an assistant beside the model, which a recipe does: expunge run "
