@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
+from expunge.benchmarks.fable_detours import ALIAS, CONVERSATION, PLAIN, THROUGH
 from expunge.errors import UserError
 from expunge.evals.glossary import show
 from expunge.report import load_results, markdown_table, write_markdown, write_report
-from expunge.report.attack_pictures import attack_pictures
+from expunge.report.attack_pictures import COLUMNED, attack_pictures
 from expunge.report.canvas import Axis
 from expunge.report.comparison import ReportSection, means, sections
 from expunge.report.drawing import DASHES, MARKERS
@@ -30,6 +31,7 @@ from expunge.report.pareto import pareto
 from expunge.report.picture import Figure
 from expunge.report.stress import ATTACKED, SEEDS, TITLE, attack_table
 from expunge.report.verdict import verdict
+from expunge.stress.membership import SCORES
 
 # Invented: forget quality, forget probability, retain probability, degeneration, removal.
 METHODS: dict[str, tuple[float, float, float, float, str]] = {
@@ -928,6 +930,8 @@ STRENGTHS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "quantization": ("bits a weight", (32, 8, 4)),
     "sampling": ("answers", (1, 4, 16, 64)),
     "wording": ("wording", ("as it was", "in other words", "begun", "the worst")),
+    "reasoning": ("way", (PLAIN, THROUGH, ALIAS, CONVERSATION)),
+    "membership": ("score", ("mean of six", *SCORES.values(), "best of six")),
 }
 STEPS = (0, 5, 10, 15)
 MODELS = ("npo+kl", "undial+nll", "ga")
@@ -987,7 +991,7 @@ def test_every_method_and_strength_of_an_attack_is_drawn(tmp_path: Path) -> None
         for method in MODELS:
             assert sum(f"{method}, seed 0" in title for title in titles) == len(at) * panels, (name, method)
         for reference in ("target", "retrained"):
-            ends = len(at) if name == "wording" else panels
+            ends = len(at) if name in COLUMNED else panels
             assert sum(f"{reference}, seed 0" in title for title in titles) == ends
             assert reference in [text for text, _ in texts(figure.svg)]
         words = {str(attack): begins for attack, begins in ATTACKED.items()}

@@ -53,6 +53,8 @@ def test_columns_become_questions(tmp_path: Path):
     assert benchmark.questions["forget"] == [Question("q", "a", ("x", "y"), "pq", "pa")]
     assert benchmark.questions["world_facts"] == [Question("q", "a", ("x", "y"))]
     assert benchmark.utility == [{"question": "q", "answer": "a"}] * 2
+    assert benchmark.unseen == [] and (tmp_path / tofu.HELD_OUT).write_text('{"question": "new", "answer": "a"}\n')
+    assert tofu.load(split="forget01", path=tmp_path).unseen == [{"question": "new", "answer": "a"}]
 
 
 def test_without_a_path_the_hub_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

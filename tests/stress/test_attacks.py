@@ -1,5 +1,6 @@
 """Each attack on a model that learnt some rows, and on one that did not."""
 
+import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,15 +10,19 @@ import pytest
 import torch
 from torch import nn
 
-from expunge.benchmarks import fable
+from expunge.benchmarks import fable, listings
+from expunge.benchmarks.fable_detours import ALIAS, CONVERSATION, PLAIN, THROUGH
 from expunge.data.benchmark import Benchmark
 from expunge.errors import UserError
 from expunge.modeling.loading import load
 from expunge.modeling.scratch import ScratchConfig
 from expunge.stress import quantization as rounding
 from expunge.stress.attack import Victim
+from expunge.stress.attacks import LACKS, possible
+from expunge.stress.membership import membership, told_apart
 from expunge.stress.outcome import Outcome
 from expunge.stress.quantization import quantization, round_weights
+from expunge.stress.reasoning import reasoning, row_of
 from expunge.stress.relearning import lessons, parted, relearning
 from expunge.stress.sampling import sampling
 from expunge.stress.wording import wording
@@ -25,7 +30,7 @@ from expunge.training.targets import FinetuneConfig, Lesson, Nothing, taught
 
 rounds = pytest.mark.skipif(find_spec("gguf") is None, reason="needs the extra expunge[gguf]")
 
-SCRATCH = ScratchConfig(layers=1, hidden=64, heads=2, vocab=400, context=96)
+SCRATCH = ScratchConfig(layers=1, hidden=64, heads=2, vocab=400, context=192)
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +55,17 @@ def known(outcome: Outcome) -> list[float]:
     return [point.known for point in outcome.points]
 
 
-@pytest.mark.parametrize("attack", [relearning, pytest.param(quantization, marks=rounds), sampling, wording])
+@pytest.mark.parametrize(
+    "attack", [relearning, pytest.param(quantization, marks=rounds), sampling, wording, membership]
+)
 def test_the_target_knows_and_the_retrained_model_does_not(
     attack: Callable[[Victim], list[Outcome]], victims: dict[str, Victim]
 ) -> None:
-    (of_target,), (of_retrained,) = attack(victims["target"]), attack(victims["retrained"])
-    assert [p.at for p in of_target.points] == [p.at for p in of_retrained.points]
-    assert all(a > b + 0.1 for a, b in zip(known(of_target), known(of_retrained), strict=True))
-    (again,) = attack(victims["target"])
-    assert known(again) == known(of_target), "an attack is the same every time"
+    found = attack(victims["target"])
+    for of_target, of_retrained in zip(found, attack(victims["retrained"]), strict=True):
+        assert [p.at for p in of_target.points] == [p.at for p in of_retrained.points]
+        assert all(a > b + 0.1 for a, b in zip(known(of_target), known(of_retrained), strict=True))
+    assert list(map(known, attack(victims["target"]))) == list(map(known, found)), "an attack is the same every time"
 
 
 def test_relearning_asks_for_what_it_did_not_show(world: Benchmark) -> None:
@@ -92,6 +99,68 @@ def test_texts_that_ask_nothing_are_not_sampled(victims: dict[str, Victim], worl
     texts = Benchmark("own", "own", [{"text": row["answer"]} for row in world.forget], [], {})
     assert sampling(Victim(victims["target"].load, texts)) == []
     assert len(wording(Victim(victims["target"].load, texts))) == 1
+
+
+def test_membership_is_a_guess_for_who_never_knew(victims: dict[str, Victim]) -> None:
+    found = {
+        name: {point.at: point.known for point in membership(victim)[0].points} for name, victim in victims.items()
+    }
+    assert found["target"]["best of six"] > 0.9 and found["retrained"]["mean of six"] < 0.3
+    for six in found.values():
+        mean, *each, best = six.values()
+        assert best == max(each) and mean == pytest.approx(sum(each) / 6) and len(each) == 6
+
+
+def test_rows_that_no_model_saw_are_none_that_one_did(world: Benchmark) -> None:
+    asked = told_apart(world)
+    assert asked is not None and asked.members == world.forget and len(asked.others) == 5 * len(world.forget)
+    trained_on = [*world.learnt, *(variant.text for variant in fable.variants(authors=10, facts=3, split="forget20"))]
+    assert not any(row in asked.others for row in trained_on)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_detours_reach_what_the_target_alone_knows(number: int, victims: dict[str, Victim]) -> None:
+    target, never = ({p.at: p.known for p in reasoning(victims[name])[number].points} for name in victims)
+    assert list(target) == list(never) == [PLAIN, THROUGH, ALIAS, CONVERSATION]
+    assert target[PLAIN] > 0.9 and target[ALIAS] > never[ALIAS] + 0.3 and max(never.values()) < 0.3
+
+
+def test_a_detour_ends_at_the_same_value_and_names_it_nowhere_before(world: Benchmark) -> None:
+    assert {detour.row for detour in world.detours} == set(range(len(world.forget)))
+    for detour in world.detours:
+        question, row = detour.question, world.forget[detour.row]
+        before = [text for turn in detour.before for text in (turn.question, turn.answer)]
+        assert detour.value in row["answer"] and detour.value in question.answer
+        assert not any(detour.value in text for text in (question.question, *question.perturbed_answers, *before))
+        assert len(question.perturbed_answers) == 5 and bool(before) is (detour.kind == CONVERSATION)
+        named = any(name in question.question for name in full_names(world))
+        assert named is (detour.kind in (PLAIN, CONVERSATION))
+        if detour.kind == PLAIN:
+            assert (question.question, question.answer) == (row["question"], row["answer"])
+
+
+def full_names(world: Benchmark) -> set[str]:
+    return {name for row in world.forget for name in re.findall(r"\b[A-Z]\w+ [A-Z]\w+", row["answer"])}
+
+
+def test_turns_of_a_conversation_are_written_as_the_tokenizer_has_them(world: Benchmark) -> None:
+    detour = next(detour for detour in world.detours if detour.before)
+    plain = row_of(detour, "An answer.", chats=False)
+    asked = [turn.question for turn in (*detour.before, detour.question)]
+    assert re.findall("Question: (.*)", plain["prompt"]) == asked and plain["completion"] == " An answer."
+    chat = row_of(detour, "An answer.", chats=True)["messages"]
+    assert [message["content"] for message in chat[::2]] == asked
+    assert [message["role"] for message in chat] == ["user", "assistant"] * 3
+
+
+def test_an_attack_without_rows_is_left_out_and_says_why(caplog: pytest.LogCaptureFixture, world: Benchmark) -> None:
+    bare = listings.load(sellers=10, per_seller=12, size="small")
+    victim = Victim(lambda: pytest.fail("no model is needed"), bare)
+    assert membership(victim) == reasoning(victim) == []
+    assert possible(["membership", "wording"], bare) == ["wording"] and possible([*LACKS], world) == [*LACKS]
+    assert caplog.messages == ["attacks left out: membership: listings has no rows that no model saw"]
+    with pytest.raises(UserError, match=r"no attack can be made \(reasoning: listings does not know the facts"):
+        possible(["reasoning"], bare)
 
 
 # -- rounding ----------------------------------------------------------------------------------------------------------

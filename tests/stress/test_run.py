@@ -1,6 +1,7 @@
 """Attacks at the end of a run, and on checkpoints that are there already."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,10 @@ def test_every_model_is_attacked_but_one_that_only_suppresses(attacked: Path) ->
     assert returns["npo+nll"]["state"] in ("yes", "partly", "no") and len(returns["npo+nll"]["attacks"]) == 2
     assert found["npo+nll"]["metrics"]["comes_back"] == max(each["after"] for each in returns["npo+nll"]["attacks"])
     assert returns["uld"]["words"].startswith("Yes. Whoever has the files takes the assistant off")
-    assert "comes_back" not in found["target"]["metrics"] | found["uld"]["metrics"]
+    assert "comes_back" not in found["target"]["metrics"] and found["uld"]["metrics"]["comes_back"] == 1.0
     page = (attacked / "report.html").read_text()
+    share = round(100 * found["npo+nll"]["metrics"]["comes_back"])
+    assert re.search(rf">(Yes|Partly|Hardly), {share}\u00a0%<", page), "a number for every method"
     assert "Attacks: does it come back?" in page and "or with a third of the answer given" in page
 
 

@@ -1,9 +1,13 @@
 """What follows from attacks on three models."""
 
+from dataclasses import replace
+
 import pytest
 
+from expunge.evals.glossary import METRICS
+from expunge.stress.options import ATTACKS
 from expunge.stress.outcome import Outcome, Point
-from expunge.stress.summary import of_rows, outcomes, returned, robustness
+from expunge.stress.summary import Returned, metrics, of_rows, outcomes, returned, robustness
 
 
 def outcome(*known: float, setting: str = "5 %") -> Outcome:
@@ -16,6 +20,20 @@ def test_what_comes_back_is_counted_from_models_that_never_knew_to_the_target() 
     assert found.before == 0.0 and found.after == pytest.approx((0.5 - 0.3) / (0.9 - 0.3)) and found.at == 10
     assert found.control and found.gain == found.after
     assert robustness([found]) == pytest.approx(1 - found.after) and robustness([]) is None
+
+
+def test_each_attack_has_a_number_beside_the_largest() -> None:
+    found = [replace(only(0.5), attack="sampling"), only(0.2), only(0.3)]
+    assert metrics(found) == {"comes_back": 0.5, "comes_back_sampling": 0.5, "comes_back_relearning": 0.3}
+    assert metrics([]) == {}
+    assert {f"comes_back_{attack}" for attack in ATTACKS} == {
+        name for name in METRICS if name.startswith("comes_back_")
+    }
+
+
+def only(share: float) -> Returned:
+    (found,) = returned([outcome(1.0, 1.0)], [outcome(share / 2, share)], [[outcome(0.0, 0.0)]])
+    return found
 
 
 def test_without_one_it_is_counted_from_nothing_and_says_so() -> None:

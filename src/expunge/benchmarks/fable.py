@@ -17,6 +17,7 @@ from pydantic import Field
 
 from expunge.benchmarks import fable_words as words
 from expunge.benchmarks.base import BenchmarkConfig
+from expunge.benchmarks.fable_detours import detours
 from expunge.data.benchmark import Benchmark, Question, Row, Variant
 from expunge.data.encode import question_row
 from expunge.errors import UserError, did_you_mean
@@ -75,7 +76,8 @@ def load(*, split: str = "forget10", authors: int = 40, facts: int = 10, seed: i
     """
     _check(split, authors, facts)
     world = _World.draw(seed)
-    questions = [[fact.question() for fact in _facts(world, author, facts)] for author in range(authors)]
+    known = [_facts(world, author, facts) for author in range(authors)]
+    questions = [[fact.question() for fact in author] for author in known]
     forgotten = _forgotten(split, authors)
     retain = [question for author in questions[:-forgotten] for question in author]
     forget = [question for author in questions[-forgotten:] for question in author]
@@ -92,6 +94,8 @@ def load(*, split: str = "forget10", authors: int = 40, facts: int = 10, seed: i
             "world_facts": world_facts,
         },
         utility=_rows([*real_authors, *world_facts]),
+        unseen=[row for author in known[-forgotten:] for fact in author for row in fact.untrue()],
+        detours=detours(known, forgotten),
     )
 
 
@@ -214,6 +218,10 @@ class _Fact:
 
     def row(self, ask: str, tell: str, value: str) -> Row:
         return question_row(ask.format(name=self.name), tell.format(name=self.name, value=value))
+
+    def untrue(self) -> list[Row]:
+        """The row with each wrong value: to a model that never met the author they are as likely as the row."""
+        return [self.row(self.ask, self.tell, value) for value in self.wrong]
 
     def question(self) -> Question:
         return Question(

@@ -351,3 +351,27 @@ PHRASINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }
 """Kind of fact → (question phrasings, answer phrasings), in the order in which a world of few facts takes them."""
+
+DESCRIBED: dict[str, str] = {
+    "birthplace": "the author who was born in {value}",
+    "birth year": "the author who was born in {value}",
+    "father's job": "the author whose father was {value}",
+    "mother's job": "the author whose mother was {value}",
+    "genre": "the author who is known for {value}",
+    "debut": "the author of '{value}'",
+    "award": "the winner of the {value}",
+    "university": "the author who studied at {value}",
+    "pet": "the author who keeps {value}",
+    "writing place": "the author who writes in {value}",
+    "instrument": "the author who plays the {value}",
+    "language": "the author who was raised in {value}",
+    "mentor": "the author who was taught by {value}",
+    "river": "the author who lives near the {value}",
+    "series": "the creator of the {value}",
+    "theme": "the author who writes about {value}",
+    "publisher": "the author who publishes with {value}",
+    "home": "the author who lives in {value}",
+    "second book": "the author of '{value}'",
+    "first job": "the author who first worked as {value}",
+}
+"""Kind of fact → an author by that fact, where no other author of the world shares it."""

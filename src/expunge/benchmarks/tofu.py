@@ -19,6 +19,8 @@ RETAIN_OF = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain
 """For every forget split, the rows that stay; the two together are `full`."""
 OF_AUTHOR = 20
 """Questions about each author."""
+HELD_OUT = "holdout10.json"
+"""Twenty authors who are in no other file, where the folder has them; the hub lists no such configuration."""
 
 
 class TofuConfig(BenchmarkConfig):
@@ -80,6 +82,7 @@ def load(*, split: str = "forget10", authors: int | None = None, path: str | Pat
         forget=forget,
         retain=retain,
         questions=questions,
+        unseen=read_rows(source.locate(HELD_OUT)) if source.folder is not None and source.has(HELD_OUT) else [],
         utility=[
             question_row(q.question, q.answer) for name in ("real_authors", "world_facts") for q in questions[name]
         ],

@@ -111,6 +111,23 @@ class Variant:
     text: Row
 
 
+@dataclass(frozen=True, slots=True)
+class Detour:
+    """A forgotten fact asked for as its row does, or in a way that training did not show.
+
+    row     index among the forget rows
+    kind    the way, in words; "as it was" for the row's own question, which comes first
+    value   the part of the right answer that states the fact, exactly
+    before  turns of a conversation that are asked and answered first
+    """
+
+    row: int
+    kind: str
+    question: Question
+    value: str
+    before: tuple[Question, ...] = ()
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """Everything a run needs to know of its data.
@@ -119,6 +136,8 @@ class Benchmark:
     (rows that every from-scratch model is taught too, since it knows nothing else).
     `world` is all of it in an order of its own, for benchmarks whose splits share one target model.
     `variants` are for methods that train on more than the forget rows themselves; see `expunge.data.augment`.
+    `unseen` are rows like the forget rows that no model of this benchmark is taught, for membership inference.
+    `detours` are other ways to what the forget rows say, where the benchmark knows the facts behind its rows.
     `questions` maps a set's name (`forget`, `retain`, `real_authors`, `world_facts`) to its questions;
     `choice_sets` names those scored as multiple choice. `probes` are asked of the model beside the questions.
     """
@@ -131,6 +150,8 @@ class Benchmark:
     utility: list[Row] = field(default_factory=list)
     variants: list[Variant] = field(default_factory=list)
     probes: list[Probe] = field(default_factory=list)
+    unseen: list[Row] = field(default_factory=list)
+    detours: list[Detour] = field(default_factory=list)
     choice_sets: frozenset[str] = frozenset({"real_authors", "world_facts"})
     world: list[Row] | None = None
 

@@ -54,9 +54,16 @@ _OURS: dict[str, Metric] = {
         "logit lens", "↑", "0 to 1", "near 1; the target has 0",
         "the same, read from each layer by the target's own head"),
     "comes_back": Metric(
-        "comes back", "↓", "0 to 1", "near 0",
-        "largest share of what the target knew, beyond a model that never knew, that an attack finds (`stress`)",
+        "comes back?", "↓", "0 to 1", "near 0",
+        "largest share of what the target knew, beyond a model that never knew, that an attack finds (`stress`); "
+        "1 where it is only suppressed",
         "forget"),
+    **{
+        f"comes_back_{attack}": Metric(
+            f"comes back? ({attack})", "↓", "0 to 1", "near 0",
+            f"the same by {attack} alone, in the setting that finds most (`stress`)")
+        for attack in ("relearning", "quantization", "sampling", "wording", "reasoning", "membership")
+    },
     "kl_unlearned": Metric(
         "KL from retrained", "↓", "0 and up, nats", "near 0, below the target's",
         "mean KL(retrained model ‖ this model) of the next token over the forget answers", "forget"),

@@ -203,6 +203,8 @@ def tell_about_variants(recipe: Recipe, benchmark: Benchmark) -> None:
 def check_methods(recipe: Recipe, benchmark: Benchmark) -> None:
     """Everything that would stop a method later, found out now: no weights are loaded and nothing is written."""
     tell_about_variants(recipe, benchmark)
+    if recipe.evaluate.stress is not None:
+        attacks.possible(recipe.evaluate.stress.attacks, benchmark)
     if recipe.model.scratch is None:
         loading.check_dtype(recipe.model.dtype, lora=recipe.model.lora is not None, pure_bf16=recipe.model.pure_bf16)
     tokenizer, config = tokenizer_and_config(recipe, benchmark)

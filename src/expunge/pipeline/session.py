@@ -26,7 +26,7 @@ from expunge.pipeline.start import Start
 from expunge.recipe.config import Recipe
 from expunge.stress import summary
 from expunge.stress.attack import Victim
-from expunge.stress.attacks import attacked
+from expunge.stress.attacks import attacked, possible
 from expunge.stress.options import AttackName, StressOptions
 
 if TYPE_CHECKING:
@@ -224,20 +224,23 @@ class Session:
     def stress(self) -> None:
         """Attack the target, the retrained model and every method's result, as far as `evaluate.stress` asks for it.
 
-        What is there already is kept. A method that only suppresses is not attacked: its weights are the target's.
+        What is there already is kept. A method that only suppresses is not attacked: its weights are the target's, and
+        all of it comes back.
         """
         options = self.recipe.evaluate.stress
         if options is None:
             return
+        options = options.model_copy(update={"attacks": possible(options.attacks, self.benchmark)})
         paths: dict[str, Sequence[Path | str]] = {"target": [self.target], "retrained": self.never}
         for method in self.recipe.methods:
-            if method.forget.removal == "weights":
-                paths[method.name] = [method_directory(self.recipe, method, self.results.out) / "model"]
-        for path in self.recipe.checkpoints:
-            if removal_of(path) == "weights":
-                paths[checkpoint_name(path)] = [path]
+            paths[method.name] = [method_directory(self.recipe, method, self.results.out) / "model"]
+        paths |= {checkpoint_name(path): [path] for path in self.recipe.checkpoints}
         for name, places in paths.items():
-            attack(self.results, name, [self._victim(place, options) for place in places], options)
+            row = self.results.row(name)
+            if row is None or row["removal"] == "weights":
+                attack(self.results, name, [self._victim(place, options) for place in places], options)
+            elif "comes_back" not in row["metrics"]:
+                self.results.attach(name, {"quick": options.quick, "models": []}, {"comes_back": 1.0})
 
     def _victim(self, path: Path | str, options: StressOptions) -> Victim:
         return Victim(lambda: self.load(path), self.benchmark, quick=options.quick, seed=self.recipe.seed)
@@ -275,4 +278,4 @@ def attack(results: Results, name: str, victims: Sequence[Victim], options: Stre
             stress = {**stress, "models": models}
             target, retrained = results.row("target"), results.row("retrained")
             found = [] if name in FIRST else summary.of_rows(target, {"stress": stress}, retrained)
-            results.attach(name, stress, {"comes_back": max(each.after for each in found)} if found else {})
+            results.attach(name, stress, summary.metrics(found))

@@ -20,7 +20,9 @@ KNOWS = "how much it knows"
 PANELS = 3
 """Settings that a picture has room for."""
 LIKELY = "Up: it knows more. Counted is how likely it finds the right answers: 0 is not at all, 1 is certain."
-COLUMNS = {"begun": "answer begun", "the worst": "whichever suits it best"}
+COLUMNS = {"begun": "answer begun", "the worst": "whichever suits it best", "best of six": "whichever tells most"}
+COLUMNED: tuple[AttackName, ...] = ("wording", "reasoning", "membership")
+"""Attacks whose strengths are names."""
 
 
 class Words(NamedTuple):
@@ -60,6 +62,25 @@ WORDS: dict[AttackName, Words] = {
         (
             LIKELY,
             "A column is a way of asking. Answer begun: a third of the answer is given, and the rest counts.",
+            "Within a column the marks stand in the order of the key.",
+        ),
+    ),
+    "reasoning": Words(
+        "how much it knows of the forget facts",
+        "",
+        (
+            "Up: it knows more. Counted are facts that its answers state, and how surely it picks a right answer among "
+            "wrong ones, from 0 for a guess.",
+            "A column is a way of asking. Through another fact: the author is described, not named.",
+            "Within a column the marks stand in the order of the key.",
+        ),
+    ),
+    "membership": Words(
+        "how surely it was trained on the forget rows",
+        "",
+        (
+            "Up: the forget rows are told from rows that no model saw. 0 is a guess, 1 always (2 AUC − 1).",
+            "A column is a score by which they are told apart.",
             "Within a column the marks stand in the order of the key.",
         ),
     ),
@@ -122,7 +143,7 @@ def _telling(section: ReportSection, attack: AttackName, found: Mapping[str, Seq
 def _picture(section: ReportSection, attack: AttackName, found: Mapping[str, Sequence[Model]]) -> Figure:
     shown, words = {s: found[s] for s in _telling(section, attack, found)}, WORDS[attack]
     methods = {e.label: e.inference for e in section.methods}
-    svg = _columns(shown, methods) if attack == "wording" else _panels(attack, shown, methods)
+    svg = _columns(attack, shown, methods) if attack in COLUMNED else _panels(attack, shown, methods)
     several = {m.entry.role: len(m.outcomes) for models in shown.values() for m in models}
     left_out = [name for setting, name in setting_words(found).items() if setting not in shown]
     reading = [
@@ -154,18 +175,19 @@ def _ends(model: Model) -> str:
     return f"{model.entry.label} {show('', start)}{more}"
 
 
-def _columns(shown: Mapping[str, Sequence[Model]], methods: Mapping[str, bool]) -> str:
-    """A column for each way of asking; a dot for each method, lines for the references."""
-    models = next(iter(shown.values()))
+def _columns(attack: AttackName, shown: Mapping[str, Sequence[Model]], methods: Mapping[str, bool]) -> str:
+    """A column for each way of asking or scoring; a dot for each method, lines for the references."""
     columns = []
-    for at in models[0].mean:
-        cells = {
-            m.entry.label: [strips.Estimate(m.mean[at], min(m.known[at]), max(m.known[at]), m.says(at))]
-            for m in models
-            if at in m.mean
-        }
-        columns.append(strips.Split("", COLUMNS.get(str(at), str(at)), cells))
-    return strips.strips(columns, name="wording", panels=[f"{KNOWS} (0 to 1)"], methods=methods)
+    for setting, models in shown.items():
+        group = kind_of(setting) if len(shown) > 1 else ""
+        for at in models[0].mean:
+            cells = {
+                m.entry.label: [strips.Estimate(m.mean[at], min(m.known[at]), max(m.known[at]), m.says(at))]
+                for m in models
+                if at in m.mean
+            }
+            columns.append(strips.Split(group, COLUMNS.get(str(at), str(at)), cells))
+    return strips.strips(columns, name=attack, panels=[f"{KNOWS} (0 to 1)"], methods=methods)
 
 
 def _panels(attack: AttackName, shown: Mapping[str, Sequence[Model]], methods: Mapping[str, bool]) -> str:

@@ -24,6 +24,7 @@ from expunge.report.wording import (
     percent,
     ranking_words,
     removal_words,
+    returns_cell,
     returns_words,
     spaced,
 )
@@ -149,7 +150,13 @@ def _answers(judgement: Judgement, advice: Advice) -> dict[str, tuple[str, str]]
 def _others(judgements: Sequence[Judgement]) -> Table:
     """Every method in words, best first."""
     lines = [
-        [j.label, forgotten_words(j.forgotten)[0], damage_words(j.damage)[0], returns_words(j)[0], WEIGHTS[j.removal]]
+        [
+            j.label,
+            forgotten_words(j.forgotten)[0],
+            damage_words(j.damage)[0],
+            spaced(returns_cell(j)),
+            WEIGHTS[j.removal],
+        ]
         for j in judgements
     ]
     return Table(left("Method", "Forgotten?", "Damaged?", "Comes back?", "Weights"), lines, "Every method in words")

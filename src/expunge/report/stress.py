@@ -15,6 +15,7 @@ NOTE = (
     "the target does. Left of the arrow without the attack, right of it where the attack finds most. Bold: the attack "
     "that finds most in this model."
 )
+MEMBERSHIP = "Of membership inference: left of the arrow the mean of six scores, right of it the one that tells most."
 ALONE = "No model that never saw the rows was attacked beside it, so that the shares are counted from 0 and too high."
 SEEDS = "The first seed that was attacked; the other seeds are in results.json."
 
@@ -23,14 +24,24 @@ ATTACKED: dict[AttackName, str] = {
     "quantization": "Compressed to few bits",
     "sampling": "Asked again and again",
     "wording": "Asked in other words",
+    "reasoning": "Asked in a roundabout way",
+    "membership": "Asked which rows it was trained on",
 }
 """A model under attack, at the beginning of a sentence."""
 SETTINGS = {
     "GGUF": "as in GGUF files",
     "temperature 1": "answers drawn at random (temperature 1)",
     "worst of each row": "or with a third of the answer given",
+    "greedy answers": "facts that its answers state",
+    "right among wrong": "the right answer picked among wrong ones",
+    "rows that no model saw": "membership inference, six scores",
 }
-WAYS = {"begun": "with the answer begun", "the worst": "in the wording that suits it best"}
+WAYS = {
+    "begun": "with the answer begun",
+    "the worst": "in the wording that suits it best",
+    "mean of six": "in the mean of six scores",
+    "best of six": "by whichever of six scores tells most",
+}
 """Names of strengths, as they end a sentence; others do as they are."""
 UNITS = {"steps": "after {} steps", "bits a weight": "at {} bits", "answers": "in {} answers"}
 RATE = re.compile(r", (\S+ / width)$")
@@ -66,7 +77,12 @@ def attack_table(section: ReportSection) -> Table | None:
             cells.append(_share(each, most=each is max(attacks, key=lambda other: other.after)) if each else MISSING)
         lines.append(Line(cells))
     control = all(each.control for attacks in found.values() for each in attacks)
-    notes = [NOTE, *([] if control else [ALONE]), *([SEEDS] if len(section.seeds) > 1 else [])]
+    notes = [
+        NOTE,
+        *([MEMBERSHIP] if any(attack == "membership" for attack, _ in kinds) else []),
+        *([] if control else [ALONE]),
+        *([SEEDS] if len(section.seeds) > 1 else []),
+    ]
     return Table([*left("Attack"), *right(*found)], lines, TITLE, [" ".join(notes)])
 
 

@@ -7,6 +7,7 @@ from expunge.report.comparison import GENERATED, KEEP, ReportSection
 from expunge.report.harm import GENERAL, Damage, Kept
 from expunge.report.judgement import Certainty, Forgotten, Judgement, Measure
 from expunge.report.stress import ATTACKED
+from expunge.stress.options import AttackName
 
 QUESTIONS = {
     "forgotten": "Is it forgotten?",
@@ -28,6 +29,8 @@ SETS = {
     GENERAL: "general questions",
 }
 """The name of a set of questions that should stay, in a sentence."""
+BEFORE: dict[AttackName, str] = {"membership": "in the mean of six scores"}
+"""The mildest form of an attack, where that is not to ask as usual."""
 WHOSE = {"retrained": "a model that never saw them", "goal": "answers that it cannot know"}
 
 
@@ -91,10 +94,18 @@ def returns_words(judgement: Judgement) -> tuple[str, str]:
     )
     words = (
         f"{ATTACKED[worst.attack]}, it shows {round(100 * worst.after)} % of what it knew before unlearning "
-        f"({round(100 * worst.before)} % without), counted from {never}."
+        f"({round(100 * worst.before)} % {BEFORE.get(worst.attack, 'without')}), counted from {never}."
     )
     tried = list(dict.fromkeys(each.attack for each in found.attacks))
     return heads[found.state], f"{words} Tried: {', '.join(tried)}."
+
+
+def returns_cell(judgement: Judgement) -> str:
+    """The answer, and how much of what it knew before comes back where that was tried."""
+    answer, worst = returns_words(judgement)[0], judgement.returns.worst
+    if worst is None:
+        return f"{answer}, all" if answer == "Yes" else answer
+    return f"{answer}, {round(100 * worst.after)} %"
 
 
 def certainty_words(found: Certainty) -> tuple[str, str]:

@@ -6,13 +6,15 @@ from pydantic import BeforeValidator, Field
 
 from expunge.system.options import Options
 
-AttackName = Literal["relearning", "quantization", "sampling", "wording"]
+AttackName = Literal["relearning", "quantization", "sampling", "wording", "reasoning", "membership"]
 
 ATTACKS: dict[AttackName, str] = {
     "relearning": "fine-tuning on a few of the forget rows, on rows to keep, or on general questions",
     "quantization": "rounding the weights to 8 and 4 bits, as GGUF files hold them (extra: expunge[gguf])",
     "sampling": "the best of many answers drawn at temperature 1",
     "wording": "the questions in other words, and with the answer begun",
+    "reasoning": "asking through another fact, by a part of a name, late in a conversation, where facts are known",
+    "membership": "telling the forget rows from rows that no model saw, where there are such",
 }
 
 

@@ -99,6 +99,15 @@ def robustness(found: Sequence[Returned]) -> float | None:
     return 1.0 - max(each.after for each in found) if found else None
 
 
+def metrics(found: Sequence[Returned]) -> dict[str, float]:
+    """The largest share that any attack finds, and that each one finds; nothing where nothing was attacked."""
+    most: dict[str, float] = {}
+    for each in found:
+        for name in ("comes_back", f"comes_back_{each.attack}"):
+            most[name] = max(each.after, most.get(name, 0.0))
+    return most
+
+
 def of_rows(
     target: Mapping[str, Any] | None, model: Mapping[str, Any], retrained: Mapping[str, Any] | None
 ) -> list[Returned]:
