@@ -370,10 +370,14 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in out for name in ("demo", "run", "eval", "report", "methods", "doctor"))
 
 
-def test_the_table_fits_a_terminal_of_80(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("attacked", [False, True])
+def test_the_table_fits_a_terminal_of_80(
+    attacked: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     names = ("forget_probability", "forget_rouge_l_recall", "degeneration", "retain_probability", "model_utility")
     metrics = dict.fromkeys((*names, "aggregate"), 0.5) | {"forget_quality": 1e-20}
+    metrics |= {"comes_back": 0.25} if attacked else {}
     assert metrics.keys() <= TABLE.keys()
     rows = [
         {"method": name, "benchmark": "b", "split": "s", "seed": 0, "metrics": metrics, "seconds": seconds}
@@ -382,6 +386,7 @@ def test_the_table_fits_a_terminal_of_80(capsys: pytest.CaptureFixture[str], mon
     print_results(rows, "runs/x", as_json=False)
     out = capsys.readouterr().out
     assert "…" not in out and max(map(len, out.splitlines())) <= 80
+    assert (".250" in out, "-gate" in out) == (attacked, not attacked), "what does not fit is left out whole"
     assert [line.split()[-1] for line in out.splitlines() if line.startswith((" uld", " offset"))] == ["99.9", "12346"]
 
 

@@ -16,7 +16,7 @@ TABLE = {
     "forget_probability": "forget\nprob.\n↓",
     "forget_rouge_l_recall": "forget\nROUGE\n↓",
     "degeneration": "broken\ntext\n↓",
-    "comes_back": "comes\nback\n↓",
+    "comes_back": "comes\nback?\n↓",
     "retain_probability": "retain\nprob.\n↑",
     "model_utility": "model\nutility\n↑",
     "forget_fb": "forget\nFB\n↓",
@@ -32,9 +32,11 @@ TABLE = {
     "membership_loss_rm": "RM\nlog p\n≈",
     "aggregate": "aggre\n-gate\n↑",
 }
-"""The columns that fit a terminal of 80; the report has them all."""
+"""The columns that fit a terminal of 80; the report has them all. Where they do not fit, the last ones are left out."""
 
 
+FEWEST = 6
+"""Columns of metrics that stand in any terminal, shortened where it must be."""
 FEW = 3
 """Comparisons whose answers a terminal has room for."""
 
@@ -91,10 +93,22 @@ def _wrapped(text: str, width: int) -> str:
 
 
 def _print_rows(title: str, rows: Sequence[dict[str, Any]]) -> None:
+    shown = [key for key in TABLE if any(key in row["metrics"] for row in rows)]
+    while len(shown) > FEWEST and _width(_of_rows(title, rows, shown)) > console().width:
+        shown.pop()
+    print_table(_of_rows(title, rows, shown))
+
+
+def _width(table: "Table") -> int:
+    """Columns of the terminal that a table takes where nothing of it is shortened."""
+    terminal = console()
+    return terminal.measure(table.rich(), options=terminal.options.update_width(1000)).maximum
+
+
+def _of_rows(title: str, rows: Sequence[dict[str, Any]], shown: Sequence[str]) -> "Table":
     from expunge.evals.glossary import show
     from expunge.report.table import Table, left, right
 
-    shown = [key for key in TABLE if any(key in row["metrics"] for row in rows)]
     timed = any(row["seconds"] is not None for row in rows)
     lines = []
     for row in rows:
@@ -103,7 +117,7 @@ def _print_rows(title: str, rows: Sequence[dict[str, Any]]) -> None:
         values = [show(key, row["metrics"].get(key)) for key in shown]
         lines.append([row["method"], *values, *([time] if timed else [])])
     heads = [TABLE[key] for key in shown] + (["time\ns"] if timed else [])
-    print_table(Table([*left("method"), *right(*heads)], lines, title))
+    return Table([*left("method"), *right(*heads)], lines, title)
 
 
 def print_plan(recipe: "Recipe", *, as_json: bool) -> None:
