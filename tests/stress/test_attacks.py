@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from expunge.benchmarks import fable, listings
+from expunge.benchmarks import custom, fable, listings
 from expunge.benchmarks.fable_detours import ALIAS, CONVERSATION, PLAIN, THROUGH
 from expunge.data.benchmark import Benchmark
 from expunge.errors import UserError
@@ -116,6 +116,15 @@ def test_rows_that_no_model_saw_are_none_that_one_did(world: Benchmark) -> None:
     assert asked is not None and asked.members == world.forget and len(asked.others) == 5 * len(world.forget)
     trained_on = [*world.learnt, *(variant.text for variant in fable.variants(authors=10, facts=3, split="forget20"))]
     assert not any(row in asked.others for row in trained_on)
+
+
+def test_of_own_rows_the_held_out_ones_are_unseen() -> None:
+    forget, retain = ([{"question": f"Who is {who} {i}?", "answer": f"A {who}."} for i in range(20)] for who in "ab")
+    own = custom.of_rows(forget, retain, split="own", seed=0)
+    asked = told_apart(own)
+    assert asked is not None and asked.members == forget and len(asked.others) == 2
+    assert not any(row in asked.others for row in own.learnt) and LACKS["membership"](own) is None
+    assert LACKS["membership"](custom.of_rows(forget, retain[:5], split="own", seed=0)) is not None
 
 
 @pytest.mark.parametrize("number", [0, 1])

@@ -122,6 +122,16 @@ def test_what_does_not_fit_is_said_before_anything_is_written(
     assert not out.exists()
 
 
+def test_attacks_that_a_benchmark_has_no_rows_for_are_refused_where_nothing_else_is_asked_for(
+    attacked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["stress", str(attacked / "npo+nll" / "model"), "--benchmark", "listings", "--out", str(tmp_path / "out")]
+    assert main([*words, "--attacks", "reasoning,membership"]) == 2
+    (said,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("expunge: "))
+    assert "no attack can be made (reasoning: listings does not know the facts behind its rows; membership: " in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_two_rows_of_one_name() -> None:
     for more in ({"checkpoints": ["a/npo", "b/npo/model"]}, {"checkpoints": ["a/npo"], "method": "npo"}):
         with pytest.raises(UserError, match="checkpoints: 'npo' can't name a row of its own"):
