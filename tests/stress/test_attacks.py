@@ -16,10 +16,12 @@ from expunge.data.benchmark import Benchmark
 from expunge.errors import UserError
 from expunge.modeling.loading import load
 from expunge.modeling.scratch import ScratchConfig
+from expunge.stress import attacks
 from expunge.stress import quantization as rounding
 from expunge.stress.attack import Victim
 from expunge.stress.attacks import LACKS, possible
 from expunge.stress.membership import membership, told_apart
+from expunge.stress.options import ATTACKS
 from expunge.stress.outcome import Outcome
 from expunge.stress.quantization import quantization, round_weights
 from expunge.stress.reasoning import reasoning, row_of
@@ -162,13 +164,36 @@ def test_turns_of_a_conversation_are_written_as_the_tokenizer_has_them(world: Be
     assert [message["role"] for message in chat] == ["user", "assistant"] * 3
 
 
+def test_attacks_that_only_ask_share_a_copy_which_no_other_gets(
+    world: Benchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[Any, Any]] = []
+    monkeypatch.setattr(attacks, "KINDS", {name: lambda victim: given.append(victim.load()) or [] for name in ATTACKS})
+    made = [name for name, _ in attacks.attacked(Victim(lambda: (object(), object()), world), list(ATTACKS), "target")]
+    assert made == list(ATTACKS)
+    copies = {name: model for name, (model, _) in zip(made, given, strict=True)}
+    of_asking = {id(model) for name, model in copies.items() if name not in attacks.CHANGES}
+    assert len(of_asking) == 1 and len({*of_asking, *(id(copies[name]) for name in attacks.CHANGES)}) == 3
+
+
+def test_attacks_that_only_ask_leave_the_model_as_it_was(victims: dict[str, Victim], world: Benchmark) -> None:
+    model, tokenizer = victims["target"].load()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    training = model.training
+    for name, attack in attacks.KINDS.items():
+        if name not in attacks.CHANGES:
+            attack(Victim(lambda: (model, tokenizer), world, quick=True))
+    assert model.training is training and model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_an_attack_without_rows_is_left_out_and_says_why(caplog: pytest.LogCaptureFixture, world: Benchmark) -> None:
     bare = listings.load(sellers=10, per_seller=12, size="small")
     victim = Victim(lambda: pytest.fail("no model is needed"), bare)
     assert membership(victim) == reasoning(victim) == []
     assert possible(["membership", "wording"], bare) == ["wording"] and possible([*LACKS], world) == [*LACKS]
     assert caplog.messages == ["attacks left out: membership: listings has no rows that no model saw"]
-    with pytest.raises(UserError, match=r"no attack can be made \(reasoning: listings does not know the facts"):
+    with pytest.raises(UserError, match=r"no attack can be made \(reasoning: listings has no other ways"):
         possible(["reasoning"], bare)
 
 

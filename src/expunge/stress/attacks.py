@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache
 
 from expunge.data.benchmark import Benchmark
 from expunge.errors import UserError
@@ -28,6 +30,8 @@ KINDS: dict[AttackName, Attack] = {
     "reasoning": reasoning,
     "membership": membership,
 }
+CHANGES: tuple[AttackName, ...] = ("relearning", "quantization")
+"""Attacks that change the weights."""
 LACKS: dict[AttackName, Callable[[Benchmark], str | None]] = {
     "reasoning": _reasoning.lacks,
     "membership": _membership.lacks,
@@ -57,7 +61,12 @@ def possible(names: Sequence[AttackName], benchmark: Benchmark) -> list[AttackNa
 
 
 def attacked(victim: Victim, names: Sequence[AttackName], who: str) -> Iterator[tuple[AttackName, list[Outcome]]]:
-    """The outcomes of one attack after another on a model that goes by the name `who`."""
+    """The outcomes of one attack after another on a model that goes by the name `who`.
+
+    Attacks that ask alone, and follow each other, share one copy of the model.
+    """
+    asked: Victim | None = None
     for name in names:
         log.info("%s: %s", who, name)
-        yield name, KINDS[name](victim)
+        asked = None if name in CHANGES else asked or replace(victim, load=cache(victim.load))
+        yield name, KINDS[name](asked or victim)

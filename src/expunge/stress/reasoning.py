@@ -66,7 +66,7 @@ def ways_to_ask(benchmark: Benchmark, *, quick: bool) -> list[Detour]:
 
 def lacks(benchmark: Benchmark) -> str | None:
     """Say why a benchmark's rows can't be so attacked."""
-    return None if benchmark.detours else f"{benchmark.name} does not know the facts behind its rows"
+    return None if benchmark.detours else f"{benchmark.name} has no other ways to ask for its facts"
 
 
 def row_of(way: Detour, answer: str, *, chats: bool) -> Row:
