@@ -11,7 +11,8 @@ import yaml
 
 from expunge.cli.main import main
 from expunge.errors import UserError
-from expunge.modeling.loading import load
+from expunge.modeling.loading import load, save
+from expunge.objectives import Noise
 from expunge.pipeline.inputs import check_recipe, load_benchmark
 from expunge.pipeline.plan import plan
 from expunge.pipeline.run import run, starting_models
@@ -123,6 +124,75 @@ def test_the_plan_counts_what_moves(tmp_path: Path) -> None:
 
 ALONE = "repselect is a step on the weights and has no retain term"
 UNREAD = "repselect is a step on the weights, which does not read it; leave it out"
+
+
+# -- noise -------------------------------------------------------------------------------------------------------------
+
+PLAIN = {"forget": "npo", "retain": "nll", "train": {"num_train_epochs": 2, "learning_rate": 1e-3}}
+
+
+def test_noise_is_put_on_the_unlearned_weights(tmp_path: Path) -> None:
+    """With a learning rate of nearly nothing what is saved is the noised model."""
+    noise = Noise(alpha=0.3, beta=0.5, epochs=1, learning_rate=1e-12)
+    run(recipe_of(tmp_path / "plain", PLAIN))
+    *_, row = run(recipe_of(tmp_path / "noised", {**PLAIN, "noise": noise.model_dump()}))
+    assert row["method"] == "npo+nll-undo" and not (tmp_path / "noised" / "noise").exists()
+    plain, noised = (dict(load(tmp_path / name / "model")[0].named_parameters()) for name in ("plain", "noised"))
+    draw = torch.Generator().manual_seed(0)
+    for name, weight in plain.items():
+        torch.testing.assert_close(noised[name].data, noise.noised(weight.data, draw), rtol=1e-5, atol=1e-6)
+
+
+def test_from_the_command_line_the_unlearned_model_is_distilled_into_the_noise(tmp_path: Path) -> None:
+    file = tmp_path / "undo.yaml"
+    file.write_text(yaml.safe_dump({**WORLD, "method": PLAIN}))
+    words = ["--method.noise.alpha", "0.3", "--json"]
+    kept = []
+    for name, more in (("long", ["--method.noise.epochs", "20"]), ("short", ["--method.noise.learning_rate", "1e-12"])):
+        assert main(["run", str(file), *words, *more, "--out", str(tmp_path / name)]) == 0
+        kept.append(json.loads((tmp_path / name / "results.json").read_text())[-1]["metrics"]["retain_probability"])
+    assert kept[0] > 2 * kept[1]
+
+
+def test_a_step_may_be_followed_by_noise(tmp_path: Path) -> None:
+    method = {"forget": {"name": "repselect", "epochs": 2}, "noise": {"epochs": 1}}
+    (planned,) = plan(recipe_of(tmp_path, method))
+    assert planned["steps"] == 2 + 30 / 2  # every row of the world
+    *_, row = run(recipe_of(tmp_path / "out", method))
+    assert row["method"] == "repselect-undo"
+
+
+@pytest.mark.parametrize(
+    ("method", "keys", "says"),
+    [
+        ({**PLAIN, "noise": {}}, {"model.lora": "{}"}, "method.noise: an adapter leaves the model's own weights"),
+        ({"forget": "uld", "noise": {}}, {}, "method.noise: uld leaves the model's own weights as they are; leave it"),
+        ({**PLAIN, "noise": {"alpha": 0}}, {}, "noise.alpha must be more than 0, got 0"),
+        ({**PLAIN, "noise": {"beta": 2}}, {}, "noise.beta must be at most 1, got 2"),
+        ({**PLAIN, "noise": {"gamma": 2}}, {}, "noise.gamma"),
+    ],
+)
+def test_noise_is_refused_in_one_sentence(tmp_path: Path, method: Any, keys: dict[str, str], says: str) -> None:
+    with pytest.raises(UserError) as error:
+        check_recipe(recipe_of(tmp_path, method, *keys.items()))
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_noise_without_rows_to_keep_is_refused(
+    tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    save(tiny_model(), tiny_tokenizer, tmp_path / "model")
+    (tmp_path / "forget.jsonl").write_text('{"question": "Where was Ada born?", "answer": "In Lunport."}\n')
+    pairs = {
+        "model": str(tmp_path / "model"),
+        "forget": str(tmp_path / "forget.jsonl"),
+        "method": "{forget: npo, noise: {}}",
+    }
+    with pytest.raises(UserError, match=r"method\.noise: without rows to keep, noise destroys all that no row shows"):
+        plan(load_recipe(None, pairs.items()))
+
+
+# -- refused -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from expunge.objectives import RepSelect
+from expunge.objectives import Noise, RepSelect
 from expunge.objectives.steps import collapsed, norm
 from expunge.training.arguments import UnlearnConfig
 from expunge.training.stepping import StepTrainer, mlp_layers
@@ -109,3 +109,14 @@ def test_gradients_are_those_of_dense_logits_under_the_taught_adapter(
     assert {k: v.tolist() for k, v in model.state_dict().items()} == {
         k: v.tolist() for k, v in tiny_model().double().state_dict().items()
     }
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.3, 0.1), (1.0, 1.0), (0.5, 0.0)])
+@pytest.mark.parametrize("shape", [(6, 10), (4,)])
+def test_noise_is_the_definition(alpha: float, beta: float, shape: tuple[int, ...]) -> None:
+    weight = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = Noise(alpha=alpha, beta=beta).noised(weight, torch.Generator().manual_seed(1))
+    N = torch.zeros(shape, dtype=torch.float64)
+    if len(shape) == 2:
+        torch.nn.init.xavier_uniform_(N, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(found, (1 - alpha) * weight + alpha * beta * N, rtol=1e-10, atol=1e-10)

@@ -18,7 +18,7 @@ from expunge.objectives.distill import JSD, KL, PDU, JensUn, UnDIAL, Unilogit
 from expunge.objectives.likelihood import CEU, GA, NLL, WGA, SatImp
 from expunge.objectives.preference import DPO, NPO, AltPO, SimNPO
 from expunge.objectives.representation import RMU, Anchor
-from expunge.objectives.steps import RepSelect, Step
+from expunge.objectives.steps import Distilled, Noise, RepSelect, Step
 from expunge.system.imports import imported, is_path
 
 __all__ = [
@@ -39,10 +39,12 @@ __all__ = [
     "WGA",
     "AltPO",
     "Anchor",
+    "Distilled",
     "Divergence",
     "JensUn",
     "Kept",
     "Needs",
+    "Noise",
     "Objective",
     "Offset",
     "RepSelect",

@@ -13,7 +13,9 @@ from pydantic import Field
 from torch import Tensor
 
 from expunge.objectives.base import Needs, Way
+from expunge.objectives.distill import KL
 from expunge.objectives.likelihood import GA
+from expunge.system.options import Options
 
 
 class Source(Protocol):
@@ -100,3 +102,39 @@ def collapsed(G_OI: Tensor, components: int) -> Tensor:
 def norm(tensors: Mapping[str, Tensor]) -> float:
     """The Euclidean norm of all numbers of all tensors."""
     return sqrt(fsum(float(x.detach().double().square().sum()) for x in tensors.values()))
+
+
+class Noise(Options):
+    """Shrink the unlearned weights, add noise, and distil the unlearned model back into them (UNDO).
+
+    θ ← (1 − α) θ + α β N, with N uniform in ±√(6/(O + I)) for a matrix (Xavier's) and 0 for a vector; then KL from the
+    unlearned model to the noised one, over forget and retain rows, is minimised for `epochs`. What lies in the weights
+    without showing in these answers is not learnt again. Nor is what no row shows, so that the rows to keep must stand
+    for all that the model should know.
+    Use when what a method suppressed must not come back, and rows to keep are many.
+    Source: Lee et al. 2025, arXiv 2506.06278, eqs. 1-2.
+    """
+
+    alpha: float = Field(default=0.25, gt=0, le=1, description="share of the weights that is lost")
+    beta: float = Field(default=0.1, ge=0, le=1, description="noise in its place, as a share of fresh weights'")
+    epochs: float = Field(default=8, gt=0, description="passes over forget and retain rows, to distil into the noise")
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="peak of its schedule, a cosine; default by the model's width"
+    )
+
+    def noised(self, weight: Tensor, generator: torch.Generator) -> Tensor:
+        """(1 − α) θ + α β N. The numbers are drawn on the CPU."""
+        if weight.dim() < 2:
+            return (1 - self.alpha) * weight
+        fan_out, fan_in = weight.shape[0], weight[0].numel()
+        drawn = torch.rand(weight.shape, generator=generator, dtype=weight.dtype)
+        N = (2 * drawn - 1) * sqrt(6 / (fan_in + fan_out))
+        return (1 - self.alpha) * weight + self.alpha * self.beta * N.to(weight.device)
+
+
+class Distilled(KL):
+    """KL(p_teacher ‖ p) on any rows. Use to distil a model into another one. Source: Hinton 2015, arXiv 1503.02531."""
+
+    rate_factor: ClassVar[float] = 6.0
+
+    name: Literal["distilled"] = "distilled"  # pyright: ignore[reportIncompatibleVariableOverride]

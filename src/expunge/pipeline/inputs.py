@@ -22,13 +22,13 @@ from expunge.errors import UserError
 from expunge.evals.glossary import declare
 from expunge.modeling import loading
 from expunge.modeling.difference import checkpoint_of
-from expunge.objectives import Needs
+from expunge.objectives import Distilled, Needs
 from expunge.pipeline import own_rows
 from expunge.pipeline.methods import Material, build, outlines, teaching
 from expunge.pipeline.own_rows import OwnRows
 from expunge.pipeline.pace import with_pace
 from expunge.pipeline.recommend import recommend
-from expunge.pipeline.steps import check_step
+from expunge.pipeline.steps import check_noise, check_step
 from expunge.recipe.config import Method, Recipe, declarations
 from expunge.recipe.parsing import parse_recipe
 from expunge.stress import attacks
@@ -54,6 +54,7 @@ def check_recipe(recipe: Recipe) -> None:
         if method.forget.trains != "model" and getattr(method.forget, "teacher", None) is None:
             _check_launcher(method.forget.title)
         check_step(recipe, method)
+        check_noise(recipe, method)
         training_arguments(recipe, method, Path("unused"))
     if not recipe.methods:
         _arguments(recipe, recipe.train.model_dump(exclude_unset=True), Path("unused"))
@@ -280,6 +281,11 @@ def check_method(
     names = ("max_length", "overflow", "overlap", "assistant_turns")
     lengths = (getattr(args, name) for name in names)
     key = (retain is None, needs.refusal, method.objective.wanted, *method.augment.model_dump().values(), *lengths)
+    if method.noise is not None:
+        if not material.retain:
+            raise UserError("method.noise: without rows to keep, noise destroys all that no row shows; give --retain.")
+        rows = {**data, "forget_rows": [*material.forget, *material.retain]}
+        encode_sets(Distilled(), None, **rows, tokenizer=tokenizer, args=args)
     if key not in encoded:
         encode_sets(method.objective, retain, **data, tokenizer=tokenizer, args=args)
         encoded.add(key)

@@ -96,7 +96,7 @@ def _keeps(recipe: Recipe) -> bool:
     """Whether a method keeps rows, of which a pretrained chat model gives its own."""
     if recipe.model.name is None or recipe.finetune is not None:
         return False
-    if "methods" in recipe.model_fields_set and all(method.retain_term is None for method in recipe.methods):
+    if "methods" in recipe.model_fields_set and all(m.retain_term is None and m.noise is None for m in recipe.methods):
         return False
     return loading.load_tokenizer_and_config(recipe.model.name)[0].chat_template is not None
 

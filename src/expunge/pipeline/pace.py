@@ -33,10 +33,10 @@ def with_pace(recipe: Recipe, benchmark: Benchmark) -> Recipe:
     An assistant has its pace from its objective. A model whose configuration gives no hidden size keeps the defaults
     of the training arguments.
     """
-    width = _width(recipe)
-    if width is None:
+    size = width(recipe)
+    if size is None:
         return recipe
-    paces = [_pace(recipe, method, benchmark, width) for method in recipe.methods]
+    paces = [_pace(recipe, method, benchmark, size) for method in recipe.methods]
     if not any(paces):
         return recipe
     if len(paces) == 1:
@@ -65,7 +65,8 @@ def epochs(rows: int, batch: int) -> int:
     return min(high, max(low, math.ceil(STEPS / math.ceil(rows / batch))))
 
 
-def _width(recipe: Recipe) -> int | None:
+def width(recipe: Recipe) -> int | None:
+    """The hidden size of the model to unlearn, where its configuration gives one."""
     if recipe.model.scratch is not None:
         return recipe.model.scratch.hidden
     assert recipe.model.name is not None

@@ -89,7 +89,9 @@ def _plan(
     )
     world = args.per_device_train_batch_size * args.gradient_accumulation_steps
     each = 1 if isinstance(method.forget, Step) else math.ceil(len(sets.forget) / world)
-    steps = math.ceil(each * args.num_train_epochs)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(each * args.num_train_epochs)
+    if method.noise is not None:
+        steps += math.ceil((len(material.forget) + len(material.retain)) / world * method.noise.epochs)
     needs = needs_by_role(method.objective, retain)
     batch = memory.largest_batch(sets, needs, args)
     with torch.device("meta"):
@@ -110,6 +112,8 @@ def _plan(
     saved = loading.bytes_saved(trained) / memory.MIB if quantized else 0.0
     peak = memory.peak(trained, batch, needs, args, reference)
     peak = replace(peak, weights=peak.weights - saved)
+    if method.noise is not None:  # the unlearned model, which is distilled
+        peak = replace(peak, reference=peak.reference + peak.weights)
     return Plan(
         benchmark=benchmark.name,
         split=benchmark.split,
@@ -117,7 +121,7 @@ def _plan(
         forget_rows=len(sets.forget),
         retain_rows=len(sets.retain),
         tokens=sum(len(e) for part in (sets.forget, sets.refusal, sets.retain) for e in part),
-        steps=args.max_steps if args.max_steps > 0 else steps,
+        steps=steps,
         parameters=total,
         trainable=trainable,
         memory_mib=peak.total,

@@ -38,6 +38,7 @@ from expunge.pipeline.inputs import (
 from expunge.pipeline.lessons import lessons, taught_meanwhile
 from expunge.pipeline.methods import Material, Models, build, teaching, weights
 from expunge.pipeline.nearest import FURTHER, keep_nearest
+from expunge.pipeline.noise import distilled
 from expunge.pipeline.parallel import side_by_side
 from expunge.pipeline.rundir import (
     Result,
@@ -246,6 +247,11 @@ def unlearn(session: Session, method: Method) -> tuple[Result, Evaluation]:
             if nearest is not None:
                 log.info("%s: %s", method.name, nearest)
                 stopped = {**stopped, "share": nearest.share, "why": f"{stopped['why']}; {nearest}"}
+        seconds = training.seconds
+        if method.noise is not None:
+            load, place = weights(recipe, session.target), directory / "noise"
+            model, more = distilled(recipe, method, session.benchmark, model, training.tokenizer, load, place)
+            seconds += more
     unlearned = loading.as_saved(model, training.dtype)
     evaluation = session.measure(unlearned, training.tokenizer, distance)
     if ranks.first():
@@ -257,7 +263,7 @@ def unlearn(session: Session, method: Method) -> tuple[Result, Evaluation]:
         "method": method.name,
         "removal": method.forget.removal,
         "metrics": evaluation.metrics,
-        "seconds": history[-1].get("seconds", 0.0) + training.seconds + before,
+        "seconds": history[-1].get("seconds", 0.0) + seconds + before,
         "peak_memory_mib": peak.mib,
         "trajectory": trajectory(history),
         **({} if stopped is None else {"stopped": stopped}),

@@ -39,7 +39,7 @@ CUT = ("per_device_train_batch_size", "gradient_accumulation_steps")
 """With another number of processes a step of as many sequences is cut up in another way; the trainer counts them."""
 
 FILES = ("results.json", manifest.NAME, METRICS_FILE, "report.html", "recipe.yaml")
-FOLDERS = ("records", "pictures", "model", "teacher")
+FOLDERS = ("records", "pictures", "model", "teacher", "noise")
 """Names that a run leaves in its directory, besides one folder a method where there are several."""
 
 LONGEST = 180
@@ -207,7 +207,7 @@ def method_directory(recipe: Recipe, method: Method, out: Path) -> Path:
 def discard_training(directory: Path) -> None:
     """Remove what a method's training needed to go on, once its result is written."""
     if ranks.first():
-        for stale in (*directory.glob("checkpoint-*"), directory / "teacher"):
+        for stale in (*directory.glob("checkpoint-*"), directory / "teacher", directory / "noise"):
             remove(stale)
 
 

@@ -1,4 +1,4 @@
-"""What a step on the weights can't be joined to: refused before anything is read."""
+"""What steps on the weights and noise can't be joined to: refused before anything is read."""
 
 from expunge.errors import UserError
 from expunge.objectives import Step
@@ -10,6 +10,20 @@ READ = {
     *("data_seed", "bf16", "fp16", "use_cpu", "disable_tqdm", "report_to", "run_name", "save_strategy"),
 }
 """Training keys that a step reads."""
+
+
+def check_noise(recipe: Recipe, method: Method) -> None:
+    """Raise `UserError` for noise on weights that unlearning leaves as they are, or that are not all here."""
+    if method.noise is None:
+        return
+    if method.forget.trains not in ("model", "student"):
+        raise UserError(
+            f"method.noise: {method.forget.title} leaves the model's own weights as they are; leave it out."
+        )
+    if recipe.model.lora is not None:
+        raise UserError("method.noise: an adapter leaves the model's own weights as they are; leave model.lora out.")
+    if ranks.count() > 1:
+        raise UserError("method.noise: one process distils into noised weights; give the command without a launcher.")
 
 
 def check_step(recipe: Recipe, method: Method) -> None:

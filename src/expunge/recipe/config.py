@@ -26,7 +26,17 @@ from expunge.evals.glossary import Axes, Metric
 from expunge.evals.own import UserMetric, user_metrics
 from expunge.modeling.checkpoint import checkpoint_name
 from expunge.modeling.loading import Dtype, LoraConfig, ScratchConfig
-from expunge.objectives import METHODS, ForgetObjective, Objective, RetainObjective, Step, Way, split_method, written
+from expunge.objectives import (
+    METHODS,
+    ForgetObjective,
+    Noise,
+    Objective,
+    RetainObjective,
+    Step,
+    Way,
+    split_method,
+    written,
+)
 from expunge.stress.options import StressOptions
 from expunge.system.imports import is_ours, is_path
 from expunge.system.options import Options
@@ -286,6 +296,9 @@ class Method(Section):
     retain: Annotated[RetainObjective, BeforeValidator(unfold_objective)] | None = Field(
         default=None, description="objective on the rows to keep"
     )
+    noise: Noise | None = Field(
+        default=None, description="noise on the unlearned weights, into which the unlearned model is distilled"
+    )
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()  # pyright: ignore[reportInvalidTypeForm]
     label: str | None = Field(
@@ -297,12 +310,13 @@ class Method(Section):
 
     @property
     def name(self) -> str:
-        """The method's name in results: `unilogit+nll`, `ga`, or the label."""
+        """The method's name in results: `unilogit+nll`, `ga`, with noise `ga-undo`, or the label."""
         if self.label:
             return self.label
+        undo = "" if self.noise is None else "-undo"
         if self.retain is None or type(self.retain) is type(self.forget.own_retain):
-            return self.forget.title
-        return f"{self.forget.title}+{self.retain.title}"
+            return f"{self.forget.title}{undo}"
+        return f"{self.forget.title}+{self.retain.title}{undo}"
 
     @field_serializer("forget", "retain")
     def _written(self, value: Way | None, info: SerializationInfo) -> dict[str, Any] | None:
@@ -359,7 +373,7 @@ MOST_THREADS = max(64, 8 * (os.cpu_count() or 1))
 """More only wait for each other, and far more end the process."""
 
 RESERVED = {
-    *("target", "retrained", "records", "pictures", "model", "teacher", "rows"),
+    *("target", "retrained", "records", "pictures", "model", "teacher", "noise", "rows"),
     *("recipe.yaml", "results.json", "metrics.jsonl", "manifest.json", "report.html"),
 }
 """Names in results and in the run directory that are no method's."""

@@ -195,7 +195,7 @@ def _alone(recipe: Mapping[str, Any]) -> bool:
 def _method(entry: Entry, recipe: Mapping[str, Any]) -> Mapping[str, Any]:
     """The section of the entry's method, of one or of several."""
     sections = _sections(recipe)
-    known = (m for m in sections if entry.method in (m.get("label"), _named(m)))
+    known = (m for m in sections if entry.method in (m.get("label"), _named(m), f"{_named(m)}-undo"))
     return next(known, sections[0] if len(sections) == 1 else {})
 
 
