@@ -1,6 +1,7 @@
 """The command line: which commands and options there are, exit codes, and errors of one sentence.
 
-Exit codes: 0 done, 2 the input can be mended (one sentence says how), 1 a fault of ours (with its traceback).
+Exit codes: 0 done, 2 the input can be mended (one sentence says how), 1 a fault of ours (with its traceback), 3 what
+`--fail-if` names.
 """
 
 import argparse
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             check_once([key for key, _ in overrides])
         with _together(), writing(Path()):
-            args.run(args, overrides)
+            code = args.run(args, overrides) or 0
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:
         print(masked_text(traceback.format_exc()), end="", file=sys.stderr)
         return 1
-    return 0
+    return code
 
 
 def _is_text(word: str) -> bool:
@@ -359,6 +360,42 @@ def _parser() -> _Parser:
     sub.add_argument("--out", default="runs/find", help="folder (default %(default)s)")
     sub.add_argument("--overwrite", action="store_true", help="replace an earlier search there")
     sub.add_argument("--json", action="store_true", help="print what was found as JSON instead of a table")
+
+    sub = command(
+        "probe",
+        request_commands.probe,
+        "does a model remember these rows? each beside rows of the same form that it can't know; no training",
+    )
+    sub.add_argument("model", help="folder or hub name")
+    sub.add_argument("--forget", required=True, help="the rows: a file, a folder or a hub name")
+    sub.add_argument("--control", help="rows of the same form that the model can't know: their facts make the controls")
+    sub.add_argument(
+        "--others",
+        nargs="+",
+        metavar="DATA",
+        help="rows about others: their facts, with those of the rows, make the controls",
+    )
+    sub.add_argument("--base", help="the model before it was taught: what that finds likely counts for nothing")
+    sub.add_argument("--who", help="YAML file of persons: a verdict for each (extra: expunge[requests])")
+    sub.add_argument("--person", metavar="COLUMN", help="column of the rows that names the person: a verdict for each")
+    sub.add_argument("--controls", type=int, default=32, help="of each row, where made (default %(default)s)")
+    sub.add_argument(
+        "--samples",
+        type=int,
+        default=8,
+        help="answers drawn to a question for leak@k; 0 for none (default %(default)s)",
+    )
+    sub.add_argument("--level", type=float, default=0.01, help="of one wrong 'remembers' (default %(default)s)")
+    sub.add_argument("--seed", type=int, default=0, help="of controls, draws and samples (default %(default)s)")
+    sub.add_argument(
+        "--fail-if",
+        choices=["remembers", "not-cleared"],
+        help="exit code 3 where a verdict is that it remembers; not-cleared: or that it cannot be told",
+    )
+    sub.add_argument("--out", help="folder (default runs/probe-<name of the model>)")
+    sub.add_argument("--overwrite", action="store_true", help="replace an earlier probe there")
+    sub.add_argument("--json", action="store_true", help="print probe.json instead of the verdict")
+    redact_option(sub, "the page, without names too,")
 
     sub = command(
         "evidence",

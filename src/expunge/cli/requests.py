@@ -1,10 +1,11 @@
 """The commands for a request to be forgotten. Heavy modules are imported inside."""
 
 import argparse
+import json
 from pathlib import Path
 
 from expunge.cli.commands import refuse
-from expunge.cli.terminal import print_table
+from expunge.cli.terminal import print_answers, print_table
 from expunge.errors import UserError
 
 
@@ -24,6 +25,52 @@ def find(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
     print_table(summary(people, found), as_json=args.json)
     if not args.json:
         print(f"{len(records):,} records searched; written: {', '.join(map(str, files))}")
+
+
+def probe(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> int:
+    from expunge.data.files import local_path
+    from expunge.data.formats import read_rows
+    from expunge.modeling.checkpoint import checkpoint_name, whereabouts
+    from expunge.modeling.loading import load
+    from expunge.requests.persons import persons_in
+    from expunge.requests.probe import probe
+    from expunge.requests.probed import About, answers, check_out, table, write_probe
+
+    for name in filter(None, (args.model, args.base)):
+        whereabouts(name)
+    if args.who is not None and args.person is not None:
+        raise UserError("probe: --who and --person both say whose rows these are; give one.")
+    if args.control is not None:
+        refuse(args, "others", when="with --control")
+    out = local_path(args.out or f"runs/probe-{checkpoint_name(args.model)}", "out")
+    check_out(out, overwrite=args.overwrite)
+    rows, persons = persons_in(args.forget, who=args.who, column=args.person)
+    control = None if args.control is None else read_rows(args.control)
+    others = [row for source in args.others or () for row in read_rows(source)]
+    result = probe(
+        *load(args.model),
+        rows,
+        persons=persons,
+        control=control,
+        others=others,
+        base=None if args.base is None else load(args.base),
+        most=args.controls,
+        samples=args.samples,
+        level=args.level,
+        seed=args.seed,
+    )
+    made, based = control is None, args.base is not None
+    about = About(args.model, args.forget, made, based, args.samples, args.level, args.seed)
+    found = write_probe(out, result, rows, about, control=control, redact=args.redact)
+    if args.json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        print_answers(answers(result, about))
+        print_table(table(result))
+        print(f"numbers and page: {out}/  (open {out}/probe.html)")
+    verdicts = {each.verdict for each in (result.whole, *result.people.values())}
+    unwanted = {"remembers", "cannot tell"} if args.fail_if == "not-cleared" else {args.fail_if}
+    return 3 if verdicts & unwanted else 0
 
 
 def evidence(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from expunge.recipe.config import Recipe
     from expunge.report.comparison import ReportSection
+    from expunge.report.sheet import Answer
     from expunge.report.table import Frame, Table
 
 TABLE = {
@@ -83,6 +84,23 @@ def print_verdicts(sections: "Sequence[ReportSection]") -> None:
             if item.command:
                 terminal.print(Text(f"  {visible(item.command)}"), soft_wrap=True)
         terminal.print()
+
+
+def print_answers(items: "Sequence[Answer]") -> None:
+    """Questions with their answers and commands, as a page has them in its box."""
+    from rich.text import Text
+
+    from expunge.system.escaping import visible
+
+    terminal = console()
+    for item in items:
+        said = f"{item.answer}. {item.words}" if item.answer else item.words
+        words = Text(_wrapped(f"{item.question} {said}", terminal.width))
+        words.stylize("bold", 0, len(item.question))
+        terminal.print(words)
+        if item.command:
+            terminal.print(Text(f"  {visible(item.command)}"), soft_wrap=True)
+    terminal.print()
 
 
 def _wrapped(text: str, width: int) -> str:
