@@ -185,6 +185,7 @@ EFFECTS: dict[str, Effect] = {
     "eval_delay": Effect(2, lambda run, _: run.evaluations == [2], LOOKS),
     "eval_on_start": Effect(True, lambda run, _: run.evaluations == [0, 1, 2], LOOKS),
     "eval_every": Effect(2, lambda run, _: run.evaluations == [2], LOOKS),
+    "sam_rho": Effect(0.2, lambda run, usual: run.losses[0] != usual.losses[0]),
     "save_strategy": Effect("epoch", lambda run, _: run.checkpoints == ["checkpoint-6"]),
     "save_steps": Effect(3, lambda run, _: run.checkpoints == ["checkpoint-3", "checkpoint-6"], SAVES),
     "save_total_limit": Effect(2, lambda run, _: run.checkpoints == ["checkpoint-4", "checkpoint-6"], SAVES),

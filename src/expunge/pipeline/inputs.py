@@ -34,7 +34,7 @@ from expunge.recipe.parsing import parse_recipe
 from expunge.stress import attacks
 from expunge.system import ranks
 from expunge.training.arguments import FIELDS, UnlearnConfig
-from expunge.training.prepare import check_terms, encode_sets, tell_unread
+from expunge.training.prepare import check_sharpness, check_terms, encode_sets, tell_unread
 from expunge.training.reference import check_kind
 from expunge.training.targets import row_texts
 
@@ -275,6 +275,7 @@ def check_method(
             f"way back to go; leave keep_nearest out."
         )
     args = training_arguments(recipe, method, Path("unused"))
+    check_sharpness(method.forget, args)
     needs = method.objective.needs | (retain.needs if retain is not None else Needs())
     check_kind(args.reference, needs, has_adapter=recipe.model.lora is not None and not method.assisted)
     check_assistant(recipe, method, config)

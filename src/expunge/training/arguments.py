@@ -33,6 +33,7 @@ BOUNDS: dict[str, Bound] = {
     "gradient_accumulation_steps": (1, math.inf),
     "num_train_epochs": (1e-9, 1e6),
     "learning_rate": (1e-30, math.inf),
+    "sam_rho": (1e-30, math.inf),
     "adam_beta1": (0, 1 - 1e-12),
     "adam_beta2": (0, 1 - 1e-12),
     "adam_epsilon": (1e-300, math.inf),
@@ -185,6 +186,8 @@ class UnlearnConfig(Arguments):
         overflow: what happens to longer sequences: `error`, `truncate`, or `split` (raw text in parts).
         overlap: tokens that each part repeats of the part before, so that no passage is only the start of a part.
         assistant_turns: which of the assistant's messages of a conversation are supervised: `all`, or the `last`.
+        sam_rho: forget at θ + ρ g/‖g‖, with the gradient g of the forget loss: it is then low round the weights, and
+            a little further training undoes less of it (SAM, arXiv 2502.05374). A step costs two more passes.
         eval_every: epochs between two evaluations when `eval_strategy` is `epoch`; the last epoch is always evaluated.
 
     Raises `UserError` for a value that can't be, and for one that would do nothing.
@@ -197,6 +200,7 @@ class UnlearnConfig(Arguments):
     overlap: int = 0
     assistant_turns: AssistantTurns = "all"
     eval_every: int = 1
+    sam_rho: float | None = None
 
     learning_rate: float = 1e-5
     num_train_epochs: float = 5
@@ -317,6 +321,17 @@ def _check_combination(args: UnlearnConfig) -> None:
     contexts = torch.multiprocessing.get_all_start_methods()
     if (context := args.dataloader_multiprocessing_context) is not None and context not in contexts:
         raise UserError(f"dataloader_multiprocessing_context: {context!r} is not known. Known: {', '.join(contexts)}.")
+    if args.sam_rho is not None:
+        for name, is_set in (
+            ("gradient_accumulation_steps", args.gradient_accumulation_steps > 1),
+            ("fp16", args.fp16),
+        ):
+            if is_set:
+                raise UserError(
+                    f"{name} can't be used with sam_rho, which moves the weights within a step; leave it out."
+                )
+        if args.world_size > 1:
+            raise UserError("sam_rho moves the weights within a step, which only one process can do; leave it out.")
     _check_reporters(args)
     _check_optimizer(args)
     _check_schedule(args)

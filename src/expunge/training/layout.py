@@ -118,6 +118,15 @@ def _slices(lengths: Mapping[Role, list[int]]) -> tuple[dict[Role, slice], dict[
     )
 
 
+def part_of(batch: Mapping[str, Any], roles: Collection[Role]) -> dict[str, Any]:
+    """The batch that has the sequences of these roles alone, of those that `batch` has."""
+    whole = Layout.of(batch)
+    layout = whole.only(roles)
+    chosen = [whole.sequences[role] for role in layout.sequences]
+    parts = {name: torch.cat([x[:0], *(x[at] for at in chosen)]) for name, x in batch.items() if isinstance(x, Tensor)}
+    return {**parts, LAYOUT: layout}
+
+
 def slices_of(sizes: Iterable[int], start: int = 0) -> list[slice]:
     """Where parts of these sizes, laid end to end from `start`, begin and end."""
     slices: list[slice] = []

@@ -112,6 +112,8 @@ def peak(
             checkpoint_activations(model, args.activation_checkpointing_kwargs or {"use_reentrant": False})
             kept = one + _kept(model, batch, args, layer=layer, head=bool(passes))
         optimizer = _optimizer(model, args)
+    if args.sam_rho is not None:  # the weights as they were, while they stand elsewhere
+        weights += gradients
     common = {"weights": weights, "optimizer": optimizer, "reference": reference}
     in_head = {"gradients": early, "activations": kept, "logits": logits}
     at_end = {"gradients": gradients, "activations": one, "logits": 0}

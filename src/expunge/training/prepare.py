@@ -19,6 +19,7 @@ from expunge.data.pairs import Sets
 from expunge.errors import UserError, did_you_mean
 from expunge.modeling.causal import CausalLM
 from expunge.objectives import FORGET, METHODS, NLL, RETAIN, Objective, objective_class, split_method
+from expunge.objectives.base import Way
 from expunge.objectives.trial import check_loss
 from expunge.system.imports import is_ours
 from expunge.training.arguments import UnlearnConfig
@@ -253,6 +254,14 @@ def check_used(objective: Objective | None, retain: Objective | None, forget: An
     ):
         if term is None and len(rows):
             raise UserError(f"{data} does nothing without {name}; give {name} too, or leave {data} out.")
+
+
+def check_sharpness(forget: Way | None, args: UnlearnConfig) -> None:
+    """Raise `UserError` where `sam_rho` has no training of the model's weights on a forget loss to work on."""
+    if args.sam_rho is not None and (not isinstance(forget, Objective) or forget.trains in ("assistant", "difference")):
+        does = "trains an assistant" if isinstance(forget, Objective) else "trains nothing"
+        what = "nothing is forgotten" if forget is None else f"{forget.title} {does}"
+        raise UserError(f"sam_rho makes forgetting hold within reach of the model's weights, and {what}; leave it out.")
 
 
 def tell_unread(objective: Objective | None, rows: Sequence[Row], column: str = PREFERRED) -> None:

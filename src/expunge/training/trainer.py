@@ -30,12 +30,13 @@ from expunge.objectives.base import Share
 from expunge.training.arguments import UnlearnConfig
 from expunge.training.dual import RetainWeight
 from expunge.training.keeping import KeptTrainer
-from expunge.training.layout import LaidOut, Layout
+from expunge.training.layout import LaidOut, Layout, part_of
 from expunge.training.modes import check_modes, switch_off_dropout, train_only
 from expunge.training.prepare import (
     arguments_for,
     check_keywords,
     check_kinds,
+    check_sharpness,
     check_terms,
     check_used,
     checked,
@@ -45,6 +46,7 @@ from expunge.training.prepare import (
     tell_unread,
 )
 from expunge.training.reference import build_reference
+from expunge.training.sharpness import uphill
 from expunge.training.signals import gather_signals, needs_by_role
 
 if TYPE_CHECKING:
@@ -130,6 +132,7 @@ class UnlearnTrainer(KeptTrainer):
         tokenizer = fit_tokenizer(tokenizer, start.config)
         data["config"] = start.config
         check_terms(self.objective, self.retain, **data)
+        check_sharpness(self.objective, args)
         self.sets = encode_sets(self.objective, self.retain, **data, tokenizer=tokenizer, args=args)
         start = adapt(start, peft_config) if peft_config is not None else start
         check_adapter(start, "model.lora")
@@ -182,6 +185,26 @@ class UnlearnTrainer(KeptTrainer):
         self.surprisal_V = _unigram_surprisal(self.sets, start) if needs.surprisal else None
 
     # -- the step ------------------------------------------------------------------------------------------------
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward of a micro-batch: the loss.
+
+        With `sam_rho`, the forget loss and its gradient are those at `uphill`'s weights, the retain loss's here.
+        """
+        rho = self.settings.sam_rho
+        if rho is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        batch = self._prepare_inputs(inputs)
+        forget, retain = part_of(batch, (Role.FORGET, Role.REFUSAL)), part_of(batch, (Role.RETAIN,))
+        super().training_step(model, forget, num_items_in_batch)
+        self._terms.pop()
+        with uphill(model.parameters(), rho):
+            loss = super().training_step(model, forget, num_items_in_batch)
+        if len(retain["row"]):
+            loss = loss + super().training_step(model, retain, num_items_in_batch)
+            step, kept = self._terms.pop()
+            self._terms[-1] = (step, {**self._terms[-1][1], **kept})
+        return loss
 
     def compute_loss(
         self,
