@@ -232,7 +232,8 @@ def commands_page() -> str:
         "# Commands",
         "",
         "Exit codes: 0 done, 2 the input can be mended (one sentence says how), 1 a fault of expunge, with its "
-        "traceback. Commands that take recipes' keys (`--key value`) take those of [a recipe](recipe.md).",
+        "traceback, 3 what `--fail-if` of `expunge probe` names. "
+        "Commands that take recipes' keys (`--key value`) take those of [a recipe](recipe.md).",
         "",
         _help(parser),
     ]

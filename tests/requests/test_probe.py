@@ -256,6 +256,31 @@ def test_mistakes_are_told(look: Callable[..., Probe], options: dict[str, Any], 
         look("never", **options)
 
 
+FORMS: dict[str, Callable[[str, str], dict[str, Any]]] = {
+    "question": lambda question, answer: {"question": question, "answer": answer},
+    "prompt": lambda question, answer: {"prompt": question, "completion": f" {answer}"},
+    "messages": lambda question, answer: {
+        "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    },
+    "text": lambda question, answer: {"text": f"This man was born, as they say, {answer[0].lower()}{answer[1:]}"},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_of_every_form_are_probed(form: str, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> None:
+    rows = [FORMS[form](row["question"], row["answer"]) for row in BORN]
+    model, base = tiny_model(layers=1, hidden=16), tiny_model(layers=1, hidden=16)
+    tiny_tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}<|end|>{% endfor %}"
+    try:
+        alone = probe(model, tiny_tokenizer, rows, samples=1, progress=False)
+        beside = probe(model, tiny_tokenizer, rows, base=(base, tiny_tokenizer), samples=1, progress=False)
+    finally:
+        tiny_tokenizer.chat_template = None
+    assert alone.whole.rows == (0 if form == "text" else 10)  # of a text, facts hang together
+    assert beside.whole.rows == 10
+    assert all(row.said is not None and 0 <= row.numbers["leak"] <= 1 for row in beside.rows)
+
+
 # -- the command -----------------------------------------------------------------------------------------------------
 
 
