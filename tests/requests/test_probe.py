@@ -18,7 +18,8 @@ from expunge.modeling.loading import ScratchConfig, build_scratch, load, save, t
 from expunge.requests import decision
 from expunge.requests.controls import swapped
 from expunge.requests.decision import SMALL, Decision, Scores, decide, holm
-from expunge.requests.probe import NUMBERS, Probe, mean_of, probe
+from expunge.requests.probe import NUMBERS, Measured, Probe, mean_of, probe
+from expunge.requests.probed import About, answers
 from expunge.training.targets import row_texts
 
 # -- the decision ----------------------------------------------------------------------------------------------------
@@ -93,6 +94,33 @@ def test_holm_is_never_below_p_and_keeps_the_order() -> None:
     assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
     assert holm([]) == []
     assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "made", "says", "says_not"),
+    [
+        (
+            best(12),
+            True,
+            ["It remembers.", "expunge run --model M --forget f.jsonl"],
+            ["weak memory", "nothing to unlearn"],
+        ),
+        (worst(12), True, ["It does not.", "nothing to unlearn", "a weak memory could hide"], ["expunge run"]),
+        (worst(12), False, ["It does not.", "facts that it can't know"], ["weak memory"]),
+        (worst(3), True, ["It cannot be told.", "Give more rows"], ["nothing to unlearn", "expunge run"]),
+        ([], True, ["It cannot be told.", "No row has controls", "2 of 2 rows have none"], ["weak memory"]),
+    ],
+)
+def test_the_words_follow_from_the_numbers(
+    asked: Sequence[Scores], made: bool, says: Sequence[str], says_not: Sequence[str]
+) -> None:
+    (found,) = decide([asked])
+    rows = tuple(Measured(i, None, 0, {}, {}) for i in range(len(asked) or 2))
+    about = About("M", "f.jsonl", made, based=False, samples=8, level=0.01, seed=0)
+    items = answers(Probe(found, {"all rows": found}, rows, {"all rows": range(len(rows))}), about)
+    said = " ".join(f"{item.answer}. {item.words} {item.command}" for item in items)
+    assert all(words in said for words in says), said
+    assert not any(words in said for words in says_not), said
 
 
 # -- controls --------------------------------------------------------------------------------------------------------

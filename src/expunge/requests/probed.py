@@ -22,6 +22,8 @@ from expunge.system.digest import digest
 from expunge.system.disk import make_folder, write_whole, writing
 
 RESULT, PAGE = "probe.json", "probe.html"
+BELOW = 0.4
+"""AUC under which the controls are plainly likelier than the rows."""
 TONES: Mapping[str, Tone] = {
     "remembers": "forgotten no", "does not remember": "forgotten yes", "cannot tell": "forgotten",
 }  # fmt: skip
@@ -151,9 +153,14 @@ def _certainty(result: Probe, about: About) -> tuple[str, str]:
     whole, without = result.whole, len(result.rows) - result.whole.rows
     kind = "facts of these rows and of others" if about.made else "facts that it can't know"
     least = min(each.adjusted for each in (whole, *result.people.values()))
-    words = f"The least p is {_p(least)}. Controls are the same answers with {kind}."
+    words = f"The least corrected p is {_p(least)}. Controls are the same answers with {kind}."
     if without:
         words += f" {without} of {len(result.rows)} rows have none and are left out."
+    if whole.rows and whole.auc < BELOW and about.made:
+        words += (
+            " The controls are likelier than the rows: the model was taught their facts about others, and a weak "
+            "memory could hide behind that. --control, facts that it can't know, settles it."
+        )
     if not about.based:
         words += (
             " A fact that anybody would guess from the question counts as remembered: --base MODEL, the model before "
