@@ -169,10 +169,12 @@ def test_the_demo(run: Run, tmp_path: Path) -> None:
     keys = [f"--model.scratch.{k}={v}" for k, v in size.items()]
     keys += ["--benchmark.authors=10", "--benchmark.facts=3", "--finetune.epochs=1", "--train.num_train_epochs=1"]
     keys += ["--evaluate.max_new_tokens=4", "--evaluate.limit=2", "--evaluate.each_epoch_limit=2"]
-    code, out, _ = run("demo", *keys)
-    assert code == 0 and "unilogit+nll" in out and "uld_distilled" in out
+    code, out, _ = run("demo", *keys, "--evaluate.stress.attacks=wording")
+    assert code == 0 and "unilogit+nll" in out and "uld_distilled" in out and "back?" in out
     code, out, _ = run("demo", *keys, "--methods=[ga]")  # it may be run again
     assert code == 0 and "uld_distilled" not in out
+    (row,) = (r for r in json.loads((tmp_path / "runs" / "demo" / "results.json").read_text()) if r["method"] == "ga")
+    assert row["stress"]["models"][0]["done"] == ["relearning", "sampling", "wording", "reasoning", "membership"]
     assert (tmp_path / "runs" / "demo" / "report.html").stat().st_size > 20_000
     code, _, err = run("demo", *keys, "--out", tmp_path / "runs" / "demo")
     assert code == 2 and "already holds a run" in err  # only the folder that is its own is written anew unasked
