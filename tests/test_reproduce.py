@@ -107,6 +107,18 @@ def test_variants_go_to_who_trains_on_them(table: Path) -> None:
     assert [job.recipe.augment for job in jobs] == [None, None]
 
 
+def test_a_run_that_took_its_own_pace_is_there_already(table: Path) -> None:
+    tree = RECIPE.replace(", learning_rate: 1.0e-3", "").replace("[ga, npo+nll]", "[ga]")
+    Path("pair.yaml").write_text(tree, encoding="utf-8")
+    carry_out(runs_of("small.yaml", recipe_set="other"))
+    (job,) = runs_of("small.yaml", recipe_set="other")
+    assert missing(job) == [] and "learning_rate" not in job.recipe.train.model_fields_set
+    Path("pair.yaml").write_text(tree.replace("epochs: 1, per", "epochs: 2, per"), encoding="utf-8")
+    (job,) = runs_of("small.yaml", recipe_set="other")
+    with pytest.raises(UserError, match=r"another recipe than the one to reproduce: train\.num_train_epochs differs"):
+        missing(job)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

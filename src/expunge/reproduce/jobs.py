@@ -69,7 +69,12 @@ def load_trials(path: Path) -> list[dict[str, Any]]:
 
 
 def _check(written: Recipe, wanted: Recipe, where: Path) -> None:
-    if key := first_difference(written, wanted):
+    """Raise `UserError` where another recipe was run than the wanted one at the pace that a run of it takes."""
+    if first_difference(written, wanted) is None:
+        return
+    from expunge.pipeline.inputs import load_with_method
+
+    if key := first_difference(written, load_with_method(wanted)[0]):
         raise UserError(
             f"{where} is another recipe than the one to reproduce: {key} differs; give the same keys, or other --runs."
         )
