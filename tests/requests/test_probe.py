@@ -158,6 +158,18 @@ def test_a_fact_in_two_rows_of_a_person_is_replaced_alike_in_both() -> None:
     assert towns[0] == towns[1]
 
 
+def test_rows_that_say_the_same_of_a_person_are_one_stratum() -> None:
+    trades = ["baker", "miller", "grocer", "tailor", "fisher", "sailor"]
+    rows = [
+        {"question": f"What is Person{i}x by trade?", "answer": f"Person{i}x is a {t}."} for i, t in enumerate(trades)
+    ]
+    made = swapped([rows[0]] * 5, rows[1:], [0] * 5, own=False, texts=False, most=8, seed=0)
+    assert [stratum.rows for stratum in made] == [(0, 1, 2, 3, 4)]
+    assert len(set(map(str, made[0].controls))) == 1
+    apart = swapped([rows[0]] * 2, rows[1:], [0, 1], own=False, texts=False, most=8, seed=0)
+    assert len(apart) == 2  # of two persons
+
+
 def test_facts_come_from_what_the_model_can_t_know_alone_where_that_is_given() -> None:
     towns = ["Ulm", "Ghent", "Cork", "Lodz", "Brno"]
     unknown = [{"question": f"Where was Stranger{i}y born?", "answer": f"In {t}."} for i, t in enumerate(towns)]

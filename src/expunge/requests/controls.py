@@ -38,7 +38,8 @@ def swapped(
     Names and numbers of an answer become others of the same kind, said to like questions in `others` and, with `own`,
     in `rows` themselves. Where an answer has none of its own, it becomes the answer to the same question about somebody
     else, with the name changed. Raw texts, whose facts hang together, are left out without `texts`. `people` has a
-    number for each row: rows of one person that share a fact are one stratum, in which it is replaced alike.
+    number for each row: rows of one person that share a fact, or say the same, are one stratum, in which
+    it is replaced alike.
     """
     others = random.Random(seed).sample(list(others), min(len(others), POOL))
     asked = [parts(row) for row in rows]
@@ -58,6 +59,8 @@ def swapped(
                 links.setdefault((people[i], fact), []).append(i)
         else:
             found = like.answers(i, draw)
+            said = " ".join(sorted(set(words(answer)).difference(words(question))))
+            links.setdefault((people[i], said), []).append(i)
         if len(found) >= LEAST:
             made[i] = [reworded(row, question, text) for text in found[:most]]
     return [_stratum(block, made) for block in _blocks(made, links.values())]
@@ -85,7 +88,8 @@ def _blocks(made: dict[int, list[Row]], links: Iterable[list[int]]) -> list[list
             i = group[i]
         return i
 
-    for first, *more in links:
+    for rows in links:
+        first, *more = [i for i in rows if i in made] or [-1]
         for i in more:
             group[root(i)] = root(first)
     blocks: dict[int, list[int]] = {}
