@@ -326,7 +326,8 @@ def score_of(score: ScoreName, target_C: Tensor) -> NumberAndGradient:
 def divergence_from(
     reference_CD: Tensor, reference_head: Head, target_C: Tensor, divergence: Divergence
 ) -> NumberAndGradient:
-    """The `measure` of a chunk that `token_divergence` takes. It holds three tensors [C, V] at most.
+    """The `measure` of a chunk that `token_divergence` takes. It holds three tensors [C, V] at most, four for
+    `jensen_shannon`.
 
     With z and y the two's logits, KL(q ‖ p) = Σ q (y − z) − logsumexp(y) + logsumexp(z), and likewise for the others:
     no log-probabilities are made, only probabilities.
@@ -346,7 +347,7 @@ def divergence_from(
             return value_C1[:, 0].clamp_(min=0), gap_CV.sub_(mean_C1).mul_(p_CV)
         if divergence.kind == "jensen_shannon":
             _softmax(y_CV, out=y_CV)
-            return _jensen_shannon(p_CV, y_CV, out=z_CV)
+            return _jensen_shannon(p_CV, y_CV, workspace.at(3, len(z_CV)), out=z_CV)
         gap_CV = torch.sub(y_CV, z_CV, out=z_CV) if divergence.kind == "forward" else z_CV.neg_()
         (y_top_C1, y_total_C1), q_CV = _softmax(y_CV, out=y_CV), y_CV
         value_C1 = gap_CV.mul_(q_CV).sum(-1, keepdim=True)
@@ -358,15 +359,15 @@ def divergence_from(
     return measure
 
 
-def _jensen_shannon(p_CV: Tensor, q_CV: Tensor, *, out: Tensor) -> tuple[Tensor, Tensor]:
-    """JSD(q ‖ p) of each token [C] and its gradient by p's logits [C, V], which is written to `out`; q is overwritten.
+def _jensen_shannon(p_CV: Tensor, q_CV: Tensor, term_CV: Tensor, *, out: Tensor) -> tuple[Tensor, Tensor]:
+    """JSD(q ‖ p) of each token [C] and its gradient by p's logits [C, V], which is written to `out`.
 
     Each term of the sum over V is at least 0 by itself, so that near equal distributions nothing cancels.
     """
     eps = torch.finfo(p_CV.dtype).eps
     total_CV = torch.add(p_CV, q_CV, out=out).clamp_(min=torch.finfo(p_CV.dtype).tiny)
     theirs_CV = torch.div(q_CV, total_CV, out=out).mul_(2).clamp_(min=eps)  # q/m
-    term_CV = torch.xlogy(q_CV, theirs_CV, out=q_CV)
+    torch.log(theirs_CV, out=term_CV).mul_(q_CV)
     log_CV = theirs_CV.neg_().add_(2).clamp_(min=eps).log_()  # log p/m
     value_C = term_CV.addcmul_(p_CV, log_CV).sum(-1).div_(2)
     mean_C1 = torch.mul(p_CV, log_CV, out=term_CV).sum(-1, keepdim=True)

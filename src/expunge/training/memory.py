@@ -203,9 +203,11 @@ def _at_head(batch: BatchSize, needs: Mapping[Role, Needs], vocabulary: int, *, 
     block of the logits of all tokens; for a divergence the reference's, too."""
     counts = batch.supervised
     plain = sum(counts[role] * len(need.scores) for role, need in needs.items())
-    compared = max((counts[role] for role, need in needs.items() if need.divergence is not None), default=0)
+    held = {
+        role: 4 if d.kind == "jensen_shannon" else 3 for role, n in needs.items() if (d := n.divergence) is not None
+    }
     of_plain = plain * min(1.0, BLOCK / vocabulary) if by_blocks else (1 if once else 2) * min(CHUNK, plain)
-    return max(of_plain, 3 * min(CHUNK, compared))
+    return max(of_plain, *(times * min(CHUNK, counts[role]) for role, times in held.items()), 0.0)
 
 
 def _kept(model: CausalLM, batch: BatchSize, args: UnlearnConfig, *, layer: int | None, head: bool) -> float:
