@@ -46,6 +46,15 @@ def no_cache_of_yours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 
 @pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL server of our own."""
+    from tests.postgres import serving
+
+    with serving() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of public benchmark data, which is no part of the project: skip where it is absent."""
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"

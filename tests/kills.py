@@ -22,10 +22,12 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -66,6 +68,8 @@ class Scenario:
     warm: bool = True
     worker: bool = False
     epoch_steps: int = 0
+    letters: bool = False
+    """Whether a model, its data and a letter are there already."""
 
 
 def _scenarios(url: str) -> list[Scenario]:
@@ -87,7 +91,22 @@ def _scenarios(url: str) -> list[Scenario]:
         "--out",
         "out/variants.jsonl",
     ]
+    training = [w for key in KEYS if "train." in key or key == "evaluate" for w in (f"--{key}", KEYS[key])]
+    request = [
+        "request",
+        "run",
+        "--model",
+        "world/target",
+        "--in",
+        "world/all.jsonl",
+        "--folder",
+        "out",
+        "--key",
+        "key",
+    ]
+    request += [*training, "--method", "npo+nll", "--allow", "unlearn"]
     return [
+        Scenario("request", request, request, "out", letters=True),
         Scenario("run", run, [*run, "--resume"], "out", epoch_steps=3),
         Scenario("demo", demo, demo, "runs/demo"),
         Scenario("teacher", ["run", *uld], ["run", *uld, "--resume"], "out"),
@@ -97,6 +116,15 @@ def _scenarios(url: str) -> list[Scenario]:
         Scenario("augment", augment, augment, "out"),
         Scenario("caches", run, [*run, "--resume"], "out", warm=False, epoch_steps=3),
     ]
+
+
+def _letters() -> list[list[str]]:
+    """The commands that make a model, its data, a key and a letter."""
+    taught = [
+        w for key in ("benchmark", "model.scratch", "finetune.epochs", "threads") for w in (f"--{key}", KEYS[key])
+    ]
+    add = ["request", "add", "--forget", "world/forget.jsonl", "--reference", "first", "--folder", "out"]
+    return [["teach", *taught, "--out", "world"], ["keys", "--out", "key"], add]
 
 
 # -- an endpoint that writes variants --------------------------------------------------------------------------------
@@ -171,6 +199,13 @@ def _without(value: Any) -> Any:
 
 def _content(file: Path) -> Any:
     name = file.name
+    if name == "ledger.db":
+        with closing(sqlite3.connect(file)) as ledger:
+            requests = ledger.execute("SELECT reference, state, remedy, why, rows, data, turn FROM expunge_requests")
+            done = ledger.execute("SELECT count(*) FROM expunge_events WHERE what = 'done'")
+            return requests.fetchall(), done.fetchall()
+    if "evidence" in file.parts:
+        return None  # salted and signed
     if name == "results.json":
         return _without(json.loads(file.read_text()))
     if name == "metrics.jsonl":
@@ -189,7 +224,9 @@ def _content(file: Path) -> Any:
 
 def _files(top: Path) -> dict[str, Path]:
     """Every file but locks and what workers said, whose number a kill may change."""
-    found = (path for path in top.rglob("*") if path.is_file() and path.suffix not in (".lock", ".log"))
+    found = (
+        path for path in top.rglob("*") if path.is_file() and path.suffix not in (".lock", ".log", ".db-wal", ".db-shm")
+    )
     return {str(path.relative_to(top)): path for path in found if "workers" not in path.parts}
 
 
@@ -236,6 +273,9 @@ def _prepare(top: Path, scenario: Scenario, name: str) -> Path:
     place.mkdir()
     if scenario.warm and scenario.name != "augment":
         shutil.copytree(top / "warm" / "cache", place / "cache")
+    if scenario.letters:
+        for name in ("world", "out", "key"):
+            (shutil.copytree if (top / "warm" / name).is_dir() else shutil.copy)(top / "warm" / name, place / name)
     if scenario.name == "distill":
         shutil.copytree(top / "warm" / "uld", place / "uld")
     return place
@@ -289,6 +329,9 @@ def campaign(kills: int, only: list[str], seed: int, say: Callable[[str], None])
     words = ["run", *WORDS, "--method", "uld", "--method.forget.epochs", "1", "--out", "uld"]
     code, _ = _command(words, warm, [], 0)
     assert code == 0, (warm / "said.txt").read_text()
+    for words in _letters():
+        code, _ = _command(words, warm, [], 0)
+        assert code == 0, (warm / "said.txt").read_text()
     shutil.rmtree(warm / "cache" / "references", ignore_errors=True)
     for k, scenario in enumerate(scenarios):
         whole = _prepare(top, scenario, "whole")
@@ -323,6 +366,7 @@ def main() -> int:
     import expunge.pipeline.methods
     import expunge.pipeline.run
     import expunge.pipeline.writer
+    import expunge.requests.handling
     import expunge.sweep.trial  # noqa: F401  forked processes find all of it imported
 
     return int(

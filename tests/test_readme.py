@@ -226,6 +226,35 @@ def test_every_word_of_the_commands_of_a_how_to_page_is_known(page: str) -> None
                     assert name[2:].replace("-", "_") in KEYS, f"{line}: {name}"
 
 
+# -- The tutorial of a request ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_tutorial_of_a_request_ends_with_evidence_that_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for package in ("sqlalchemy", "rapidfuzz", "cryptography", "cyclonedx"):
+        pytest.importorskip(package, reason="needs the extra expunge[requests]")
+    page = "docs/forget-me.md"
+    monkeypatch.chdir(tmp_path)
+    _install, *commands, release = shell(page)
+    for name, text in zip(("world.yaml", "who.yaml", "next.yaml"), blocks(page, "yaml"), strict=True):
+        Path(name).write_text(text, encoding="utf-8")
+    for line in commands:
+        assert execute(page, line) == 0, line
+    assert len(Path("found/forget.jsonl").read_text().splitlines()) == 20
+    assert json.loads(Path("probe/probe.json").read_text())["verdict"] == "remembers"
+    capsys.readouterr()
+    assert main(["request", "status", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [(r["reference"], r["state"], r["remedy"], r["rows"]) for r in told] == [
+        ("2026-17", "done", "unlearn", 20),
+        ("2026-18", "done", "leave out", 0),
+    ]
+    assert execute(page, release) == 2
+    assert "what was to be forgotten: 2026-17;" in capsys.readouterr().err
+
+
 # -- The tutorial ----------------------------------------------------------------------------------------------------
 
 

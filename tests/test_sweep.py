@@ -2,14 +2,10 @@
 
 import io
 import json
-import os
-import pwd
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -201,51 +197,9 @@ def test_a_folder_belongs_to_one_sweep(
 # -- machines that share a database ----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """A PostgreSQL server of our own: its URL."""
-    psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed")
-    initdb = shutil.which("initdb")
-    if initdb is None:
-        pytest.skip("no PostgreSQL here: initdb is not on the PATH")
-    programs = Path(initdb).resolve().parent
-    folder = Path(tempfile.mkdtemp(prefix="expunge-postgres-"))
-    other: dict[str, Any] = {}
-    if os.geteuid() == 0:  # which the server refuses
-        other = {"user": "nobody", "group": pwd.getpwnam("nobody").pw_gid, "extra_groups": []}
-        shutil.chown(folder, "nobody")
-    options = ["-D", folder / "data", "-A", "trust", "-U", "postgres", "--no-sync", "-E", "UTF8"]
-    subprocess.run([programs / "initdb", *options], check=True, capture_output=True, cwd=folder, **other)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off"]
-    words = ["-D", folder / "data", "-p", str(port), *(word for setting in settings for word in ("-c", setting))]
-    with (folder.with_suffix(".log")).open("w") as said:
-        process = subprocess.Popen([programs / "postgres", *words], stdout=said, stderr=said, cwd=folder, **other)
-    url = f"postgresql://postgres:secret@127.0.0.1:{port}/postgres"
-
-    def answers() -> bool:
-        assert process.poll() is None
-        try:
-            psycopg.connect(url).close()
-        except psycopg.OperationalError:
-            return False
-        return True
-
-    try:
-        wait_until(answers, 60)
-        yield url
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait()
-        shutil.rmtree(folder)
-        folder.with_suffix(".log").unlink()
-
-
 @pytest.mark.slow
 def test_two_workers_on_a_database_make_the_same_trials(
-    run: Run, server: str, resumed: list[dict[str, Any]], one_cache: Path
+    run: Run, postgres: str, resumed: list[dict[str, Any]], one_cache: Path
 ) -> None:
     """Beside them a machine that took a trial and went away, and one that queued everything again."""
     import psycopg
@@ -254,7 +208,7 @@ def test_two_workers_on_a_database_make_the_same_trials(
     (out.with_name("elsewhere")).mkdir()
     this = definition(out.with_name("elsewhere"))
     points = this.space.points("random", TRIALS, seed=0)
-    with study.opened(study.connect(server, out)) as storage:
+    with study.opened(study.connect(postgres, out)) as storage:
         queue = study.open_study("shared", storage, OBJECTIVES)
         study.fill(queue, points)
         study.fill(study.open_study("shared", storage, OBJECTIVES), points)
@@ -265,10 +219,10 @@ def test_two_workers_on_a_database_make_the_same_trials(
             gone = queue.ask()
         gone.set_user_attr("place", "another machine:/sweep")
         queue._storage.record_heartbeat(gone._trial_id)  # pyright: ignore[reportAttributeAccessIssue]
-        with psycopg.connect(server) as connection:
+        with psycopg.connect(postgres) as connection:
             connection.execute("update trial_heartbeats set heartbeat = heartbeat - interval '1 hour'")
         words = ["--space", "space.yaml", "--trials", str(TRIALS), *WORDS, "--out", str(out), "--json"]
-        code, printed, _ = run(*words, "--storage", server, "--study", "shared", "--workers", "2")
+        code, printed, _ = run(*words, "--storage", postgres, "--study", "shared", "--workers", "2")
         rows = json.loads(printed)
         assert code == 0
         assert [(r["trial"], r["keys"], r["metrics"]) for r in rows] == [

@@ -143,6 +143,8 @@ def test_what_a_model_learnt_is_likelier_than_what_it_can_t_know(models: Path) -
     ]
     assert of_rows[0] > known and of_rows[1] == pytest.approx(unknown, rel=0.5)
     assert unknown_probability(*load(models / "taught"), ROWS[:3], seed=0) is None
+    of_others = unknown_probability(*load(models / "taught"), ROWS[:3], ROWS[3:], seed=0, progress=False)
+    assert of_others is not None and of_rows[0] > of_others
 
 
 def test_training_stops_when_the_rows_are_forgotten(models: Path, tmp_path: Path) -> None:

@@ -194,6 +194,15 @@ def _launchers(name: str, paths: dict[str, Path], *, as_json: bool) -> None:
     print_table(Table.of(rows, {"name": "name", "what it is": "what"}, title=title), as_json=as_json, frame="cells")
 
 
+def teach(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from expunge.pipeline.teach import teach
+    from expunge.recipe.parsing import load_recipe
+    from expunge.recipe.shipped import find
+
+    written = teach(load_recipe(find(args.recipe) if args.recipe else None, overrides), args.out)
+    print("\n".join(map(str, written)))
+
+
 def eval(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     from expunge.modeling.checkpoint import whereabouts
     from expunge.pipeline.run import evaluate_only

@@ -274,6 +274,15 @@ def _parser() -> _Parser:
     printed.add_argument("--schema", action="store_true", help="print the JSON schema of a recipe, for editors")
     sub.add_argument("--json", action="store_true")
 
+    sub = command(
+        "teach",
+        commands.teach,
+        "teach a model a benchmark or your own rows, and write both to a folder to try things on; keys as in run",
+        keys=True,
+    )
+    complete(sub.add_argument("recipe", nargs="?", help=a_recipe))
+    sub.add_argument("--out", type=Path, required=True, help="new folder: target, retrained, all.jsonl, forget.jsonl …")
+
     sub = command("eval", commands.eval, "measure a checkpoint as it is: --benchmark NAME, or --forget FILE", keys=True)
     sub.add_argument("model", help="folder or hub name")
     sub.add_argument("--out", help="run directory (default runs/eval-<name of the model>)")
@@ -396,6 +405,30 @@ def _parser() -> _Parser:
     sub.add_argument("--overwrite", action="store_true", help="replace an earlier probe there")
     sub.add_argument("--json", action="store_true", help="print probe.json instead of the verdict")
     redact_option(sub, "the page, without names too,")
+
+    sub = command(
+        "request",
+        request_commands.request,
+        "handle requests to be forgotten, from the letter to the evidence: add, run (keys as in expunge run), status, "
+        "check MODEL, show; the same command goes on after an interruption (extra: expunge[requests])",
+        keys=True,
+    )
+    sub.add_argument("action", choices=["add", "run", "status", "check", "show"])
+    sub.add_argument("what", nargs="?", help="run, show: the request's reference; check: folder or name of a model")
+    sub.add_argument("--who", help="add: YAML file of the person, as for expunge find")
+    sub.add_argument("--forget", help="add: file of the rows, where they are known")
+    sub.add_argument("--reference", help="add: the request's number in your files (default its number here)")
+    sub.add_argument("--received", help="add: day of the letter, such as 2026-11-28")
+    sub.add_argument("--model", help="run: the model as it is now (default what the last request left behind)")
+    sub.add_argument("--in", dest="data", nargs="+", metavar="DATA", help="run: all that the model was tuned on")
+    sub.add_argument("--allow", help="run: remedies with commas (default leave out,unlearn): leave out, drop the "
+                     "adapter, unlearn, suppress")  # fmt: skip
+    sub.add_argument("--retrain", help="run: recipe that taught the model; it is taught anew by it, without the rows")
+    sub.add_argument("--least", type=float, help="run: score from which on a found row is taken (default 0.8)")
+    sub.add_argument("--key", type=Path, help="run: private key that signs the evidence; without it there is none")
+    sub.add_argument("--folder", type=Path, help="where the ledger and the requests' files lie (default requests)")
+    sub.add_argument("--ledger", help="database that machines share: postgresql://user:password@host/database")
+    sub.add_argument("--json", action="store_true", help="status, check, show: print JSON instead of a table")
 
     sub = command(
         "evidence",

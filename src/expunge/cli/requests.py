@@ -2,11 +2,18 @@
 
 import argparse
 import json
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from expunge.cli.commands import refuse
 from expunge.cli.terminal import print_answers, print_table
-from expunge.errors import UserError
+from expunge.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from expunge.requests.ledger import Ledger, Request
 
 
 def find(args: argparse.Namespace, _overrides: list[tuple[str, str]]) -> None:
@@ -107,9 +114,112 @@ def _check_day(day: str | None) -> None:
         raise UserError(f"--received must be a day such as 2026-11-28, got {day}.") from None
 
 
-def _verify(args: argparse.Namespace) -> None:
-    from dataclasses import asdict
+def request(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from expunge.report.table import Table
 
+    own = {
+        "add": ("who", "forget", "reference", "received"),
+        "run": ("model", "data", "allow", "retrain", "least", "key"),
+        "status": ("json",),
+        "check": ("json",),
+        "show": ("json",),
+    }
+    others = {name for names in own.values() for name in names} - {*own[args.action]}
+    when = f"with request {args.action}"
+    refuse(args, *sorted(others), when=when, overrides=[] if args.action == "run" else overrides)
+    if args.action in ("check", "show") and args.what is None:
+        raise UserError(f"request {args.action}: name the {'model' if args.action == 'check' else 'request'}.")
+    if args.action in ("add", "status") and args.what is not None:
+        raise UserError(f"request {args.action} takes options alone, got {args.what}.")
+    _check_day(args.received)
+    what = str(args.what)
+    from expunge.requests.ledger import Ledger
+
+    with closing(Ledger(args.folder or Path("requests"), args.ledger)) as ledger:
+        match args.action:
+            case "add":
+                from expunge.requests.intake import add
+
+                added = add(ledger, who=args.who, forget=args.forget, reference=args.reference, received=args.received)
+                print(f"{added.reference}: {ledger.place(added)}")
+            case "run":
+                _run(args, overrides, ledger)
+            case "status":
+                _status(args, ledger)
+            case "check":
+                from expunge.requests.handling import check
+
+                found = [{"request": name, "verdict": verdict} for name, verdict in check(ledger, what).items()]
+                table = Table.of(found, {"request": "request", "verdict": "verdict"}, title=what)
+                print_table(table, as_json=args.json, frame="cells")
+            case "show":
+                _show(args, ledger)
+
+
+def _status(args: argparse.Namespace, ledger: "Ledger") -> None:
+    from expunge.report.table import Table
+    from expunge.requests.ledger import as_json
+
+    rows = [{**as_json(each), "state": _state_of(ledger, each)} for each in ledger.all()]
+    cells = {"request": "reference", "received": _word("received"), "state": "state", "rows": _word("rows"),
+             "remedy": _word("remedy"), "why": _word("why")}  # fmt: skip
+    print_table(Table.of(rows, cells, title="requests"), as_json=args.json, frame="cells")
+
+
+def _word(key: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda row: "" if row[key] is None else str(row[key])
+
+
+def _show(args: argparse.Namespace, ledger: "Ledger") -> None:
+    from expunge.report.table import Table
+    from expunge.requests.ledger import as_json
+
+    shown = ledger.get(str(args.what))
+    events = ledger.events(shown)
+    if args.json:
+        print(json.dumps(as_json(shown, events), indent=1, ensure_ascii=False))
+        return
+    title = f"{shown.reference}: {_state_of(ledger, shown)}; {ledger.place(shown)}"
+    cells = {"when": "at", "who": _word("by"), "what": "what"}
+    print_table(Table.of([asdict(event) for event in events], cells, title=title), frame="cells")
+
+
+def _state_of(ledger: "Ledger", request: "Request") -> str:
+    """The state in a word: of one that was begun, whether anybody is at work on it."""
+    return "interrupted" if request.state == "running" and not ledger.is_held(request) else request.state
+
+
+def _run(args: argparse.Namespace, overrides: list[tuple[str, str]], ledger: "Ledger") -> None:
+    from expunge.requests.find import TAKEN
+    from expunge.requests.handling import Means, handle
+    from expunge.requests.ledger import OPEN
+    from expunge.requests.remedies import REMEDIES, USUAL
+
+    allowed = [word.strip() for word in args.allow.split(",")] if args.allow else list(USUAL)
+    if wrong := next((word for word in allowed if word not in REMEDIES), None):
+        raise UserError(
+            f"--allow: {wrong} is no remedy; there are {', '.join(REMEDIES)}.{did_you_mean(wrong, REMEDIES)}"
+        )
+    queue = sorted(ledger.all(), key=lambda each: each.state == "failed")  # those that failed come last
+    waiting = [each for each in queue if each.state in OPEN and not ledger.is_held(each)]
+    if args.what is None and not waiting:
+        print("no request waits")
+        return
+    request = waiting[0] if args.what is None else ledger.get(args.what)
+    means = Means(
+        model=args.model,
+        data=args.data or (),
+        allow=[remedy for remedy in REMEDIES if remedy in allowed],
+        retrain=args.retrain,
+        least=TAKEN if args.least is None else args.least,
+        key=args.key,
+        keys=overrides,
+    )
+    done = handle(ledger, request, means)
+    print(f"{done.reference}: {done.remedy}, since {done.why}; the model now: {done.model_after}")
+
+
+def _verify(args: argparse.Namespace) -> None:
     from expunge.report.table import Table
     from expunge.requests.verification import verify
 

@@ -78,11 +78,15 @@ def unknown_probability(
     """How probable answers may be that `model` can't know: the upper end of a 95 % interval, in [0, 1].
 
     The answers are those of `rows` with names and numbers of others in place of theirs, in question and answer alike;
-    the probability is length-normalised, as in `forget_probability`. `None` where too few rows can be so changed.
+    where too few of them can be so changed, those of `others` as well. The probability is length-normalised, as in
+    `forget_probability`. `None` where too few of both can be changed.
     """
     pairs = [(row["question"], row["answer"]) for row in (*rows, *others) if "question" in row]
     first = sum("question" in row for row in rows)
     made = [pair for pair in invented(pairs[:first], pairs[first:], seed=seed) if pair is not None]
+    if len(made) < LEAST:
+        more = invented(pairs[first:], pairs[:first], seed=seed)
+        made += [pair for pair in more if pair is not None][: ROWS - len(made)]
     if len(made) < LEAST:
         return None
     scores = requests.score(model, [encode(question_row(*pair), tokenizer) for pair in made], progress=progress)

@@ -161,9 +161,7 @@ class Session:
         if not self._stops:
             return
         if self.unknown is None:
-            log.warning(
-                "no goal: too few forget rows have a name or a number of their own; training takes all its epochs"
-            )
+            log.warning("no goal: too few rows have a name or a number of their own; training takes all its epochs")
         else:
             log.info("answers that the target can't know have a probability of %.3f at most", self.unknown)
 

@@ -129,6 +129,10 @@ def _stress(value: Any) -> Any:
     )
 
 
+_StressInput = StressOptions | bool | Literal["quick"] | None
+"""What a recipe may say of attacks, for its schema."""
+
+
 class EvaluateConfig(Section):
     """The evaluation: its metrics, and when they are measured."""
 
@@ -165,7 +169,7 @@ class EvaluateConfig(Section):
         description="measure unlearning depth: patch hidden states of the result into the target, layer by layer; "
         "needs a retrained model",
     )
-    stress: Annotated[StressOptions | None, BeforeValidator(_stress)] = Field(
+    stress: Annotated[StressOptions | None, BeforeValidator(_stress, json_schema_input_type=_StressInput)] = Field(
         default=None,
         description="attack the result in the end, beside the target and the retrained model; true for all",
     )
