@@ -325,9 +325,17 @@ def test_a_run_that_was_killed_on_the_way_back_ends_the_same(
 
 @pytest.mark.slow
 def test_without_a_goal_there_is_no_way_back_and_training_stops_at_the_budget(tmp_path: Path) -> None:
-    """Too few rows have names or numbers."""
-    few = {key: value for key, value in BACK.items() if key != "benchmark"}
-    target, row = unlearn(tmp_path / "run", "ga", "0.9", **few)
+    """No row has a name or a number, those to keep included."""
+    animals = "cat dog cow hen pig fox owl bat rat bee ant elk hare mole toad crow swan wolf bear deer"
+    rows = [
+        {"question": f"what does the {it} like?", "answer": f"it likes to follow the {it}s."} for it in animals.split()
+    ]
+    for name, part in {"forget": rows[:4], "retain": rows[4:]}.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    keys = {f"data.{name}": str(tmp_path / f"{name}.jsonl") for name in ("forget", "retain")} | {"method": "ga"}
+    keys |= {"evaluate": BACK["evaluate"], "evaluate.utility_budget": "0.9", "out": str(tmp_path / "run")}
+    world = [(key, value) for key, value in WORLD if key not in ("benchmark", *keys)]
+    target, *_, row = run(load_recipe(None, [*world, *keys.items()]))
     assert (
         "goal" not in target
         and "share" not in row["stopped"]

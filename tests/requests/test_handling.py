@@ -38,7 +38,8 @@ BENCHMARK = {"name": "fable", "authors": 30, "facts": 20, "split": "forget10"}
 def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A model, the file of what it was taught (and of one person more), and the persons in it."""
     folder = tmp_path_factory.mktemp("world")
-    tree = {**FABLE, "model": SHAPE, "finetune": TAUGHT, "methods": [], "out": str(folder / "unused")}
+    # A retrained model that is named need not be taught.
+    tree = {**FABLE, "model": SHAPE, "finetune": TAUGHT, "retrained": "none", "methods": [], "out": str(folder / "out")}
     recipe, other = (parse_recipe({**tree, "benchmark": {**BENCHMARK, "seed": k}}, where="test") for k in (0, 1))
     taught = load_benchmark(recipe)
     (nobody, *_), of_nobody = _names(forget := load_benchmark(other).forget), forget[:20]

@@ -13,6 +13,7 @@ from expunge.pipeline import session
 from expunge.pipeline.inputs import load_benchmark
 from expunge.pipeline.run import run, starting_models
 from expunge.recipe.parsing import parse_recipe
+from expunge.stress.options import ATTACKS as ATTACKS_BY_NAME
 from tests.small import FABLE
 
 pytest.importorskip("gguf", reason="needs the extra expunge[gguf]")
@@ -130,6 +131,13 @@ def test_attacks_that_a_benchmark_has_no_rows_for_are_refused_where_nothing_else
     (said,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("expunge: "))
     assert "no attack can be made (reasoning: listings has no other ways to ask for its facts; membership: " in said
     assert not (tmp_path / "out").exists()
+
+
+def test_the_help_of_the_command_names_every_attack(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["stress", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"with commas: {', '.join(ATTACKS_BY_NAME)} (default all)" in said
 
 
 def test_two_rows_of_one_name() -> None:

@@ -301,7 +301,10 @@ def _parser() -> _Parser:
     sub.add_argument(
         "--retrained", help="models that never saw the forget rows, with commas; without one no attack has a control"
     )
-    sub.add_argument("--attacks", help="with commas: relearning, quantization, sampling, wording (default all)")
+    sub.add_argument(
+        "--attacks",
+        help="with commas: relearning, quantization, sampling, wording, reasoning, membership (default all)",
+    )
     sub.add_argument(
         "--quick", action="store_true", help="fewer rows, settings and samples: a rough answer in a minute"
     )

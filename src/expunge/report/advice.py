@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import yaml
 
-from expunge.objectives import STEPS, RepSelect
 from expunge.report.comparison import Entry
 from expunge.report.judgement import Judgement
 
@@ -126,6 +125,8 @@ def _too_little(entry: Entry, recipe: Mapping[str, Any], state: str) -> Advice:
             {"method": "npo+nll"},
         )
     if _is_step(entry, recipe):
+        from expunge.objectives import RepSelect  # torch comes with it, which a page needs for nothing else
+
         far = _number(_section(_method(entry, recipe), "forget").get("distance"), RepSelect().distance)
         return Advice("Go twice as far:", {"method.forget.distance": f"{2 * far:.2g}"})
     (key, rate), (length, epochs) = _rate(entry, recipe), _epochs(entry, recipe)
@@ -140,6 +141,8 @@ def _too_little(entry: Entry, recipe: Mapping[str, Any], state: str) -> Advice:
 
 
 def _is_step(entry: Entry, recipe: Mapping[str, Any]) -> bool:
+    from expunge.objectives import STEPS
+
     return (_named(_method(entry, recipe)) or entry.method) in STEPS
 
 
