@@ -169,7 +169,7 @@ def test_attacks_that_only_ask_share_a_copy_which_no_other_gets(
 ) -> None:
     given: list[tuple[Any, Any]] = []
     monkeypatch.setattr(attacks, "KINDS", {name: lambda victim: given.append(victim.load()) or [] for name in ATTACKS})
-    made = [name for name, _ in attacks.attacked(Victim(lambda: (object(), object()), world), list(ATTACKS), "target")]
+    made = [name for name, _ in attacks.attacked(Victim(lambda: (object(), object()), world), list(ATTACKS), "target")]  # pyright: ignore[reportArgumentType]
     assert made == list(ATTACKS)
     copies = {name: model for name, (model, _) in zip(made, given, strict=True)}
     of_asking = {id(model) for name, model in copies.items() if name not in attacks.CHANGES}
