@@ -1,6 +1,6 @@
 """Detours of `fable`: the forgotten facts asked for without the author's full name, or late in a conversation.
 
-It is given all facts of a world, and knows nothing of how they were drawn. Nothing here is drawn at random.
+It is given all facts of a world, however they were drawn. Nothing here is drawn at random.
 """
 
 from collections import Counter

@@ -112,7 +112,7 @@ FORGET: dict[str, type[Objective]] = {
 }
 STEPS: dict[str, type[Step]] = {cls.model_fields["name"].default: cls for cls in (RepSelect,)}
 METHODS: dict[str, type[Way]] = {**FORGET, **STEPS}
-"""What may stand before the plus of a method's name."""
+"""The names that may stand before the plus in the name of a method."""
 RETAIN: dict[str, type[Objective]] = {cls.model_fields["name"].default: cls for cls in (NLL, KL, JSD, Anchor)}
 ALIASES = {NLL.alias: "nll", "idk": "dpo"}
 

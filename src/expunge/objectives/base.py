@@ -149,7 +149,7 @@ WrongAnswers = Literal["forget", "retain", "preferred"]
 
 
 class Way(Options, ABC):
-    """What stands under `forget` in a recipe, an objective or a step on the weights: its name, and what it asks for."""
+    """The entry under `forget` in a recipe: an objective, or a step on the weights. It has a name and needs."""
 
     removal: ClassVar[Removal] = "weights"
     trains: ClassVar[Trained] = "model"

@@ -19,7 +19,7 @@ from expunge.system.options import Options
 
 
 class Source(Protocol):
-    """What a step may ask for; `training/stepping.py` gives it."""
+    """The weights and gradients that a step may ask for; `training/stepping.py` gives them."""
 
     def weights(self) -> Mapping[str, Tensor]:
         """The matrices that move, by name: those of the MLPs."""
@@ -47,7 +47,7 @@ class Step(Way):
 
     @property
     def needs(self) -> Needs:
-        """What it asks of a forward on the forget rows, as an objective's."""
+        """The signals that a forward on the forget rows must give, as an objective's."""
         return self.objective.needs
 
     @property

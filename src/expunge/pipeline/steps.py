@@ -1,4 +1,4 @@
-"""What steps on the weights and noise can't be joined to: refused before anything is read."""
+"""Settings that a step on the weights, or noise, can't be joined to: they are refused before anything is read."""
 
 from expunge.errors import UserError
 from expunge.objectives import Step

@@ -130,7 +130,7 @@ def _stress(value: Any) -> Any:
 
 
 _StressInput = StressOptions | bool | Literal["quick"] | None
-"""What a recipe may say of attacks, for its schema."""
+"""The values that a recipe may give for attacks, for the schema."""
 
 
 class EvaluateConfig(Section):

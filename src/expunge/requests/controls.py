@@ -109,10 +109,10 @@ def _form(question: str) -> frozenset[str]:
 
 
 class _Like:
-    """What is said to like questions about somebody else, among some pairs of question and answer."""
+    """Facts and answers to like questions about somebody else, from pairs of question and answer."""
 
     def __init__(self, pairs: Sequence[tuple[str, str]], first: int) -> None:
-        """Of `pairs` those from `first` on are said instead."""
+        """Only the pairs from number `first` on give facts and answers."""
         self._pairs = pairs
         self._forms = [_form(question) for question, _ in pairs]
         self._by_form: dict[frozenset[str], list[int]] = {}

@@ -40,7 +40,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the scores of some rows say.
+    """The verdict on some rows, and the numbers behind it.
 
     p         probability of a mean reciprocal rank as high or higher, if the model never saw the rows; as it is
     adjusted  the same by Holm's correction over everything that was asked

@@ -99,7 +99,7 @@ def write(
 
 
 def predicate(found: Finished, salt: Salt, request: Mapping[str, str | None]) -> dict[str, Any]:
-    """What the statement says of the model, but for the folder's own files."""
+    """The predicate of the statement, without the sums of the folder's own files."""
     row, target = found.row, found.target
     return {
         "made": time.strftime("%Y-%m-%d"),
@@ -147,7 +147,7 @@ def _metrics(found: Finished, row: ResultRow) -> dict[str, Any]:
 
 
 def not_tested(found: Finished) -> Iterator[str]:
-    """What nobody looked at, a sentence each."""
+    """A sentence for each thing that was not tested."""
     row = found.row
     made = {
         outcome["attack"] for model in row.get("stress", {}).get("models", []) for outcome in model.get("outcomes", [])

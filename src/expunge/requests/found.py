@@ -1,4 +1,4 @@
-"""What `expunge find` writes: the rows to forget, the list to look through, its page; and what a terminal shows."""
+"""The files of `expunge find`: the rows to forget, the list to look through and its page; and the terminal's table."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What is done about a request, from its rows to the evidence; killed at any moment, the same command goes on.
+"""Carries a request from its rows to the evidence; killed at any moment, the same command goes on.
 
 Every step leaves a file in the request's folder and a line in the ledger, and is not done again where both are there:
 
@@ -41,7 +41,7 @@ from expunge.training.targets import FinetuneConfig, Lesson, Nothing, Pretrained
 
 BEFORE, BELOW, EVIDENCE, LEAVE_OUT = "before.json", "below.json", "evidence", "leave-out.jsonl"
 KEPT = (WHO, FORGET, RETAIN, BEFORE)
-"""What stays of a request that is begun again."""
+"""The files that stay where a request is begun again."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ SUPPRESSED = 30
 
 @dataclass(frozen=True)
 class Means:
-    """What a request is handled with.
+    """The model, data and permissions that a request is handled with.
 
     model   the model as it is now; without it what the last request left behind
     data    everything that the model was tuned on, where the rows about the person are looked for
@@ -208,7 +208,7 @@ def _of_others(ledger: Ledger, request: Request) -> list[Row]:
 
 
 def _remembered(path: Path, model: str, rows: Sequence[Row], others: Sequence[Row], seed: int) -> Decision:
-    """What a probe says of a model, kept in a file with the model's sum."""
+    """The decision of a probe of a model, kept in a file with the model's sum."""
     name = content_of(model)
     try:
         noted = json.loads(path.read_text(encoding="utf-8"))

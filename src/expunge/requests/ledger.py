@@ -158,7 +158,7 @@ class Ledger:
         return self._read(sa.select(_REQUESTS).order_by(_REQUESTS.c.id))
 
     def events(self, request: Request) -> list[Event]:
-        """What happened to a request, oldest first."""
+        """The events of a request, oldest first."""
         query = sa.select(_EVENTS).where(_EVENTS.c.request == request.id).order_by(_EVENTS.c.id)
         with self._begin() as connection:
             return [Event(row.at, row.by, row.what) for row in connection.execute(query)]

@@ -32,7 +32,7 @@ SAMPLES = 8
 ASKED = 48
 """Rows that are asked for answers to read, spread over all persons."""
 MOST_TOKENS = 128
-"""Of an answer to read."""
+"""Most tokens of an answer to read."""
 
 NUMBERS = {
     "probability": "probability of the answer (geometric mean over its tokens)",
@@ -47,7 +47,7 @@ NUMBERS = {
 
 @dataclass(frozen=True)
 class Measured:
-    """What was found out about a row.
+    """The findings about a row.
 
     rank      its place among its controls by log-probability, 1 above all of them; `None` without controls
     controls  how many it has
@@ -234,7 +234,7 @@ def _say(
 
 
 def _question(row: Row, encoded: Encoded, tokenizer: "PreTrainedTokenizerBase") -> tuple[tuple[int, ...], str]:
-    """What the model is given of a row, and what it is to say: of a raw text the halves."""
+    """(the prompt, the answer) of a row; of a raw text, its two halves."""
     if "text" not in row:
         return encoded.input_ids[: encoded.start], parts(row)[1]
     ids = encoded.input_ids

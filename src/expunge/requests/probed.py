@@ -1,4 +1,4 @@
-"""What `expunge probe` says: the verdict in words, on a page, in a terminal and as JSON."""
+"""The verdict of `expunge probe` in words: on a page, in a terminal and as JSON."""
 
 import json
 import shlex

@@ -53,7 +53,7 @@ def rows_of(place: Path, data: Sequence[str], *, gone: Sequence[Row], least: flo
 
 
 def rest_of(data: Sequence[str], *, gone: Sequence[Row]) -> list[Row]:
-    """All rows of the data but these; a row that stands there twice stays twice."""
+    """All rows of the data but those that are gone; a row that is there twice stays twice."""
     never = set(map(digest, gone))
     rows = (_row(record) for record in search_in(data))
     return [row for row in rows if row is not None and digest(row) not in never]

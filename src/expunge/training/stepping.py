@@ -1,6 +1,6 @@
 """`StepTrainer`: makes a step on the weights where another method trains, with the same log, evaluations and callbacks.
 
-It takes a few passes over the forget rows, so it writes no checkpoints: an interrupted step is made again.
+It takes a few passes over the forget rows, so it writes no checkpoints: an interrupted step starts over.
 """
 
 from collections.abc import Mapping
