@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from expunge.recipe.config import Recipe
+    from expunge.report.box import Item
     from expunge.report.comparison import ReportSection
     from expunge.report.sheet import Answer
     from expunge.report.table import Frame, Table
@@ -66,9 +67,8 @@ def print_verdicts(sections: "Sequence[ReportSection]") -> None:
         return
     from rich.text import Text
 
-    from expunge.report.box import boxed, sentence
+    from expunge.report.box import boxed
     from expunge.report.records import reader_of
-    from expunge.system.escaping import visible
 
     reader, terminal = reader_of(sections), console()
     for section in sections:
@@ -77,25 +77,19 @@ def print_verdicts(sections: "Sequence[ReportSection]") -> None:
             continue
         name = f"{section.name}. " if len(sections) > 1 else ""
         terminal.print(Text(_wrapped(f"{name}{box.about} {box.ranking}".strip(), terminal.width)))
-        for item in box.items:
-            words = Text(_wrapped(f"{item.question} {sentence(item)}", terminal.width))
-            words.stylize("bold", 0, len(item.question))
-            terminal.print(words)
-            if item.command:
-                terminal.print(Text(f"  {visible(item.command)}"), soft_wrap=True)
-        terminal.print()
+        print_answers(box.items)
 
 
-def print_answers(items: "Sequence[Answer]") -> None:
+def print_answers(items: "Sequence[Answer | Item]") -> None:
     """Questions with their answers and commands, as a page has them in its box."""
     from rich.text import Text
 
+    from expunge.report.box import sentence
     from expunge.system.escaping import visible
 
     terminal = console()
     for item in items:
-        said = f"{item.answer}. {item.words}" if item.answer else item.words
-        words = Text(_wrapped(f"{item.question} {said}", terminal.width))
+        words = Text(_wrapped(f"{item.question} {sentence(item)}", terminal.width))
         words.stylize("bold", 0, len(item.question))
         terminal.print(words)
         if item.command:

@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,11 @@ SourceRecord = tuple[str, Any]
 """Where a record stands (`file:line` or `file: row i`) and the record as the file has it, nothing checked."""
 
 _HUB_ID = re.compile(r"(?P<name>\w[\w.-]*(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?")
+
+
+def lines_of(records: Iterable[Mapping[str, Any]], **options: Any) -> str:
+    """The content of a JSON lines file, which `read_records` reads. `options`: `json.dumps`'s."""
+    return "".join(json.dumps(record, ensure_ascii=False, **options) + "\n" for record in records)
 
 
 def read_records(source: str | Path, *, split: str | None = None) -> list[SourceRecord]:

@@ -18,7 +18,7 @@ from expunge.data.augment import Kind, parts, write
 from expunge.data.benchmark import Row, Variant
 from expunge.data.checks import canonical
 from expunge.data.encode import encode, question_row
-from expunge.data.files import read_records
+from expunge.data.files import lines_of, read_records
 from expunge.data.formats import questions_alone, read_rows, rows_of_records
 from expunge.errors import UserError
 from expunge.evals import requests
@@ -168,8 +168,7 @@ def _write(folder: Path, sides: dict[str, list[Row]], key: str) -> None:
     with writing(folder):
         make_folder(folder)
     for side, rows in sides.items():
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_whole(folder / f"{side}.jsonl", "".join(lines))
+        write_whole(folder / f"{side}.jsonl", lines_of(rows))
     write_whole(folder / "made.json", json.dumps({"key": key}))
 
 

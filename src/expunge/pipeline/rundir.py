@@ -14,6 +14,7 @@ import yaml
 
 from expunge import secrets
 from expunge.data.benchmark import Benchmark
+from expunge.data.files import lines_of
 from expunge.errors import MachineError, UserError
 from expunge.evals.glossary import as_json
 from expunge.evals.tofu import Evaluation, Record
@@ -368,9 +369,7 @@ class Results:
     def _write(self, method: str, records: Mapping[str, Sequence[Record]]) -> None:
         """Write results and records at once, and note the method's log as it is now."""
         texts = {
-            f"records/{method}.{name}.jsonl": "".join(
-                json.dumps(redacted(r) if self.recipe.redact else r, ensure_ascii=False) + "\n" for r in rows
-            )
+            f"records/{method}.{name}.jsonl": lines_of(redacted(r) if self.recipe.redact else r for r in rows)
             for name, rows in records.items()
         }
         texts["results.json"] = json.dumps(self.rows, indent=1, ensure_ascii=False)

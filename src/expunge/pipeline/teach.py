@@ -1,11 +1,9 @@
 """A model that knows a benchmark or one's own rows, to try things on: taught as a run teaches its target, and kept."""
 
-import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
-from expunge.data.benchmark import Row
+from expunge.data.files import lines_of
 from expunge.errors import UserError
 from expunge.pipeline.inputs import check_data, check_recipe, load_benchmark
 from expunge.pipeline.run import starting_models
@@ -40,10 +38,6 @@ def teach(recipe: Recipe, out: Path) -> list[Path]:
         for k, model in enumerate(retrained, start=1):
             shutil.copytree(model, staged / ("retrained" if k == 1 else f"retrained-{k}"))
         for name, rows in zip(FILES, (benchmark.taught, benchmark.forget, benchmark.retain), strict=True):
-            write_whole(staged / name, _lines(rows))
+            write_whole(staged / name, lines_of(rows))
         staged.rename(out)
     return sorted(out.iterdir())
-
-
-def _lines(rows: Sequence[Row]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

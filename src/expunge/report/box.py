@@ -14,6 +14,7 @@ from expunge.report.harm import Worse
 from expunge.report.judgement import Judgement, judge
 from expunge.report.records import Reader, of_entry, score
 from expunge.report.redaction import MARK
+from expunge.report.sheet import Answer
 from expunge.report.table import Cell, Part, Table, left
 from expunge.report.wording import (
     QUESTIONS,
@@ -79,7 +80,7 @@ class Box:
         return [*lines, "", *([self.others.markdown()] if self.others else [])]
 
 
-def sentence(item: Item) -> str:
+def sentence(item: Item | Answer) -> str:
     """The answer and why, without the command."""
     return f"{item.answer}. {item.words}" if item.answer else item.words
 

@@ -4,9 +4,7 @@ import re
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 from expunge.evals.glossary import SIDE_TABLES, metric_named, number, show
 from expunge.report import drawing, origin
@@ -21,6 +19,7 @@ from expunge.report.records import reader_of
 from expunge.report.redaction import NOTE
 from expunge.report.stress import TITLE, attack_table
 from expunge.report.table import Cell, Column, Line, Part, Table, Tag, left, metrics, right
+from expunge.report.templates import template
 from expunge.report.verdict import verdict
 from expunge.report.wording import ranking_words, spaced
 from expunge.secrets import masked_yaml
@@ -82,7 +81,7 @@ def write_report(
             }
         )
     mixed = {(e.label, e.directory): e for s in each for e in s.entries if len(splits[e.directory]) > 1}
-    page = _template().render(
+    page = template(Path(__file__).with_name("page.html.j2")).render(
         title=" and ".join(dict.fromkeys(s.name for s in each)) if len(each) < 3 else each[0].name.split(" · ")[0],
         parts=parts,
         first=[(figure, _inline(figure, "first")) for figure in first],
@@ -106,20 +105,6 @@ def write_report(
         write_whole(out.parent / "pictures" / name, svg)
     write_whole(out, page)
     return out
-
-
-@cache
-def _template() -> Any:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("page.html.j2")
 
 
 def _table(section: ReportSection) -> Table:

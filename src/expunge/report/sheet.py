@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from expunge.report.table import Table
+from expunge.report.templates import template
 from expunge.system.disk import make_folder, write_whole, writing
 
 Tone = Literal["", "forgotten", "forgotten yes", "forgotten no"]
@@ -51,19 +51,5 @@ def write_sheet(sheet: Sheet, out: Path) -> Path:
     """Write the page for its owner alone; it needs nothing but itself. Returns `out`."""
     with writing(out.parent):
         make_folder(out.parent)
-    write_whole(out, _template().render(sheet=sheet))
+    write_whole(out, template(Path(__file__).with_name("sheet.html.j2")).render(sheet=sheet))
     return out
-
-
-@cache
-def _template() -> Any:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("sheet.html.j2")

@@ -19,7 +19,8 @@ from statistics import fmean
 from typing import Any
 
 from expunge import __version__
-from expunge.data.benchmark import Row
+from expunge.data.encode import question_row
+from expunge.data.files import lines_of
 from expunge.errors import UserError
 from expunge.modeling.checkpoint import content_of, folder_of
 from expunge.pipeline import rundir
@@ -198,14 +199,11 @@ def _rows(found: Finished, salt: Salt) -> str:
             continue
         for index, record in records.read(found.run / "records" / f"{row['method']}.forget.jsonl").items():
             if index < len(asked):
-                each = salt.of(_row(asked[index]))
+                question = asked[index]
+                each = salt.of(question.row or question_row(question.question, question.answer))
                 if each in numbers:
                     numbers[each][when] = {name: record[name] for name in NUMBERS if name in record}
-    return "".join(json.dumps({"row": each, **values}) + "\n" for each, values in numbers.items())
-
-
-def _row(question: Any) -> Row:
-    return question.row or {"question": question.question, "answer": question.answer}
+    return lines_of({"row": each, **values} for each, values in numbers.items())
 
 
 def _bill_of_materials() -> str:

@@ -1,12 +1,11 @@
 """The files of `expunge find`: the rows to forget, the list to look through and its page; and the terminal's table."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from expunge.data.files import SourceRecord
+from expunge.data.files import SourceRecord, lines_of
 from expunge.data.formats import columns_of, normalise
 from expunge.errors import UserError
 from expunge.report.sheet import Answer, Part, Sheet, write_sheet
@@ -43,10 +42,8 @@ def write_found(
     files = _by_form(records, rows_taken(found))
     for name, rows in files.items():
         placed |= {row: (name, i) for i, row in enumerate(rows)}
-        lines = (json.dumps(records[row][1], ensure_ascii=False, default=str) + "\n" for row in rows)
-        write_whole(out / name, "".join(lines))
-    lines = (json.dumps(_entry(each, placed.get(each.row)), ensure_ascii=False) + "\n" for each in found)
-    write_whole(out / LIST, "".join(lines))
+        write_whole(out / name, lines_of((records[row][1] for row in rows), default=str))
+    write_whole(out / LIST, lines_of(_entry(each, placed.get(each.row)) for each in found))
     page = write_sheet(_sheet(people, records, found, files, least=least), out / PAGE)
     return [*(out / name for name in files), out / LIST, page]
 

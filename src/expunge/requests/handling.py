@@ -22,6 +22,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from expunge.data.benchmark import Row
+from expunge.data.files import lines_of
 from expunge.errors import MachineError, UserError
 from expunge.modeling.checkpoint import base_of, content_of, is_adapter
 from expunge.pipeline import measure
@@ -34,7 +35,7 @@ from expunge.requests.find import TAKEN
 from expunge.requests.ledger import Ledger, Request
 from expunge.requests.probe import probe
 from expunge.requests.remedies import USUAL, Remedy, choose
-from expunge.requests.rows import FORGET, RETAIN, WHO, lines_of, others_at, rest_of, rows_at, rows_of
+from expunge.requests.rows import FORGET, RETAIN, WHO, others_at, rest_of, rows_at, rows_of
 from expunge.system.digest import digest
 from expunge.system.disk import make_folder, partial_of, private, remove, write_whole
 from expunge.training.targets import FinetuneConfig, Lesson, Nothing, Pretrained, taught
@@ -197,7 +198,7 @@ def write_leave_out(ledger: Ledger) -> Path:
         row for r in ledger.all() if r.state in ("done", "back") and r.rows for row in rows_at(ledger.place(r) / FORGET)
     ]
     path = ledger.folder / LEAVE_OUT
-    write_whole(path, lines_of(rows))
+    write_whole(path, lines_of(rows, default=str))
     return path
 
 

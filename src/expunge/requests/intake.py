@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from expunge.data.files import read_records
+from expunge.data.files import lines_of, read_records
 from expunge.data.formats import rows_of_records
 from expunge.errors import UserError
 from expunge.requests.ledger import Ledger, Request
 from expunge.requests.people import read_people
-from expunge.requests.rows import FORGET, WHO, lines_of
+from expunge.requests.rows import FORGET, WHO
 from expunge.system.disk import make_folder, write_whole
 
 
@@ -22,7 +22,7 @@ def add(ledger: Ledger, *, who: str | None, forget: str | None, reference: str |
         read_people(who)
         name, text = WHO, Path(who).read_text(encoding="utf-8")
     else:
-        name, text = FORGET, lines_of(rows_of_records(read_records(str(forget))))
+        name, text = FORGET, lines_of(rows_of_records(read_records(str(forget))), default=str)
     request = ledger.add(reference, received)
     make_folder(ledger.place(request))
     write_whole(ledger.place(request) / name, text)

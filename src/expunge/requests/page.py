@@ -1,10 +1,8 @@
 """The page of the evidence: for people, with the answers first and the sums last."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from expunge.report.comparison import compare
 from expunge.report.records import of_entry
 from expunge.report.stress import TITLE, attack_table
 from expunge.report.table import Cell, Line, Table, left, right
+from expunge.report.templates import template
 from expunge.requests.finished import Finished
 
 SUMS = {
@@ -35,7 +34,7 @@ def page(found: Finished, about: Mapping[str, Any], signer: str | None) -> str:
     rows = [*found.references.values(), found.row]
     (section,) = compare([(found.run, row) for row in rows])
     box = boxed(section, lambda entry, name: of_entry(entry, name, redact=True))
-    return _template().render(
+    return template(Path(__file__).with_name("evidence.html.j2")).render(
         about=about,
         removal=REMOVAL.get(about["removal"] or "", "The results do not say how the method works."),
         box=box and _without_command(box),
@@ -92,22 +91,3 @@ def _value(name: str, found: Mapping[str, Any] | None) -> str:
 def _sums(sums: Mapping[str, str], title: str) -> Table | None:
     rows = [[name, total] for name, total in sums.items()]
     return Table([*left("What"), *left("SHA-256", kind="code")], rows, title) if rows else None
-
-
-@cache
-def _template() -> Any:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(list(_folders())),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("evidence.html.j2")
-
-
-def _folders() -> Iterator[Path]:
-    yield Path(__file__).parent
-    yield Path(str(files("expunge.report")))

@@ -1,13 +1,12 @@
 """The rows of a request: those about the person, and others to keep, in the request's folder."""
 
-import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from expunge.data.benchmark import Row
-from expunge.data.files import SourceRecord, read_records
+from expunge.data.files import SourceRecord, lines_of, read_records
 from expunge.data.formats import rows_of_records
 from expunge.errors import UserError
 from expunge.requests.find import find, rows_taken
@@ -35,28 +34,23 @@ def rows_of(place: Path, data: Sequence[str], *, gone: Sequence[Row], least: flo
         raise UserError("request run: say where the rows about the person are to be looked for: --in DATA.")
     records = search_in(data)
     if (place / FORGET).exists():
-        rows = rows_at(place / FORGET)
-        taken = set(map(digest, rows))
-        left = [record for record in records if digest(_row(record)) not in taken]
+        rows, left = rows_at(place / FORGET), records
     else:
         found = find(read_people(place / WHO), records, least=least)
         rows = _of_one_form([records[k] for k in rows_taken(found)])
         listed = {each.row for each in found}
         left = [record for k, record in enumerate(records) if k not in listed]
-    never = set(map(digest, gone))
-    readable = [row for record in left if (row := _row(record)) is not None and digest(row) not in never]
+    readable = _readable(left, but=[*gone, *rows])
     kept = [row for row in readable if not rows or row.keys() == rows[0].keys()]
     most = max(LEAST_KEPT, KEPT * len(rows))
-    write_whole(place / RETAIN, lines_of(random.Random(seed).sample(kept, min(most, len(kept)))))
-    write_whole(place / FORGET, lines_of(rows))
+    write_whole(place / RETAIN, lines_of(random.Random(seed).sample(kept, min(most, len(kept))), default=str))
+    write_whole(place / FORGET, lines_of(rows, default=str))
     return rows
 
 
 def rest_of(data: Sequence[str], *, gone: Sequence[Row]) -> list[Row]:
     """All rows of the data but those that are gone; a row that is there twice stays twice."""
-    never = set(map(digest, gone))
-    rows = (_row(record) for record in search_in(data))
-    return [row for row in rows if row is not None and digest(row) not in never]
+    return _readable(search_in(data), but=gone)
 
 
 def _of_one_form(records: Sequence[SourceRecord]) -> list[Row]:
@@ -69,12 +63,14 @@ def _of_one_form(records: Sequence[SourceRecord]) -> list[Row]:
         ) from None
 
 
-def _row(record: SourceRecord) -> Row | None:
-    """A record as a row; `None` for what is none, such as a note beside the data."""
-    try:
-        return rows_of_records([record])[0]
-    except UserError:
-        return None
+def _readable(records: Sequence[SourceRecord], *, but: Sequence[Row]) -> list[Row]:
+    """The records that are rows, which a note beside the data is not, without the rows in `but`."""
+    never = set(map(digest, but))
+    rows: list[Row] = []
+    for record in records:
+        with suppress(UserError):
+            rows += rows_of_records([record])
+    return [row for row in rows if digest(row) not in never]
 
 
 def others_at(place: Path) -> list[Row]:
@@ -85,7 +81,3 @@ def others_at(place: Path) -> list[Row]:
 def rows_at(path: Path) -> list[Row]:
     """The rows in a file, which may have none."""
     return rows_of_records(read_records(str(path))) if path.stat().st_size else []
-
-
-def lines_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
