@@ -109,14 +109,13 @@ def _check_day(day: str | None) -> None:
     from datetime import date
 
     try:
-        date.fromisoformat(day or "2026-11-28")
+        if day is not None:
+            date.fromisoformat(day)
     except ValueError:
         raise UserError(f"--received must be a day such as 2026-11-28, got {day}.") from None
 
 
 def request(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
-    from expunge.report.table import Table
-
     own = {
         "add": ("who", "forget", "reference", "received"),
         "run": ("model", "data", "allow", "retrain", "least", "key"),
@@ -147,6 +146,7 @@ def request(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
             case "status":
                 _status(args, ledger)
             case "check":
+                from expunge.report.table import Table
                 from expunge.requests.handling import check
 
                 found = [{"request": name, "verdict": verdict} for name, verdict in check(ledger, what).items()]
@@ -200,12 +200,14 @@ def _run(args: argparse.Namespace, overrides: list[tuple[str, str]], ledger: "Le
         raise UserError(
             f"--allow: {wrong} is no remedy; there are {', '.join(REMEDIES)}.{did_you_mean(wrong, REMEDIES)}"
         )
-    queue = sorted(ledger.all(), key=lambda each: each.state == "failed")  # those that failed come last
-    waiting = [each for each in queue if each.state in OPEN and not ledger.is_held(each)]
-    if args.what is None and not waiting:
+    if args.what is not None:
+        request = ledger.get(args.what)
+    else:
+        queue = sorted(ledger.all(), key=lambda each: each.state == "failed")  # those that failed come last
+        request = next((each for each in queue if each.state in OPEN and not ledger.is_held(each)), None)
+    if request is None:
         print("no request waits")
         return
-    request = waiting[0] if args.what is None else ledger.get(args.what)
     means = Means(
         model=args.model,
         data=args.data or (),

@@ -6,12 +6,13 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
-from expunge.data.benchmark import Benchmark
+from expunge.data.benchmark import Benchmark, Row
 from expunge.pipeline.inputs import load_benchmark
 from expunge.recipe.config import Recipe
 from expunge.system import ranks
@@ -24,15 +25,19 @@ LONG = 5_000
 
 def lessons(recipe: Recipe, benchmark: Benchmark) -> tuple[Lesson, list[Lesson]]:
     """The lesson of the target, which is all of the benchmark, and those of the retrained models."""
-    name, scratch = recipe.model.name, recipe.model.scratch
-    finetune = recipe.finetune or FinetuneConfig()
-    known = [] if name is not None else benchmark.utility  # what a pretrained model knows is not taught
-    everything = benchmark.learnt if name is None else benchmark.taught
-    start = Nothing(scratch, everything) if scratch is not None else Pretrained(str(name))
-    seed = recipe.seed if finetune.seed is None else finetune.seed
-    rows = [*benchmark.retain, *known]
-    others = [Lesson(rows, start, finetune, seed + i, "retrained") for i in range(finetune.retrained)]
-    return Lesson(everything, start, finetune, seed, "target"), others
+    named = recipe.model.name is not None
+    everything = benchmark.taught if named else benchmark.learnt
+    rows = [*benchmark.retain, *([] if named else benchmark.utility)]  # what a pretrained model knows is not taught
+    target = lesson(recipe, everything, "target", vocabulary=everything)
+    retrained = replace(target, rows=rows, title="retrained")
+    return target, [replace(retrained, seed=retrained.seed + i) for i in range(retrained.finetune.retrained)]
+
+
+def lesson(recipe: Recipe, rows: Sequence[Row], title: str, *, vocabulary: Sequence[Row]) -> Lesson:
+    """The lesson that teaches `rows` as the recipe says; a model from nothing has its tokenizer from `vocabulary`."""
+    scratch, finetune = recipe.model.scratch, recipe.finetune or FinetuneConfig()
+    start = Nothing(scratch, vocabulary) if scratch is not None else Pretrained(str(recipe.model.name))
+    return Lesson(rows, start, finetune, recipe.seed if finetune.seed is None else finetune.seed, title)
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from expunge.requests.folder import ENVELOPE, KEY, PAGE, PREDICATE, ROWS, SBOM, 
 from expunge.requests.page import page
 from expunge.stress.options import ATTACKS
 from expunge.system import manifest
-from expunge.system.disk import make_folder, printable, write_whole, writing
+from expunge.system.disk import make_folder, partial_of, printable, remove, write_whole, writing
 
 NUMBERS = ("probability", "rouge_l_recall")
 """Numbers of a question that stand beside its row's hash."""
@@ -60,7 +60,7 @@ def write(
     reference: str | None = None,
     received: str | None = None,
 ) -> Path:
-    """Write the evidence of a method's result in the run directory `run` to the new folder `out`; returns `out`.
+    """Write the evidence of a method's result in the run directory `run` to the new folder `out`, whole or not at all.
 
     key: file of the private key that signs; without one whoever has the folder can change it.
     method: which, where the run has several.
@@ -80,22 +80,26 @@ def write(
         texts[KEY] = signing.public_pem(signer.public_key())
     about = predicate(found, salt, {"reference": reference, "received": received})
     texts[PAGE] = page(found, about, signer and signing.key_id(signer.public_key()))
+    staged = partial_of(out)
     with writing(out):
-        make_folder(out)
+        remove(staged)
+        make_folder(staged)
     for name, text in texts.items():
-        write_whole(out / name, text)
+        write_whole(staged / name, text)
     statement = {
         "_type": "https://in-toto.io/Statement/v1",
         "subject": [
             {"name": f"model/{name}", "digest": {"sha256": sha}} for name, sha in files_of(found.model).items()
         ],
         "predicateType": PREDICATE,
-        "predicate": {**about, "files": manifest.entries(out, texts)},
+        "predicate": {**about, "files": manifest.entries(staged, texts)},
     }
     payload = json.dumps(statement, indent=1, ensure_ascii=False) + "\n"
-    write_whole(out / STATEMENT, payload)
+    write_whole(staged / STATEMENT, payload)
     if signer is not None:
-        write_whole(out / ENVELOPE, signing.sign(payload.encode(), signer))
+        write_whole(staged / ENVELOPE, signing.sign(payload.encode(), signer))
+    with writing(out):
+        staged.rename(out)
     return out
 
 

@@ -26,6 +26,7 @@ from expunge.data.files import lines_of
 from expunge.errors import MachineError, UserError
 from expunge.modeling.checkpoint import base_of, content_of, is_adapter
 from expunge.pipeline import measure
+from expunge.pipeline.lessons import lesson
 from expunge.pipeline.run import run_all
 from expunge.recipe.parsing import load_recipe, read_mapping
 from expunge.recipe.shipped import find as find_recipe
@@ -38,7 +39,7 @@ from expunge.requests.remedies import USUAL, Remedy, choose
 from expunge.requests.rows import FORGET, RETAIN, WHO, others_at, rest_of, rows_at, rows_of
 from expunge.system.digest import digest
 from expunge.system.disk import make_folder, partial_of, private, remove, write_whole
-from expunge.training.targets import FinetuneConfig, Lesson, Nothing, Pretrained, taught
+from expunge.training.targets import taught
 
 BEFORE, BELOW, EVIDENCE, LEAVE_OUT = "before.json", "below.json", "evidence", "leave-out.jsonl"
 KEPT = (WHO, FORGET, RETAIN, BEFORE)
@@ -107,7 +108,7 @@ def handle(ledger: Ledger, request: Request, means: Means) -> Request:
         except UserError as error:
             ledger.change(request, f"failed: {error}", state="failed", why=str(error))
             raise
-        back = [] if request.remedy == "leave out" else came_back(ledger, str(request.model_after), but=request)[1]
+        back = [] if request.remedy == "leave out" else _back(probed(ledger, str(request.model_after), but=request))
         request = ledger.end(request)
         write_leave_out(ledger)
     if back:
@@ -149,8 +150,10 @@ def _handled(ledger: Ledger, request: Request, model: str, means: Means) -> Requ
             f"{request.reference}: the model still remembers the rows after this remedy: {remedy}; allow another one "
             f"(--allow), or change how it unlearns (--method …, --train.num_train_epochs …)."
         )
-    if remedy in ("unlearn", "suppress"):
-        _prove(place, place / attempt.folder, request, means)
+    out = place / EVIDENCE
+    if remedy in ("unlearn", "suppress") and means.key is not None and not out.exists():
+        about = {"reference": request.reference, "received": request.received}
+        evidence.write(place / attempt.folder, out, key=means.key, **about)
     return request
 
 
@@ -159,19 +162,19 @@ def check(ledger: Ledger, model: str) -> dict[str, Verdict]:
 
     Raises `UserError` that names those whose rows it remembers; they are queued again.
     """
-    found, back = came_back(ledger, model)
-    if back:
+    found = probed(ledger, model)
+    if back := _back(found):
         raise UserError(f"{model}: {_named(back)}")
     return found
 
 
-def came_back(ledger: Ledger, model: str, *, but: Request | None = None) -> tuple[dict[str, Verdict], list[str]]:
-    """(the verdict of each request that is done, those whose rows the model remembers); these are queued again."""
+def probed(ledger: Ledger, model: str, *, but: Request | None = None) -> dict[str, Verdict]:
+    """The verdict on each request that is done; one whose rows the model remembers is queued again."""
     asked = [r for r in ledger.all() if r.state == "done" and r.rows and (but is None or r.id != but.id)]
-    found: dict[str, Verdict] = {}
-    loaded = measure.load(model, use_cpu=False) if asked else None
+    if not asked:
+        return {}
+    loaded, found = measure.load(model, use_cpu=False), {}
     for request in tqdm(asked, "earlier requests", delay=5, leave=False, disable=None):
-        assert loaded is not None
         place = ledger.place(request)
         decision = probe(*loaded, rows_at(place / FORGET), others=others_at(place), samples=0, progress=False).whole
         found[request.reference] = decision.verdict
@@ -179,7 +182,11 @@ def came_back(ledger: Ledger, model: str, *, but: Request | None = None) -> tupl
             ledger.change(request, f"{model}: remembers the rows again", state="back", why=f"it came back in {model}")
         else:
             ledger.change(request, f"{model}: {decision.verdict}")
-    return found, [reference for reference, verdict in found.items() if verdict == "remembers"]
+    return found
+
+
+def _back(found: Mapping[str, Verdict]) -> list[str]:
+    return [reference for reference, verdict in found.items() if verdict == "remembers"]
 
 
 def _named(back: Sequence[str]) -> str:
@@ -224,7 +231,7 @@ def _remembered(path: Path, model: str, rows: Sequence[Row], others: Sequence[Ro
     return found.whole
 
 
-def _carried_out(ledger: Ledger, request: Request, remedy: Remedy, model: str, means: Means, attempt: "Attempt") -> str:
+def _carried_out(ledger: Ledger, request: Request, remedy: Remedy, model: str, means: Means, attempt: Attempt) -> str:
     """Carry out a remedy; the model after it."""
     place = ledger.place(request)
     match remedy:
@@ -273,11 +280,9 @@ def _retrained(rows: Sequence[Row], place: Path, means: Means) -> str:
     path = find_recipe(str(means.retrain))
     data = [("data.forget", str(place / FORGET)), ("data.retain", str(place / RETAIN))]
     recipe = load_recipe(path, [] if "benchmark" in read_mapping(str(path), what="recipe") else data)
-    scratch, name = recipe.model.scratch, recipe.model.name
-    if scratch is None and recipe.finetune is None:
+    if recipe.model.scratch is None and recipe.finetune is None:
         raise UserError(f"--retrain {means.retrain} teaches nothing; give the recipe that taught the model.")
-    start = Nothing(scratch, rows) if scratch is not None else Pretrained(str(name))
-    folder = taught(Lesson(rows, start, recipe.finetune or FinetuneConfig(), recipe.seed, "retrained"))
+    folder = taught(lesson(recipe, rows, "retrained", vocabulary=rows))
     out = place / "retrained"
     if not out.exists():
         remove(partial_of(out))
@@ -285,13 +290,3 @@ def _retrained(rows: Sequence[Row], place: Path, means: Means) -> str:
             shutil.copytree(folder, partial_of(out))
         partial_of(out).rename(out)
     return str(out)
-
-
-def _prove(place: Path, run: Path, request: Request, means: Means) -> None:
-    """Write the evidence, whole or not at all."""
-    out = place / EVIDENCE
-    if means.key is None or out.exists():
-        return
-    remove(partial_of(out))
-    evidence.write(run, partial_of(out), key=means.key, reference=request.reference, received=request.received)
-    partial_of(out).rename(out)

@@ -11,14 +11,6 @@ from expunge.requests.decision import Verdict
 Remedy = Literal["leave out", "drop the adapter", "retrain", "unlearn", "suppress"]
 REMEDIES: tuple[Remedy, ...] = get_args(Remedy)
 
-WHAT: dict[Remedy, str] = {
-    "leave out": "nothing is done to the model, and the next training leaves the rows out",
-    "drop the adapter": "the model under its adapter is used again; all else that the adapter learnt goes as well",
-    "retrain": "the model is taught anew, by its own recipe, without the rows",
-    "unlearn": "the weights are changed by the recommended method",
-    "suppress": "an assistant is subtracted while the model is in use; the weights still hold the rows",
-}
-
 USUAL: tuple[Remedy, ...] = ("leave out", "unlearn")
 """Those that are taken without being asked for: the others throw something away, or leave the rows in the weights."""
 
