@@ -124,6 +124,13 @@ def test_the_next_training_finds_all_rows_to_leave_out_in_one_file(handled: Ledg
     assert sorted(map(str, listed)) == sorted(map(str, gone))
 
 
+def test_a_request_that_is_taken_again_stays_on_the_list(handled: Ledger) -> None:
+    before = (handled.folder / "leave-out.jsonl").read_text()
+    handled.change(handled.get("first"), "taken again", state="running")
+    assert handling.write_leave_out(handled).read_text() == before
+    handled.change(handled.get("first"), "put back", state="done")
+
+
 def test_the_evidence_holds_with_rows_and_model(handled: Ledger, world: dict[str, Any]) -> None:
     place = handled.place(handled.get("first"))
     public = world["key"].with_name("key.pub")

@@ -200,10 +200,9 @@ def current(ledger: Ledger) -> str | None:
 
 
 def write_leave_out(ledger: Ledger) -> Path:
-    """Write all rows of all requests that are done to one file, for the next training to leave out."""
-    rows = [
-        row for r in ledger.all() if r.state in ("done", "back") and r.rows for row in rows_at(ledger.place(r) / FORGET)
-    ]
+    """Write all rows of all requests that were ever done to one file, for the next training to leave out."""
+    done = (r for r in ledger.all() if r.turn is not None and r.rows)
+    rows = [row for r in done for row in rows_at(ledger.place(r) / FORGET)]
     path = ledger.folder / LEAVE_OUT
     write_whole(path, lines_of(rows, default=str))
     return path
@@ -251,7 +250,7 @@ def _carried_out(ledger: Ledger, request: Request, remedy: Remedy, model: str, m
     rows = run_all(load_recipe(None, [*keys, *means.keys]), resume=(out / "recipe.yaml").exists())
     if cost := _over_budget(rows):
         raise UserError(
-            f"{request.reference}: {cost}; allow another remedy (--allow), or raise evaluate.utility_budget."
+            f"{request.reference}: {cost}; allow another remedy (--allow), or lower evaluate.utility_budget."
         )
     return str(out / "model")
 
